@@ -1,0 +1,12 @@
+//! Everything that crosses the kernel/user line, defined once.
+//!
+//! `no_std`. [`net`] holds the wire types, [`maps`] the keys and values of the BPF maps, [`drop`] the drop reasons and
+//! counters, [`event`] what the programs report, and [`schema`] the list of all maps with their layout fingerprints.
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
+
+pub mod drop;
+pub mod event;
+pub mod maps;
+pub mod net;
+pub mod schema;
+pub mod shared;
