@@ -1,1 +1,51 @@
-//! Weft.
+//! What the programs report through the ring buffer.
+use bytemuck::{Pod, Zeroable};
+
+use crate::net::{Be16, Ip6};
+
+/// A drop. One cache line.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+#[cfg_attr(feature = "user", derive(serde::Serialize))]
+pub struct DropEvent {
+    /// Source; IPv4 as `::ffff:a.b.c.d`, all zero when no IP header was read.
+    pub src: Ip6,
+    /// Destination, likewise.
+    pub dst: Ip6,
+    /// `CLOCK_MONOTONIC`, nanoseconds, host order.
+    pub time: u64,
+    /// Where the packet came in.
+    pub ifindex: u32,
+    /// The endpoint's id, 0 when there is none.
+    pub endpoint: u32,
+    /// Length of the frame in bytes.
+    pub len: u32,
+    /// L4 source port, 0 when none was read.
+    pub sport: Be16,
+    /// L4 destination port, 0 when none was read.
+    pub dport: Be16,
+    /// IP protocol, 0 when no IP header was read.
+    pub proto: u8,
+    /// 4, 6, or 0 when no IP header was read.
+    pub family: u8,
+    /// [`crate::drop::DropReason`] as a number.
+    pub reason: u8,
+    /// [`crate::drop::Point`] as a number.
+    pub point: u8,
+    /// 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<DropEvent>() == 64);
+
+/// How many events a CPU has sent in the running window.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+#[cfg_attr(feature = "user", derive(serde::Serialize))]
+pub struct EventBudget {
+    /// When the window began, jiffies (`bpf_jiffies64`).
+    pub since: u64,
+    /// Events sent since then.
+    pub sent: u64,
+}

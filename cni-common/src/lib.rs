@@ -2,7 +2,7 @@
 //!
 //! `no_std`. [`net`] holds the wire types, [`maps`] the keys and values of the BPF maps, [`drop`] the drop reasons and
 //! counters, [`event`] what the programs report, and [`schema`] the list of all maps with their layout fingerprints.
-#![cfg_attr(not(any(test, feature = "user")), no_std)]
+#![cfg_attr(not(any(test, feature = "std")), no_std)]
 
 pub mod drop;
 pub mod event;
@@ -10,3 +10,4 @@ pub mod maps;
 pub mod net;
 pub mod schema;
 pub mod shared;
+pub mod wire;

@@ -1,1 +1,136 @@
-//! Weft.
+//! Keys and values of the maps that the agent writes and the programs read.
+//!
+//! Plain `repr(C)`, no hidden padding, no enum, no bool. Numbers are in host order unless their type says otherwise.
+//! Never extend one in place: a field of another meaning is another [`crate::schema`] version.
+use bytemuck::{Pod, Zeroable};
+
+use crate::net::{Be16, Ip4, Ip6, Mac};
+
+macro_rules! map_types {
+    ($($(#[doc = $doc:literal])+ pub struct $name:ident { $($(#[doc = $fdoc:literal])+ pub $field:ident: $t:ty,)* })*) => {
+        $(
+            $(#[doc = $doc])+
+            #[repr(C)]
+            #[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+            #[cfg_attr(any(test, feature = "std"), derive(Debug))]
+            #[cfg_attr(feature = "user", derive(serde::Serialize))]
+            pub struct $name { $($(#[doc = $fdoc])+ pub $field: $t,)* }
+
+            impl $name {
+                /// Names, offsets and sizes of the fields, for the schema's fingerprint.
+                pub const LAYOUT: &'static [(&'static str, usize, usize)] =
+                    &[$((stringify!($field), core::mem::offset_of!($name, $field), size_of::<$t>())),*];
+            }
+        )*
+    };
+}
+map_types! {
+    /// What the agent tells all programs. One entry, at index 0.
+    pub struct Config {
+        /// This node's tunnel address on an IPv6 underlay; zero when it has none.
+        pub tunnel6: Ip6,
+        /// This node's tunnel address on an IPv4 underlay; zero when it has none.
+        pub tunnel4: Ip4,
+        /// `CONFIG_*` bits. An array slot that nobody wrote is all zero, so readiness is a bit of its own.
+        pub flags: u32,
+        /// Interface index of `weft_host`.
+        pub weft_host: u32,
+        /// Jiffies in a second (`bpf_jiffies64`): the window of the event limit.
+        pub hz: u32,
+        /// Drop events that one CPU may send in a second.
+        pub event_rate: u32,
+        /// UDP port of the tunnel.
+        pub tunnel_port: Be16,
+        /// 0.
+        pub pad: u16,
+    }
+
+    /// A pod's interface, by the interface index of its host-side veth.
+    pub struct Endpoint {
+        /// The pod's IPv6 address; zero when it has none.
+        pub addr6: Ip6,
+        /// The pod's IPv4 address; zero when it has none.
+        pub addr4: Ip4,
+        /// Endpoint id, unique on this node.
+        pub id: u32,
+        /// Node-local identity; 0 until policies are compiled.
+        pub identity: u32,
+        /// Policy set of the ingress direction; 0 means "not isolated".
+        pub set_in: u32,
+        /// Policy set of the egress direction; 0 means "not isolated".
+        pub set_out: u32,
+        /// Hash of the pod's label class, 24 bits, sent as VNI; 0 when the Pod object is not known.
+        pub vni: u32,
+        /// The pod's own MAC.
+        pub mac: Mac,
+        /// 0.
+        pub pad: u16,
+    }
+
+    /// How to reach a pod of this node, by its address.
+    pub struct Local {
+        /// Interface index of the pod's host-side veth.
+        pub ifindex: u32,
+        /// Endpoint id.
+        pub id: u32,
+        /// Node-local identity; 0 until policies are compiled.
+        pub identity: u32,
+        /// Policy set of the ingress direction; 0 means "not isolated".
+        pub set_in: u32,
+        /// The pod's own MAC.
+        pub mac: Mac,
+        /// 0.
+        pub pad: u16,
+    }
+
+    /// Who has an address elsewhere in the cluster: a pod of another node, or another node itself.
+    pub struct Remote {
+        /// Node-local identity; 0 until policies are compiled.
+        pub identity: u32,
+        /// Index in the tunnel map.
+        pub node: u32,
+        /// `REMOTE_*` bits.
+        pub flags: u32,
+    }
+
+    /// Which node a pod CIDR belongs to.
+    pub struct Cidr {
+        /// Index in the tunnel map; [`NODE_SELF`] for the CIDRs of this node.
+        pub node: u32,
+    }
+
+    /// How to reach another node.
+    pub struct Tunnel {
+        /// Its tunnel address, when `family` is 6.
+        pub addr6: Ip6,
+        /// Its tunnel address, when `family` is 4.
+        pub addr4: Ip4,
+        /// The underlay device on this side.
+        pub ifindex: u32,
+        /// MTU of the way to it, in bytes, without Ethernet header.
+        pub mtu: u32,
+        /// MAC of the next hop; meaningful when `ready` is 1.
+        pub dmac: Mac,
+        /// MAC of the underlay device on this side.
+        pub smac: Mac,
+        /// 4 or 6; 0 means that no node has this index.
+        pub family: u8,
+        /// 1: `dmac` is known. 0: the kernel's neighbour table resolves it.
+        pub ready: u8,
+        /// 0.
+        pub pad: [u8; 6],
+    }
+}
+
+/// The configuration was written.
+pub const CONFIG_READY: u32 = 1;
+/// `bpf_skb_adjust_room` takes `BPF_F_ADJ_ROOM_ENCAP_L2_ETH` (Linux 5.13, commit d01b59c9ae94); NICs need it to offload.
+pub const CONFIG_ENCAP_L2_ETH: u32 = 2;
+
+/// The address is a node's own, not a pod's.
+pub const REMOTE_NODE: u32 = 1;
+
+/// The index of this node itself, which has no tunnel.
+pub const NODE_SELF: u32 = 0;
+/// Slots of the tunnel map, and so the number of nodes in a cluster (with this one).
+pub const MAX_NODES: u32 = 8192;

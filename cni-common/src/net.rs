@@ -143,7 +143,7 @@ impl Ports {
     }
 }
 
-#[cfg(any(test, feature = "user"))]
+#[cfg(any(test, feature = "std"))]
 mod text {
     //! How people and JSON see them.
     use core::fmt::{self, Debug, Display, Formatter};
@@ -254,7 +254,7 @@ mod text {
         }
     }
 }
-#[cfg(any(test, feature = "user"))]
+#[cfg(any(test, feature = "std"))]
 pub use text::BadMac;
 
 #[cfg(test)]

@@ -1,1 +1,144 @@
-//! Weft.
+//! The list of all maps, with what is needed to recognise a pin of another layout.
+//!
+//! The name carries the version of the layout (`endpoints_v1`); the fingerprint of the fields lies in the `schema` map
+//! under [`MapSpec::id`], because the kernel's sizes alone do not show that a field changed its meaning.
+use crate::{
+    drop::COUNTERS,
+    event::{DropEvent, EventBudget},
+    maps::{Cidr, Config, Endpoint, Local, MAX_NODES, Remote, Tunnel},
+};
+
+/// Kernel map types that we use; numbers of `enum bpf_map_type`.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub enum MapType {
+    /// `BPF_MAP_TYPE_HASH`
+    Hash = 1,
+    /// `BPF_MAP_TYPE_ARRAY`
+    Array = 2,
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`
+    PerCpuArray = 6,
+    /// `BPF_MAP_TYPE_LPM_TRIE`
+    LpmTrie = 11,
+    /// `BPF_MAP_TYPE_RINGBUF`
+    RingBuf = 27,
+}
+
+/// One map.
+#[derive(Clone, Copy)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub struct MapSpec {
+    /// Name in the kernel and of the pin, at most 15 characters, ending with the version of the layout.
+    pub name: &'static str,
+    /// Index of its fingerprint in the `schema` map: appended, never reused.
+    pub id: u32,
+    /// What it holds, in a sentence.
+    pub about: &'static str,
+    /// Kernel type.
+    pub kind: MapType,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Entries (bytes, for a ring buffer).
+    pub max_entries: u32,
+    /// `BPF_F_*` at creation.
+    pub flags: u32,
+    /// Hash of the value's field names, offsets and sizes.
+    pub fingerprint: u64,
+}
+
+/// `BPF_F_NO_PREALLOC`: an LPM trie demands it; a large hash saves memory by it.
+pub const NO_PREALLOC: u32 = 1;
+/// Pods of one node.
+pub const MAX_ENDPOINTS: u32 = 4096;
+/// Addresses of other nodes' pods, and of other nodes.
+pub const MAX_REMOTES: u32 = 131_072;
+/// Pod CIDRs in a family.
+pub const MAX_CIDRS: u32 = 16_384;
+/// Addresses of this node in a family.
+pub const MAX_OWN: u32 = 1024;
+/// Bytes of the event ring: 4,096 events.
+pub const EVENT_BYTES: u32 = 262_144;
+/// Slots of the `schema` map.
+pub const MAX_MAPS: u32 = 64;
+
+/// FNV-1a over names, offsets and sizes.
+const fn fingerprint(layout: &[(&str, usize, usize)]) -> u64 {
+    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut i = 0;
+    while i < layout.len() {
+        let (name, offset, size) = layout[i];
+        let name = name.as_bytes();
+        let mut k = 0;
+        while k < name.len() {
+            h = (h ^ name[k] as u64).wrapping_mul(0x0100_0000_01b3);
+            k += 1;
+        }
+        h = (h ^ offset as u64).wrapping_mul(0x0100_0000_01b3);
+        h = (h ^ size as u64 ^ 0xff00).wrapping_mul(0x0100_0000_01b3);
+        i += 1;
+    }
+    h
+}
+
+macro_rules! maps {
+    ($($const:ident $id:literal $name:literal $kind:ident($key:expr => $value:expr; $max:expr, $flags:expr) $layout:expr, $about:literal;)*) => {
+        $(
+            #[doc = $about]
+            pub const $const: MapSpec = MapSpec {
+                name: $name, id: $id, about: $about, kind: MapType::$kind, key_size: $key as u32, value_size: $value as u32,
+                max_entries: $max, flags: $flags, fingerprint: fingerprint($layout),
+            };
+        )*
+        /// Every map of the object.
+        pub const ALL: &[MapSpec] = &[$($const),*];
+    };
+}
+const ADDR4: usize = 4;
+const ADDR6: usize = 16;
+maps! {
+    CONFIG 1 "config_v1" Array(4 => size_of::<Config>(); 1, 0) Config::LAYOUT, "what the agent tells all programs";
+    ENDPOINTS 2 "endpoints_v1" Hash(4 => size_of::<Endpoint>(); MAX_ENDPOINTS, 0) Endpoint::LAYOUT, "interface index → the pod's interface";
+    LOCAL4 3 "local4_v1" Hash(ADDR4 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv4 address → pod of this node";
+    LOCAL6 4 "local6_v1" Hash(ADDR6 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv6 address → pod of this node";
+    REMOTE4 5 "remote4_v1" Hash(ADDR4 => size_of::<Remote>(); MAX_REMOTES, NO_PREALLOC) Remote::LAYOUT, "IPv4 address → pod of another node, or another node";
+    REMOTE6 6 "remote6_v1" Hash(ADDR6 => size_of::<Remote>(); MAX_REMOTES, NO_PREALLOC) Remote::LAYOUT, "IPv6 address → pod of another node, or another node";
+    CIDR4 7 "cidr4_v1" LpmTrie(4 + ADDR4 => size_of::<Cidr>(); MAX_CIDRS, NO_PREALLOC) Cidr::LAYOUT, "IPv4 pod CIDR → node";
+    CIDR6 8 "cidr6_v1" LpmTrie(4 + ADDR6 => size_of::<Cidr>(); MAX_CIDRS, NO_PREALLOC) Cidr::LAYOUT, "IPv6 pod CIDR → node";
+    NODES4 9 "nodes4_v1" Hash(ADDR4 => 4; MAX_NODES, 0) &[("node", 0, 4)], "IPv4 tunnel address → node";
+    NODES6 10 "nodes6_v1" Hash(ADDR6 => 4; MAX_NODES, 0) &[("node", 0, 4)], "IPv6 tunnel address → node";
+    TUNNELS 11 "tunnels_v1" Array(4 => size_of::<Tunnel>(); MAX_NODES, 0) Tunnel::LAYOUT, "node → tunnel address, next hop and device";
+    OWN4 12 "own4_v1" Hash(ADDR4 => 4; MAX_OWN, 0) &[("own", 0, 4)], "IPv4 addresses of this node";
+    OWN6 13 "own6_v1" Hash(ADDR6 => 4; MAX_OWN, 0) &[("own", 0, 4)], "IPv6 addresses of this node";
+    COUNTS 14 "counters_v1" PerCpuArray(4 => 16; COUNTERS, 0) &[("packets", 0, 8), ("bytes", 8, 8)], "packets and bytes by program and drop reason or outcome";
+    EVENTS 15 "events_v1" RingBuf(0 => 0; EVENT_BYTES, 0) &[("event", 0, size_of::<DropEvent>())], "drop events for user space";
+    BUDGET 16 "evbudget_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "drop events sent in the running second";
+    SCHEMA 17 "schema" Array(4 => 8; MAX_MAPS, 0) &[("fingerprint", 0, 8)], "fingerprint of each map's layout";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_fit_the_kernel_and_ids_are_used_once() {
+        let mut seen = BTreeSet::new();
+        for m in ALL {
+            assert!(m.name.len() <= 15, "{}", m.name);
+            assert!(m.id < MAX_MAPS && seen.insert(m.id), "{}", m.name);
+            assert!(m.name == "schema" || m.name.contains("_v"), "{}", m.name);
+        }
+    }
+
+    #[test]
+    fn a_moved_or_renamed_field_has_another_fingerprint() {
+        let one = fingerprint(&[("a", 0, 4), ("b", 4, 4)]);
+        assert_ne!(one, fingerprint(&[("b", 0, 4), ("a", 4, 4)]));
+        assert_ne!(one, fingerprint(&[("a", 0, 4), ("b", 4, 2)]));
+        assert_ne!(one, fingerprint(&[("a", 0, 4)]));
+    }
+}

@@ -1,0 +1,123 @@
+//! Headers as they stand in a packet.
+use bytemuck::{Pod, Zeroable};
+
+use crate::net::{Be16, Be32, Ip4, Ip6, Mac};
+
+/// Length of an Ethernet header, bytes.
+pub const ETH_LEN: usize = size_of::<Eth>();
+/// EtherType of IPv4.
+pub const ETH_IP4: Be16 = Be16::from_host(0x0800);
+/// EtherType of IPv6.
+pub const ETH_IP6: Be16 = Be16::from_host(0x86dd);
+
+/// IP protocol numbers (IANA).
+pub const ICMP: u8 = 1;
+/// Transmission Control Protocol.
+pub const TCP: u8 = 6;
+/// User Datagram Protocol.
+pub const UDP: u8 = 17;
+/// ICMP for IPv6.
+pub const ICMP6: u8 = 58;
+/// Stream Control Transmission Protocol; its ports stand where those of TCP do.
+pub const SCTP: u8 = 132;
+
+/// Ethernet II header.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Eth {
+    /// Destination.
+    pub dst: Mac,
+    /// Source.
+    pub src: Mac,
+    /// EtherType.
+    pub proto: Be16,
+}
+
+/// IPv4 header without options (RFC 791 section 3.1).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Ipv4 {
+    /// Version (4) and header length in words of 4 bytes.
+    pub ver_ihl: u8,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// Length of header and payload, bytes.
+    pub len: Be16,
+    /// Identification of a datagram's fragments.
+    pub id: Be16,
+    /// Flags and fragment offset in units of 8 bytes.
+    pub frag: Be16,
+    /// Time to live, hops.
+    pub ttl: u8,
+    /// Protocol of the payload.
+    pub proto: u8,
+    /// Checksum of the header.
+    pub csum: Be16,
+    /// Source.
+    pub src: Ip4,
+    /// Destination.
+    pub dst: Ip4,
+}
+
+/// IPv6 header (RFC 8200 section 3).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Ipv6 {
+    /// Version (6), traffic class, flow label.
+    pub ver_tc_flow: Be32,
+    /// Length of what follows, bytes.
+    pub len: Be16,
+    /// Type of what follows.
+    pub next: u8,
+    /// Hop limit.
+    pub hops: u8,
+    /// Source.
+    pub src: Ip6,
+    /// Destination.
+    pub dst: Ip6,
+}
+
+/// UDP header (RFC 768).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Udp {
+    /// Source port.
+    pub sport: Be16,
+    /// Destination port.
+    pub dport: Be16,
+    /// Length of header and payload, bytes.
+    pub len: Be16,
+    /// Checksum; 0 in our tunnel, as RFC 7348 section 5 and RFC 6935 allow.
+    pub csum: Be16,
+}
+
+/// VXLAN header (RFC 7348 section 5).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Vxlan {
+    /// [`VXLAN_VNI_VALID`] and reserved bits.
+    pub flags: Be32,
+    /// VXLAN Network Identifier in the upper 24 bits; the lower 8 are reserved.
+    pub vni: Be32,
+}
+
+/// The I flag: the VNI is valid.
+pub const VXLAN_VNI_VALID: Be32 = Be32::from_host(0x0800_0000);
+
+/// What follows the outer IP header of a tunnelled packet, up to the inner IP header.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct OuterTail {
+    /// Outer UDP header.
+    pub udp: Udp,
+    /// Tunnel header.
+    pub vxlan: Vxlan,
+    /// Inner Ethernet header.
+    pub eth: Eth,
+}
+
+/// Bytes that VXLAN adds on an IPv4 underlay.
+pub const OVERHEAD4: u32 = (size_of::<Ipv4>() + size_of::<OuterTail>()) as u32;
+/// Bytes that VXLAN adds on an IPv6 underlay.
+pub const OVERHEAD6: u32 = (size_of::<Ipv6>() + size_of::<OuterTail>()) as u32;
+const _: () = assert!(OVERHEAD4 == 50 && OVERHEAD6 == 70);

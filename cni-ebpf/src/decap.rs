@@ -1,0 +1,143 @@
+//! What comes from other nodes: VXLAN in, decapsulated here or by the kernel's device.
+use cni_common::{
+    maps::Config,
+    net::Mac,
+    wire::*,
+};
+
+use crate::{
+    DropReason as D, Packet, Res, System, Tables, Verdict, ecn,
+    family::{Family, L3, V4, V6},
+    flow::way_to,
+    packet::TunnelSource,
+};
+
+/// From the outer IP header to the inner one, without the former.
+const TAIL: u32 = size_of::<OuterTail>() as u32;
+
+/// A frame from a device of the node. What is not ours, or not understood, belongs to the stack: the node is never cut off.
+#[inline(always)]
+pub fn from_netdev<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
+    let Some(cfg) = s.config() else { return Ok(Verdict::Pass) };
+    // Tagged: it belongs to a VLAN device above this one, which has a hook of its own if it is a node's device.
+    if p.has_vlan() {
+        return Ok(Verdict::Pass);
+    }
+    let Ok(eth) = p.read::<Eth>(0) else { return Ok(Verdict::Pass) };
+    match eth.proto {
+        ETH_IP4 => netdev::<V4, P, S>(p, s, cfg),
+        ETH_IP6 => netdev::<V6, P, S>(p, s, cfg),
+        _ => Ok(Verdict::Pass),
+    }
+}
+
+#[inline(always)]
+fn netdev<U: Family, P: Packet, S: System + Tables<U>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
+    p.linear(ETH_LEN as u32 + U::HEADER + TAIL);
+    let Some(ip) = U::outer(p, ETH_LEN) else { return Ok(Verdict::Pass) };
+    let l4 = ETH_LEN + U::HEADER as usize;
+    let to_tunnel_port =
+        ip.proto == u32::from(UDP) && p.read::<Udp>(l4).is_ok_and(|udp| udp.dport.raw() == cfg.tunnel_port.raw());
+    if !(to_tunnel_port && U::is_tunnel_address(cfg, &ip.dst)) {
+        // A tunnelled packet needs no look at these: its source must be a known node.
+        if <S as Tables<U>>::own(s, &ip.src) {
+            return Err(D::HostAddress);
+        }
+        if to_tunnel_port && <S as Tables<U>>::own(s, &ip.dst) {
+            return Err(D::TunnelAddress);
+        }
+        return Ok(Verdict::Pass);
+    }
+    let tail: OuterTail = p.read(l4)?;
+    if tail.vxlan.flags.bytes[0] & VXLAN_VNI_VALID.bytes[0] == 0 {
+        return Err(D::BadTunnel);
+    }
+    let node = <S as Tables<U>>::node_of(s, &ip.src).ok_or(D::UnknownNode)?;
+    let outer = Hull { bytes: U::HEADER + TAIL, family: U::NUMBER, ecn: ecn::bits(ip.tos), node };
+    match tail.eth.proto {
+        ETH_IP4 => tunnelled::<V4, P, S>(p, s, &outer),
+        ETH_IP6 => tunnelled::<V6, P, S>(p, s, &outer),
+        _ => Err(D::UnknownL3),
+    }
+}
+
+/// What stands before the inner packet.
+struct Hull {
+    /// Outer IP to inner Ethernet header, bytes.
+    bytes: u32,
+    family: u8,
+    ecn: u32,
+    /// Who sent it.
+    node: u32,
+}
+
+#[inline(always)]
+fn tunnelled<F: Family, P: Packet, S: Tables<F>>(p: &mut P, s: &S, outer: &Hull) -> Res<Verdict> {
+    let at = ETH_LEN + outer.bytes as usize;
+    p.linear(at as u32 + F::HEADER);
+    let ip = F::l3(p, at)?;
+    belongs_to::<F, S>(s, &ip, outer.node)?;
+    // The kernel's tunnel GSO marks outlive our decapsulation, and a socket would take the packet for a tunnel's: what is not TCP
+    // goes through the device. So does what is not for a pod here.
+    if p.gso_size() != 0 && ip.proto != u32::from(TCP) {
+        return Ok(Verdict::Pass);
+    }
+    let Some(l) = s.local(&ip.dst) else { return Ok(Verdict::Pass) };
+    let inner_ecn = ecn::bits(ip.tos);
+    if outer.ecn != ecn::NOT_ECT && outer.ecn != inner_ecn {
+        ecn::carry::<F, P>(p, at, outer.ecn, inner_ecn)?;
+    }
+    let other = (F::NUMBER != outer.family).then_some(F::NUMBER);
+    // Before 6.3 the kernel cannot change the family here, nor make a short packet out of a long outer header: its device can.
+    if p.shrink(outer.bytes, other).is_err() {
+        return Ok(Verdict::Pass);
+    }
+    p.for_this_host();
+    p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
+    Ok(Verdict::Peer(l.ifindex))
+}
+
+/// The inner source must be an address or in a pod CIDR of the very node that sent it.
+#[inline(always)]
+fn belongs_to<F: Family, S: Tables<F>>(s: &S, ip: &L3<F>, node: u32) -> Res<()> {
+    match way_to::<F, S>(s, &ip.src) {
+        Some((n, _)) if n == node => Ok(()),
+        _ => Err(D::InnerSource),
+    }
+}
+
+/// A frame that the kernel's VXLAN device decapsulated, because `from_netdev` left it to it.
+#[inline(always)]
+pub fn from_overlay<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
+    s.config().ok_or(D::NoConfig)?;
+    let node = match p.tunnel_source() {
+        Some(TunnelSource::V4(a)) => <S as Tables<V4>>::node_of(s, &a),
+        Some(TunnelSource::V6(a)) => <S as Tables<V6>>::node_of(s, &a),
+        None => None,
+    }
+    .ok_or(D::UnknownNode)?;
+    let eth: Eth = p.read(0)?;
+    match eth.proto {
+        ETH_IP4 => overlay::<V4, P, S>(p, s, node),
+        ETH_IP6 => overlay::<V6, P, S>(p, s, node),
+        _ => Err(D::UnknownL3),
+    }
+}
+
+#[inline(always)]
+fn overlay<F: Family, P: Packet, S: Tables<F>>(p: &mut P, s: &S, node: u32) -> Res<Verdict> {
+    p.linear(ETH_LEN as u32 + F::HEADER);
+    let ip = F::l3(p, ETH_LEN)?;
+    belongs_to::<F, S>(s, &ip, node)?;
+    if let Some(l) = s.local(&ip.dst) {
+        p.for_this_host();
+        p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
+        return Ok(Verdict::Peer(l.ifindex));
+    }
+    if !s.own(&ip.dst) {
+        return Err(D::NoPod);
+    }
+    // A redirect into `weft_host` with another destination MAC is lost.
+    p.write(0, Eth { dst: Mac::WEFT, src: Mac::WEFT, proto: F::ETHERTYPE })?;
+    Ok(Verdict::Host)
+}

@@ -1,0 +1,317 @@
+//! IPv4 and IPv6 as type parameters: one copy of every decision.
+use bytemuck::Pod;
+use cni_common::{
+    maps::{Config, Endpoint},
+    net::{Be16, Ip4, Ip6, Ports},
+    wire::*,
+};
+
+use crate::{DropReason as D, Packet, Res};
+
+/// The network header, as far as forwarding needs it.
+#[derive(Clone, Copy)]
+pub struct L3<F: Family> {
+    /// Source.
+    pub src: F::Addr,
+    /// Destination.
+    pub dst: F::Addr,
+    /// DSCP and ECN.
+    pub tos: u32,
+    /// Protocol of the payload, behind extension headers.
+    pub proto: u32,
+    /// Offset of the payload.
+    pub l4: usize,
+    /// Which part of a datagram this is.
+    pub part: Part,
+}
+
+/// Fragments: a later one has no ports, and ports of the first one must not decide where only the first one goes.
+#[repr(u64)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub enum Part {
+    /// Not a fragment.
+    Whole = 0,
+    /// The fragment with the L4 header.
+    First = 1,
+    /// Any other fragment.
+    Later = 2,
+}
+
+/// An address family.
+pub trait Family: Copy + 'static {
+    /// Its address.
+    type Addr: Pod;
+    /// 4 or 6.
+    const NUMBER: u8;
+    /// Its header without options, bytes.
+    const HEADER: u32;
+    /// EtherType.
+    const ETHERTYPE: Be16;
+    /// VXLAN overhead on an underlay of this family, bytes.
+    const OVERHEAD: u32;
+    /// Parses the header at `off`, extension headers included.
+    fn l3<P: Packet>(p: &P, off: usize) -> Res<L3<Self>>;
+    /// Parses the header at `off` of a packet that may be a tunnel's outer one: `None` when it has options or is a fragment.
+    fn outer<P: Packet>(p: &P, off: usize) -> Option<Outer<Self>>;
+    /// One hop less. Errors: [`D::TtlExceeded`].
+    fn dec_ttl<P: Packet>(p: &mut P, off: usize) -> Res<()>;
+    /// Whether the endpoint has this address; never true of the unspecified one.
+    fn is_source(ep: &Endpoint, a: &F4or6<Self>) -> bool;
+    /// This node's tunnel address on an underlay of this family, and whether there is one.
+    fn is_tunnel_address(cfg: &Config, a: &F4or6<Self>) -> bool;
+    /// Multicast, or IPv4's limited broadcast.
+    fn is_multicast(a: &F4or6<Self>) -> bool;
+    /// Mixes an address for the tunnel's source port.
+    fn hash(a: &F4or6<Self>) -> u32;
+    /// In the form that events have.
+    fn widen(a: &F4or6<Self>) -> Ip6;
+    /// Replaces the two ECN bits. IPv4: with the checksum.
+    fn set_ecn<P: Packet>(p: &mut P, off: usize, ecn: u32) -> Res<()>;
+}
+/// The family's address; a name that keeps the signatures above short.
+pub type F4or6<F> = <F as Family>::Addr;
+
+/// A tunnel's outer header.
+#[derive(Clone, Copy)]
+pub struct Outer<F: Family> {
+    /// Source.
+    pub src: F::Addr,
+    /// Destination.
+    pub dst: F::Addr,
+    /// DSCP and ECN.
+    pub tos: u32,
+    /// Protocol.
+    pub proto: u32,
+}
+
+/// IPv4.
+#[derive(Clone, Copy)]
+pub struct V4;
+/// IPv6.
+#[derive(Clone, Copy)]
+pub struct V6;
+
+/// RFC 1624 (equation 3): the checksum after a 16-bit word of the header went from `old` to `new`; all in memory order.
+#[inline(always)]
+fn csum_replace(csum: Be16, old: u16, new: u16) -> Be16 {
+    let mut c = u32::from(!csum.raw()) + u32::from(!old) + u32::from(new);
+    c = (c & 0xffff) + (c >> 16);
+    c = (c & 0xffff) + (c >> 16);
+    Be16::new((!(c as u16)).to_ne_bytes())
+}
+
+impl Family for V4 {
+    type Addr = Ip4;
+    const NUMBER: u8 = 4;
+    const HEADER: u32 = size_of::<Ipv4>() as u32;
+    const ETHERTYPE: Be16 = ETH_IP4;
+    const OVERHEAD: u32 = OVERHEAD4;
+
+    #[inline(always)]
+    fn l3<P: Packet>(p: &P, off: usize) -> Res<L3<Self>> {
+        let h: Ipv4 = p.read(off)?;
+        let ihl = usize::from(h.ver_ihl & 0x0f) * 4;
+        if h.ver_ihl >> 4 != 4 || ihl < size_of::<Ipv4>() {
+            return Err(D::BadHeader);
+        }
+        let frag = h.frag.to_host();
+        let part = if frag & 0x1fff != 0 {
+            Part::Later
+        } else if frag & 0x2000 != 0 {
+            Part::First
+        } else {
+            Part::Whole
+        };
+        Ok(L3 { src: h.src, dst: h.dst, tos: u32::from(h.tos), proto: u32::from(h.proto), l4: off + ihl, part })
+    }
+    #[inline(always)]
+    fn outer<P: Packet>(p: &P, off: usize) -> Option<Outer<Self>> {
+        let h: Ipv4 = p.read(off).ok()?;
+        // 0x3fff: More Fragments and the offset.
+        if h.ver_ihl != 0x45 || h.frag.to_host() & 0x3fff != 0 {
+            return None;
+        }
+        Some(Outer { src: h.src, dst: h.dst, tos: u32::from(h.tos), proto: u32::from(h.proto) })
+    }
+    #[inline(always)]
+    fn dec_ttl<P: Packet>(p: &mut P, off: usize) -> Res<()> {
+        let h: Ipv4 = p.read(off)?;
+        if h.ttl <= 1 {
+            return Err(D::TtlExceeded);
+        }
+        let word = |ttl: u8| u16::from_ne_bytes([ttl, h.proto]);
+        p.write(off + 10, csum_replace(h.csum, word(h.ttl), word(h.ttl - 1)))?;
+        p.write(off + 8, h.ttl - 1)
+    }
+    #[inline(always)]
+    fn is_source(ep: &Endpoint, a: &Ip4) -> bool {
+        ep.addr4.raw() == a.raw() && a.raw() != 0
+    }
+    #[inline(always)]
+    fn is_tunnel_address(cfg: &Config, a: &Ip4) -> bool {
+        cfg.tunnel4.raw() == a.raw() && a.raw() != 0
+    }
+    #[inline(always)]
+    fn is_multicast(a: &Ip4) -> bool {
+        a.bytes[0] & 0xf0 == 0xe0 || a.raw() == u32::MAX
+    }
+    #[inline(always)]
+    fn hash(a: &Ip4) -> u32 {
+        a.raw()
+    }
+    #[inline(always)]
+    fn widen(a: &Ip4) -> Ip6 {
+        Ip6::mapped(*a)
+    }
+    #[inline(always)]
+    fn set_ecn<P: Packet>(p: &mut P, off: usize, ecn: u32) -> Res<()> {
+        let h: Ipv4 = p.read(off)?;
+        let tos = h.tos & 0xfc | (ecn & 3) as u8;
+        let word = |tos: u8| u16::from_ne_bytes([h.ver_ihl, tos]);
+        p.write(off + 10, csum_replace(h.csum, word(h.tos), word(tos)))?;
+        p.write(off + 1, tos)
+    }
+}
+
+impl Family for V6 {
+    type Addr = Ip6;
+    const NUMBER: u8 = 6;
+    const HEADER: u32 = size_of::<Ipv6>() as u32;
+    const ETHERTYPE: Be16 = ETH_IP6;
+    const OVERHEAD: u32 = OVERHEAD6;
+
+    #[inline(always)]
+    fn l3<P: Packet>(p: &P, off: usize) -> Res<L3<Self>> {
+        let h: Ipv6 = p.read(off)?;
+        if h.ver_tc_flow.bytes[0] >> 4 != 6 {
+            return Err(D::BadHeader);
+        }
+        let l4 = off + size_of::<Ipv6>();
+        let (proto, l4, part) = match h.next {
+            TCP | UDP | ICMP6 => (u32::from(h.next), l4, Part::Whole),
+            _ => after_extensions(p, h.next, l4)?.split(),
+        };
+        Ok(L3 { src: h.src, dst: h.dst, tos: traffic_class(&h), proto, l4, part })
+    }
+    #[inline(always)]
+    fn outer<P: Packet>(p: &P, off: usize) -> Option<Outer<Self>> {
+        let h: Ipv6 = p.read(off).ok()?;
+        if h.ver_tc_flow.bytes[0] >> 4 != 6 {
+            return None;
+        }
+        Some(Outer { src: h.src, dst: h.dst, tos: traffic_class(&h), proto: u32::from(h.next) })
+    }
+    #[inline(always)]
+    fn dec_ttl<P: Packet>(p: &mut P, off: usize) -> Res<()> {
+        let hops: u8 = p.read(off + 7)?;
+        if hops <= 1 {
+            return Err(D::TtlExceeded);
+        }
+        p.write(off + 7, hops - 1)
+    }
+    #[inline(always)]
+    fn is_source(ep: &Endpoint, a: &Ip6) -> bool {
+        let ([e0, e1], [a0, a1]) = (ep.addr6.raw(), a.raw());
+        e0 == a0 && e1 == a1 && (a0 | a1) != 0
+    }
+    #[inline(always)]
+    fn is_tunnel_address(cfg: &Config, a: &Ip6) -> bool {
+        let ([c0, c1], [a0, a1]) = (cfg.tunnel6.raw(), a.raw());
+        c0 == a0 && c1 == a1 && (a0 | a1) != 0
+    }
+    #[inline(always)]
+    fn is_multicast(a: &Ip6) -> bool {
+        a.bytes[0] == 0xff
+    }
+    #[inline(always)]
+    fn hash(a: &Ip6) -> u32 {
+        let [x, y] = a.raw();
+        let z = x ^ y;
+        (z ^ (z >> 32)) as u32
+    }
+    #[inline(always)]
+    fn widen(a: &Ip6) -> Ip6 {
+        *a
+    }
+    #[inline(always)]
+    fn set_ecn<P: Packet>(p: &mut P, off: usize, ecn: u32) -> Res<()> {
+        // The traffic class is the lower half of byte 0 and the upper half of byte 1: its ECN bits are bits 4 and 5 of byte 1.
+        let b: u8 = p.read(off + 1)?;
+        p.write(off + 1, b & 0xcf | ((ecn & 3) << 4) as u8)
+    }
+}
+
+#[inline(always)]
+fn traffic_class(h: &Ipv6) -> u32 {
+    (h.ver_tc_flow.to_host() >> 20) & 0xff
+}
+
+/// Protocol, offset and part in one register: a subprogram of BPF returns one.
+#[derive(Clone, Copy)]
+struct Upper {
+    packed: u64,
+}
+impl Upper {
+    #[inline(always)]
+    fn new(proto: u8, l4: usize, part: u64) -> Self {
+        Self { packed: u64::from(proto) | (l4 as u64) << 8 | part << 32 }
+    }
+    #[inline(always)]
+    fn split(self) -> (u32, usize, Part) {
+        let part = match (self.packed >> 32) & 3 {
+            0 => Part::Whole,
+            1 => Part::First,
+            _ => Part::Later,
+        };
+        // Before 6.12 the verifier learns no packet range from a mask of 16 bits.
+        ((self.packed & 0xff) as u32, ((self.packed >> 8) & 0x3fff) as usize, part)
+    }
+}
+
+/// RFC 8200 section 4.1 names hop-by-hop options, routing, fragment and destination options; a fifth is not honest traffic.
+const MAX_EXTENSIONS: u32 = 4;
+
+/// Skips extension headers. Out of line: unrolled in the fast path they would be most of the program.
+#[inline(never)]
+fn after_extensions<P: Packet>(p: &P, mut next: u8, mut l4: usize) -> Res<Upper> {
+    let mut part = 0;
+    for _ in 0..MAX_EXTENSIONS {
+        match next {
+            0 | 43 | 60 => {
+                let [kind, words]: [u8; 2] = p.read(l4)?;
+                next = kind;
+                l4 += (usize::from(words) + 1) * 8;
+            }
+            44 => {
+                let [kind, offset]: [Be16; 2] = p.read(l4)?;
+                next = kind.bytes[0];
+                l4 += 8;
+                let offset = offset.to_host();
+                if offset & 0xfff8 != 0 {
+                    // What follows is the middle of some payload, whatever `next` says.
+                    return Ok(Upper::new(next, l4, 2));
+                }
+                // M = 0 and offset 0: an atomic fragment (RFC 6946) is a whole datagram.
+                part |= u64::from(offset & 1);
+            }
+            _ => return Ok(Upper::new(next, l4, part)),
+        }
+    }
+    match next {
+        0 | 43 | 44 | 60 => Err(D::ExtHdrLimit),
+        _ => Ok(Upper::new(next, l4, part)),
+    }
+}
+
+/// The ports, where the protocol has some and this part of the datagram holds them.
+#[inline(always)]
+pub fn ports<F: Family, P: Packet>(p: &P, ip: &L3<F>) -> Res<Ports> {
+    const TCP_: u32 = TCP as u32;
+    const UDP_: u32 = UDP as u32;
+    const SCTP_: u32 = SCTP as u32;
+    match ip.proto {
+        TCP_ | UDP_ | SCTP_ if ip.part != Part::Later => p.read(ip.l4),
+        _ => Ok(Ports::NONE),
+    }
+}

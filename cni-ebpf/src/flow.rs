@@ -1,0 +1,131 @@
+//! What pods and the node's own stack send.
+use cni_common::{
+    maps::{Config, Endpoint, NODE_SELF, REMOTE_NODE},
+    net::{Mac, Ports},
+    wire::*,
+};
+
+use crate::{
+    DropReason as D, Env, Packet, Res, System, Tables, Verdict,
+    encap::{self, Inner},
+    family::{self, Family, L3, Part, V4, V6},
+};
+
+/// Headers that must be readable before parsing: Ethernet, the network header and the ports.
+const L4_WANT: u32 = 4;
+
+/// A frame that a pod sent.
+#[inline(always)]
+pub fn from_pod<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
+    let cfg = s.config().ok_or(D::NoConfig)?;
+    let ep = s.endpoint(p.ifindex()).ok_or(D::NoEndpoint)?;
+    let eth: Eth = p.read(0)?;
+    if !same_mac(&eth.src, &ep.mac) {
+        return Err(D::SourceMac);
+    }
+    if p.has_vlan() {
+        return Err(D::Vlan);
+    }
+    // The group bit: multicast and broadcast (IEEE 802.3 section 3.2.3).
+    if eth.dst.bytes[0] & 1 != 0 {
+        return Err(D::Multicast);
+    }
+    match eth.proto {
+        ETH_IP4 => pod::<V4, P, S>(p, s, cfg, ep),
+        ETH_IP6 => pod::<V6, P, S>(p, s, cfg, ep),
+        _ => Err(D::UnknownL3),
+    }
+}
+
+/// Arrays of six bytes compare byte by byte; three words do it in three steps.
+#[inline(always)]
+fn same_mac(a: &Mac, b: &Mac) -> bool {
+    let ([a0, a1, a2], [b0, b1, b2]): ([u16; 3], [u16; 3]) = (bytemuck::must_cast(*a), bytemuck::must_cast(*b));
+    (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) == 0
+}
+
+#[inline(always)]
+fn pod<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config, ep: &Endpoint) -> Res<Verdict> {
+    p.linear(ETH_LEN as u32 + F::HEADER + L4_WANT);
+    let ip = F::l3(p, ETH_LEN)?;
+    if !F::is_source(ep, &ip.src) {
+        return Err(D::SourceAddress);
+    }
+    if F::is_multicast(&ip.dst) {
+        return Err(D::Multicast);
+    }
+    let ports = family::ports(p, &ip)?;
+    if let Some(l) = s.local(&ip.dst) {
+        F::dec_ttl(p, ETH_LEN)?;
+        p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
+        return Ok(Verdict::Peer(l.ifindex));
+    }
+    let to_tunnel_port = ip.proto == u32::from(UDP) && ports.dst().raw() == cfg.tunnel_port.raw() && ip.part != Part::Later;
+    let node = match way_to::<F, S>(s, &ip.dst) {
+        Some((_, flags)) if to_tunnel_port && flags & REMOTE_NODE != 0 => return Err(D::TunnelPort),
+        Some((node, _)) => node,
+        None if to_tunnel_port && s.own(&ip.dst) => return Err(D::TunnelPort),
+        None => return Ok(Verdict::Host),
+    };
+    if node == NODE_SELF {
+        return Err(D::NoPod);
+    }
+    F::dec_ttl(p, ETH_LEN)?;
+    encap::to_node(p, s, cfg, node, &inner(&ip, ports, ep.vni))
+}
+
+/// A frame that the node's own stack sent into `weft_host`. What the stack forwards, it has already counted a hop for.
+#[inline(always)]
+pub fn from_host<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
+    let cfg = s.config().ok_or(D::NoConfig)?;
+    let eth: Eth = p.read(0)?;
+    if p.has_vlan() {
+        return Err(D::Vlan);
+    }
+    if eth.dst.bytes[0] & 1 != 0 {
+        return Err(D::Multicast);
+    }
+    match eth.proto {
+        ETH_IP4 => host::<V4, P, S>(p, s, cfg),
+        ETH_IP6 => host::<V6, P, S>(p, s, cfg),
+        _ => Err(D::UnknownL3),
+    }
+}
+
+#[inline(always)]
+fn host<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
+    p.linear(ETH_LEN as u32 + F::HEADER + L4_WANT);
+    let ip = F::l3(p, ETH_LEN)?;
+    let ports = family::ports(p, &ip)?;
+    if let Some(l) = s.local(&ip.dst) {
+        p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
+        p.for_this_host();
+        return Ok(Verdict::Peer(l.ifindex));
+    }
+    match way_to::<F, S>(s, &ip.dst) {
+        Some((node, _)) if node != NODE_SELF => encap::to_node(p, s, cfg, node, &inner(&ip, ports, 0)),
+        _ => Err(D::NoPod),
+    }
+}
+
+/// The node behind an address of the cluster, and the address's flags.
+#[inline(always)]
+pub(crate) fn way_to<F: Family, S: Tables<F>>(s: &S, a: &F::Addr) -> Option<(u32, u32)> {
+    match s.remote(a) {
+        Some(r) => Some((r.node, r.flags)),
+        None => s.cidr(a).map(|c| (c.node, 0)),
+    }
+}
+
+#[inline(always)]
+fn inner<F: Family>(ip: &L3<F>, ports: Ports, vni: u32) -> Inner {
+    // Parts of one datagram must not overtake each other on ways that their ports chose.
+    let ports = if ip.part == Part::Whole { ports } else { Ports::NONE };
+    Inner {
+        hash: encap::flow_hash(F::hash(&ip.src), F::hash(&ip.dst), ports.raw() ^ ip.proto),
+        vni,
+        tos: ip.tos,
+        proto: F::ETHERTYPE,
+        headers: F::HEADER + 20,
+    }
+}

@@ -1,0 +1,56 @@
+//! Counters and events: what is told of every packet, and of every drop.
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_ns};
+use bytemuck::Zeroable;
+use cni_common::{
+    drop::{Outcome, Point, slot},
+    event::DropEvent,
+    maps::Config,
+};
+use cni_ebpf::{DropReason, Env, event};
+
+use super::{Kernel, Skb, maps::*};
+
+/// Counts a packet once, at the end: a later step may still drop what an earlier one allowed.
+#[inline(always)]
+pub fn count(point: Point, what: u64, bytes: u32) {
+    if let Some(c) = COUNTS.get_ptr_mut(slot(point, what)) {
+        // SAFETY: the slot is this CPU's own, and a program is not preempted by another run of itself on it.
+        let c = unsafe { &mut *c };
+        c.packets += 1;
+        c.bytes += u64::from(bytes);
+    }
+}
+
+/// Reports a drop, at most [`Config::event_rate`] a second on each CPU. Out of line: one copy, away from the fast path.
+#[inline(never)]
+pub fn report(p: &Skb, point: Point, reason: DropReason) {
+    if let Some(cfg) = Kernel.config()
+        && !within_budget(cfg)
+    {
+        return count(point, Outcome::EventLimited as u64, 0);
+    }
+    let mut e = DropEvent::zeroed();
+    event::describe(p, point, reason, &mut e);
+    // SAFETY: a helper without arguments.
+    e.time = unsafe { bpf_ktime_get_ns() };
+    e.endpoint = Kernel.endpoint(e.ifindex).map_or(0, |ep| ep.id);
+    // One call that copies inside the kernel; reserving would copy by a loop in here.
+    if EVENTS.output(e, 0).is_err() {
+        count(point, Outcome::EventLost as u64, 0);
+    }
+}
+
+#[inline(always)]
+fn within_budget(cfg: &Config) -> bool {
+    let Some(b) = BUDGET.get_ptr_mut(0) else { return true };
+    // SAFETY: the slot is this CPU's own.
+    let b = unsafe { &mut *b };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_jiffies64() };
+    if now.wrapping_sub(b.since) >= u64::from(cfg.hz) {
+        b.since = now;
+        b.sent = 0;
+    }
+    b.sent += 1;
+    b.sent <= u64::from(cfg.event_rate)
+}

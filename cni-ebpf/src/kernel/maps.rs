@@ -1,0 +1,54 @@
+//! The maps. Names, sizes and flags are those of `cni_common::schema`, which the agent compares before it loads.
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use cni_common::{
+    drop::{COUNTERS, Count},
+    event::{DropEvent, EventBudget},
+    maps::{Cidr, Config, Endpoint, Local, MAX_NODES, Remote, Tunnel},
+    net::{Ip4, Ip6},
+    schema::{EVENT_BYTES, MAX_CIDRS, MAX_ENDPOINTS, MAX_MAPS, MAX_OWN, MAX_REMOTES, NO_PREALLOC},
+};
+
+const ENDPOINT_SLOTS: usize = MAX_ENDPOINTS as usize;
+const REMOTE_SLOTS: usize = MAX_REMOTES as usize;
+const CIDR_SLOTS: usize = MAX_CIDRS as usize;
+const NODE_SLOTS: usize = MAX_NODES as usize;
+const OWN_SLOTS: usize = MAX_OWN as usize;
+const SPARSE: usize = NO_PREALLOC as usize;
+
+#[btf_map(name = "config_v1")]
+pub static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map(name = "endpoints_v1")]
+pub static ENDPOINTS: HashMap<u32, Endpoint, ENDPOINT_SLOTS> = HashMap::new();
+#[btf_map(name = "local4_v1")]
+pub static LOCAL4: HashMap<Ip4, Local, ENDPOINT_SLOTS> = HashMap::new();
+#[btf_map(name = "local6_v1")]
+pub static LOCAL6: HashMap<Ip6, Local, ENDPOINT_SLOTS> = HashMap::new();
+#[btf_map(name = "remote4_v1")]
+pub static REMOTE4: HashMap<Ip4, Remote, REMOTE_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "remote6_v1")]
+pub static REMOTE6: HashMap<Ip6, Remote, REMOTE_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "cidr4_v1")]
+pub static CIDR4: LpmTrie<Ip4, Cidr, CIDR_SLOTS> = LpmTrie::new();
+#[btf_map(name = "cidr6_v1")]
+pub static CIDR6: LpmTrie<Ip6, Cidr, CIDR_SLOTS> = LpmTrie::new();
+#[btf_map(name = "nodes4_v1")]
+pub static NODES4: HashMap<Ip4, u32, NODE_SLOTS> = HashMap::new();
+#[btf_map(name = "nodes6_v1")]
+pub static NODES6: HashMap<Ip6, u32, NODE_SLOTS> = HashMap::new();
+#[btf_map(name = "tunnels_v1")]
+pub static TUNNELS: Array<Tunnel, NODE_SLOTS> = Array::new();
+#[btf_map(name = "own4_v1")]
+pub static OWN4: HashMap<Ip4, u32, OWN_SLOTS> = HashMap::new();
+#[btf_map(name = "own6_v1")]
+pub static OWN6: HashMap<Ip6, u32, OWN_SLOTS> = HashMap::new();
+#[btf_map(name = "counters_v1")]
+pub static COUNTS: PerCpuArray<Count, { COUNTERS as usize }> = PerCpuArray::new();
+#[btf_map(name = "events_v1")]
+pub static EVENTS: RingBuf<DropEvent, { EVENT_BYTES as usize }> = RingBuf::new();
+#[btf_map(name = "evbudget_v1")]
+pub static BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+#[btf_map(name = "schema")]
+pub static SCHEMA: Array<u64, { MAX_MAPS as usize }> = Array::new();

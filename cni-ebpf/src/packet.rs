@@ -1,0 +1,55 @@
+//! A frame, as the logic sees it.
+use bytemuck::Pod;
+use cni_common::net::{Ip4, Ip6};
+
+use crate::Res;
+
+/// Which outer headers [`Packet::grow`] makes room for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub enum Room {
+    /// VXLAN on an IPv4 underlay.
+    Vxlan4,
+    /// VXLAN on an IPv6 underlay.
+    Vxlan6,
+}
+
+/// Where the kernel's own VXLAN device took a packet from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub enum TunnelSource {
+    /// IPv4 underlay.
+    V4(Ip4),
+    /// IPv6 underlay.
+    V6(Ip6),
+}
+
+/// One frame. Every access is checked; there is no slice over packet memory, as the verifier could not follow its length.
+///
+/// Offsets count from the Ethernet header. [`crate::DropReason::Short`] answers what lies outside of the frame or, in the kernel, outside
+/// of its linear part.
+pub trait Packet {
+    /// Length of the frame, bytes, with Ethernet header.
+    fn len(&self) -> u32;
+    /// The device on whose ingress it is.
+    fn ifindex(&self) -> u32;
+    /// Payload bytes of a segment, when the frame is one that is yet to be segmented; else 0.
+    fn gso_size(&self) -> u32;
+    /// Whether a VLAN tag stands beside the frame (the kernel takes it out of the bytes).
+    fn has_vlan(&self) -> bool;
+    /// Makes the first `want` bytes readable, as far as the frame has them.
+    fn linear(&mut self, want: u32);
+    /// Reads at `off`.
+    fn read<T: Pod>(&self, off: usize) -> Res<T>;
+    /// Writes at `off`.
+    fn write<T: Pod>(&mut self, off: usize, v: T) -> Res<()>;
+    /// Makes room behind the Ethernet header; `l2` marks an inner Ethernet header for the NIC's offloads (Linux 5.13).
+    fn grow(&mut self, room: Room, l2: bool) -> Res<()>;
+    /// Takes `bytes` out behind the Ethernet header; `inner` names the family (4 or 6) that now follows, if it is another one.
+    /// An error leaves the frame as it was.
+    fn shrink(&mut self, bytes: u32, inner: Option<u8>) -> Res<()>;
+    /// Marks it as addressed to this host: `bpf_redirect_peer` keeps the old mark, and the pod would drop a foreign one.
+    fn for_this_host(&mut self);
+    /// The outer source that the VXLAN device recorded.
+    fn tunnel_source(&self) -> Option<TunnelSource>;
+}

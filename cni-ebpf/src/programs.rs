@@ -1,0 +1,76 @@
+//! The hooks.
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    macros::classifier,
+    programs::TcContext,
+};
+use cni_common::drop::{Outcome, Point};
+use cni_ebpf::{Env, Packet, Res, Room, Verdict, decap, flow};
+
+use crate::kernel::{Kernel, Skb, count, redirect};
+
+/// tc ingress of a pod's host-side veth.
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    let mut p = Skb::new(ctx.skb.skb);
+    let r = flow::from_pod(&mut p, &Kernel);
+    finish(&p, Point::FromPod, r)
+}
+
+/// tc ingress of `weft_net`.
+#[classifier]
+pub fn from_host(ctx: TcContext) -> i32 {
+    let mut p = Skb::new(ctx.skb.skb);
+    let r = flow::from_host(&mut p, &Kernel);
+    finish(&p, Point::FromHost, r)
+}
+
+/// tc ingress of the node's devices.
+#[classifier]
+pub fn from_netdev(ctx: TcContext) -> i32 {
+    let mut p = Skb::new(ctx.skb.skb);
+    let r = decap::from_netdev(&mut p, &Kernel);
+    finish(&p, Point::FromNetdev, r)
+}
+
+/// tc ingress of `weft_vxlan`.
+#[classifier]
+pub fn from_overlay(ctx: TcContext) -> i32 {
+    let mut p = Skb::new(ctx.skb.skb);
+    let r = decap::from_overlay(&mut p, &Kernel);
+    finish(&p, Point::FromOverlay, r)
+}
+
+/// Never attached: the agent runs it once by BPF_PROG_TEST_RUN and learns whether the kernel takes `ENCAP_L2_ETH`.
+#[classifier]
+pub fn probe_encap(ctx: TcContext) -> i32 {
+    match Skb::new(ctx.skb.skb).grow(Room::Vxlan4, true) {
+        Ok(()) => TC_ACT_OK as i32,
+        Err(_) => TC_ACT_SHOT as i32,
+    }
+}
+
+/// The one place where a decision becomes a return code.
+#[inline(always)]
+fn finish(p: &Skb, point: Point, r: Res<Verdict>) -> i32 {
+    let what = match r {
+        Ok(Verdict::Pass) => Outcome::Pass as u64,
+        Ok(Verdict::Host) => Outcome::Host as u64,
+        Ok(Verdict::Peer(_)) => Outcome::Peer as u64,
+        Ok(Verdict::Device(_)) => Outcome::Device as u64,
+        Ok(Verdict::Neigh(_)) => Outcome::Neigh as u64,
+        Err(reason) => reason as u64,
+    };
+    count::count(point, what, p.len());
+    match r {
+        Ok(Verdict::Pass) => TC_ACT_UNSPEC,
+        Ok(Verdict::Host) => redirect::into(Kernel.config().map_or(0, |c| c.weft_host)),
+        Ok(Verdict::Peer(ifindex)) => redirect::into_peer_of(ifindex),
+        Ok(Verdict::Device(ifindex)) => redirect::out_of(ifindex),
+        Ok(Verdict::Neigh(ifindex)) => redirect::out_by_neighbour(ifindex),
+        Err(reason) => {
+            count::report(p, point, reason);
+            TC_ACT_SHOT as i32
+        }
+    }
+}

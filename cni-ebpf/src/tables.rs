@@ -1,0 +1,32 @@
+//! What the logic asks of maps and helpers.
+use cni_common::maps::{Cidr, Config, Endpoint, Local, Remote, Tunnel};
+
+use crate::family::{Family, V4, V6};
+
+/// What does not depend on the address family.
+pub trait Env {
+    /// The agent's configuration; `None` until it was written.
+    fn config(&self) -> Option<&Config>;
+    /// The pod's interface behind this host-side veth.
+    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint>;
+    /// How to reach a node. A slot that was never written is all zero (`family == 0`).
+    fn tunnel(&self, node: u32) -> Option<&Tunnel>;
+}
+
+/// The maps of one address family.
+pub trait Tables<F: Family> {
+    /// A pod of this node.
+    fn local(&self, a: &F::Addr) -> Option<&Local>;
+    /// A pod of another node, or another node.
+    fn remote(&self, a: &F::Addr) -> Option<&Remote>;
+    /// The pod CIDR that holds the address; a trie, so asked only when the hashes do not know it.
+    fn cidr(&self, a: &F::Addr) -> Option<&Cidr>;
+    /// The node with this tunnel address.
+    fn node_of(&self, underlay: &F::Addr) -> Option<u32>;
+    /// Whether this node itself has the address.
+    fn own(&self, a: &F::Addr) -> bool;
+}
+
+/// All a datapath function may ask for.
+pub trait System: Env + Tables<V4> + Tables<V6> {}
+impl<T: Env + Tables<V4> + Tables<V6>> System for T {}
