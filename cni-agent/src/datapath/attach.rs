@@ -1,0 +1,104 @@
+//! Puts the programs on their hooks, or new programs in the place of old ones, without a moment between.
+//!
+//! Pods: one filter on the shared block, replaced in place. The node's devices: TCX where the kernel has it (Linux 6.6, found by trying),
+//! with a pinned link whose program is swapped; else a filter of ours on clsact, which others may share.
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use crate::netlink::{
+    NetlinkError, Socket, names,
+    tc::{self, Place},
+};
+
+use super::syscall;
+
+/// A program could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// By TCX.
+    #[error("attach {program} to {device} by TCX")]
+    Tcx {
+        /// The program.
+        program: &'static str,
+        /// The device.
+        device: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The link's pin.
+    #[error("keep the link of {program} at {path}")]
+    Pin {
+        /// The program.
+        program: &'static str,
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// By netlink.
+    #[error("attach {program}")]
+    Filter {
+        /// The program.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: NetlinkError,
+    },
+}
+
+/// How a program came to its hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// A TCX link.
+    Tcx,
+    /// A filter on clsact.
+    Clsact,
+}
+
+/// Puts `from_pod` on the block that all pods join. The anchor must have joined it.
+pub fn block(socket: &mut Socket, program: &'static str, fd: BorrowedFd<'_>) -> Result<(), AttachError> {
+    socket
+        .run(tc::set_filter(Place::Block(names::BLOCK_INDEX), fd, program))
+        .map_err(|source| AttachError::Filter { program, source })
+}
+
+/// Puts a program on a device's ingress.
+pub fn device(
+    socket: &mut Socket,
+    pin_dir: &Path,
+    program: &'static str,
+    fd: BorrowedFd<'_>,
+    device: (&str, u32),
+) -> Result<How, AttachError> {
+    let (name, ifindex) = device;
+    let path = pin_dir.join(format!("link_{program}_{name}"));
+    let pin_failed = |source| AttachError::Pin { program, path: path.clone(), source };
+    let tcx_failed = |source| AttachError::Tcx { program, device: name.to_owned(), source };
+    if let Some(link) = syscall::open_pin(&path).map_err(pin_failed)? {
+        match syscall::update_link(link.as_fd(), fd) {
+            Ok(()) => return Ok(How::Tcx),
+            // The device has gone, and with it what the link held; its name may be another device's now.
+            Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => fs::remove_file(&path).map_err(pin_failed)?,
+            Err(e) => return Err(tcx_failed(e)),
+        }
+    }
+    match syscall::attach_tcx_ingress(fd, ifindex) {
+        Ok(link) => {
+            syscall::pin(link.as_fd(), &path).map_err(pin_failed)?;
+            Ok(How::Tcx)
+        }
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            let failed = |source| AttachError::Filter { program, source };
+            tc::ensure_clsact(socket, ifindex).map_err(failed)?;
+            socket.run(tc::set_filter(Place::Ingress(ifindex), fd, program)).map_err(failed)?;
+            Ok(How::Clsact)
+        }
+        Err(e) => Err(tcx_failed(e)),
+    }
+}

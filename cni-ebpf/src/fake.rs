@@ -1,0 +1,211 @@
+//! The host's side of the traits: a frame in a vector, maps in `BTreeMap`s. They behave as the kernel does; the differential test holds
+//! both against each other.
+use std::{cell::Cell, collections::BTreeMap};
+
+use bytemuck::Pod;
+use cni_common::{
+    maps::{CONFIG_READY, Cidr, Config, Endpoint, Local, Remote, Tunnel},
+    net::{Ip4, Ip6},
+    wire::{ETH_LEN, OVERHEAD4, OVERHEAD6},
+};
+
+use crate::{
+    DropReason as D, Env, Packet, Res, Room, Tables,
+    family::{Family, V4, V6},
+    packet::TunnelSource,
+};
+
+/// A frame.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// All its bytes.
+    pub data: Vec<u8>,
+    /// How many of them direct access reaches: NICs leave some in pages.
+    pub linear: usize,
+    /// The device that received it.
+    pub ifindex: u32,
+    /// Payload bytes of a segment; 0 when it is none.
+    pub gso: u32,
+    /// A tag stands beside the bytes.
+    pub vlan: bool,
+    /// What the VXLAN device recorded.
+    pub tunnel: Option<TunnelSource>,
+    /// Marked as addressed to this host.
+    pub this_host: bool,
+    /// Whether `shrink` can change the family (Linux 6.3).
+    pub decap_l3: bool,
+    /// What `linear` had to pull, for the test that nothing is pulled needlessly.
+    pub pulls: Cell<u32>,
+}
+
+impl Frame {
+    /// A whole, linear, ordinary frame from this device, on a new kernel.
+    pub fn new(data: Vec<u8>, ifindex: u32) -> Self {
+        Self {
+            linear: data.len(),
+            data,
+            ifindex,
+            gso: 0,
+            vlan: false,
+            tunnel: None,
+            this_host: false,
+            decap_l3: true,
+            pulls: Cell::new(0),
+        }
+    }
+}
+
+impl Packet for Frame {
+    fn len(&self) -> u32 {
+        self.data.len() as u32
+    }
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+    fn gso_size(&self) -> u32 {
+        self.gso
+    }
+    fn has_vlan(&self) -> bool {
+        self.vlan
+    }
+    fn linear(&mut self, want: u32) {
+        if self.linear < want as usize && self.linear < self.data.len() {
+            self.linear = self.data.len().min(want as usize);
+            self.pulls.set(self.pulls.get() + 1);
+        }
+    }
+    fn read<T: Pod>(&self, off: usize) -> Res<T> {
+        let reachable = self.data.get(..self.linear).ok_or(D::Short)?;
+        let bytes = off.checked_add(size_of::<T>()).and_then(|end| reachable.get(off..end)).ok_or(D::Short)?;
+        Ok(bytemuck::pod_read_unaligned(bytes))
+    }
+    fn write<T: Pod>(&mut self, off: usize, v: T) -> Res<()> {
+        let reachable = self.data.get_mut(..self.linear).ok_or(D::Short)?;
+        let bytes = off.checked_add(size_of::<T>()).and_then(|end| reachable.get_mut(off..end)).ok_or(D::Short)?;
+        bytes.copy_from_slice(bytemuck::bytes_of(&v));
+        Ok(())
+    }
+    fn grow(&mut self, room: Room, _l2: bool) -> Res<()> {
+        let bytes = match room {
+            Room::Vxlan4 => OVERHEAD4,
+            Room::Vxlan6 => OVERHEAD6,
+        } as usize;
+        self.data.splice(ETH_LEN..ETH_LEN, std::iter::repeat_n(0, bytes));
+        self.linear += bytes;
+        Ok(())
+    }
+    /// The kernel's rules (`bpf_skb_adjust_room`): what stays must hold the network header that it believes in, that of the
+    /// inner family if it was told, else that of the frame's EtherType.
+    fn shrink(&mut self, bytes: u32, inner: Option<u8>) -> Res<()> {
+        if inner.is_some() && !self.decap_l3 {
+            return Err(D::AdjustRoom);
+        }
+        let least = match (inner, self.data.get(12..14)) {
+            (Some(4), _) | (None, Some([0x08, 0x00])) => 20,
+            _ => 40,
+        };
+        let bytes = bytes as usize;
+        if self.data.len() < ETH_LEN + bytes + least {
+            return Err(D::AdjustRoom);
+        }
+        self.data.drain(ETH_LEN..ETH_LEN + bytes);
+        self.linear = self.linear.saturating_sub(bytes);
+        Ok(())
+    }
+    fn for_this_host(&mut self) {
+        self.this_host = true;
+    }
+    fn tunnel_source(&self) -> Option<TunnelSource> {
+        self.tunnel
+    }
+}
+
+/// The maps of one family. Keys are addresses, whose order is that of their bytes.
+#[derive(Clone, Debug)]
+pub struct FamilyMaps<A: Ord> {
+    /// Pods of this node.
+    pub local: BTreeMap<A, Local>,
+    /// Pods of other nodes, and other nodes.
+    pub remote: BTreeMap<A, Remote>,
+    /// Prefix length and address → node.
+    pub cidr: Vec<(u32, A, Cidr)>,
+    /// Tunnel addresses.
+    pub nodes: BTreeMap<A, u32>,
+    /// This node's addresses.
+    pub own: BTreeMap<A, u32>,
+}
+impl<A: Ord> Default for FamilyMaps<A> {
+    fn default() -> Self {
+        Self {
+            local: BTreeMap::new(),
+            remote: BTreeMap::new(),
+            cidr: Vec::new(),
+            nodes: BTreeMap::new(),
+            own: BTreeMap::new(),
+        }
+    }
+}
+
+/// All maps.
+#[derive(Clone, Debug, Default)]
+pub struct Fake {
+    /// The configuration, if it was written.
+    pub config: Option<Config>,
+    /// By interface index.
+    pub endpoints: BTreeMap<u32, Endpoint>,
+    /// By node.
+    pub tunnels: BTreeMap<u32, Tunnel>,
+    /// IPv4.
+    pub v4: FamilyMaps<Ip4>,
+    /// IPv6.
+    pub v6: FamilyMaps<Ip6>,
+}
+
+impl Env for Fake {
+    fn config(&self) -> Option<&Config> {
+        self.config.as_ref().filter(|c| c.flags & CONFIG_READY != 0)
+    }
+    fn endpoint(&self, ifindex: u32) -> Option<&Endpoint> {
+        self.endpoints.get(&ifindex)
+    }
+    fn tunnel(&self, node: u32) -> Option<&Tunnel> {
+        static NEVER_WRITTEN: std::sync::LazyLock<Tunnel> = std::sync::LazyLock::new(bytemuck::Zeroable::zeroed);
+        if node >= cni_common::maps::MAX_NODES {
+            return None;
+        }
+        Some(self.tunnels.get(&node).unwrap_or(&NEVER_WRITTEN))
+    }
+}
+
+fn longest<'a, A: Pod>(prefixes: &'a [(u32, A, Cidr)], a: &A) -> Option<&'a Cidr> {
+    let bit = |x: &A, i: u32| bytemuck::bytes_of(x)[(i / 8) as usize] >> (7 - i % 8) & 1;
+    prefixes
+        .iter()
+        .filter(|(len, p, _)| (0..*len).all(|i| bit(p, i) == bit(a, i)))
+        .max_by_key(|(len, ..)| *len)
+        .map(|(.., c)| c)
+}
+
+macro_rules! tables {
+    ($family:ty, $maps:ident) => {
+        impl Tables<$family> for Fake {
+            fn local(&self, a: &<$family as Family>::Addr) -> Option<&Local> {
+                self.$maps.local.get(a)
+            }
+            fn remote(&self, a: &<$family as Family>::Addr) -> Option<&Remote> {
+                self.$maps.remote.get(a)
+            }
+            fn cidr(&self, a: &<$family as Family>::Addr) -> Option<&Cidr> {
+                longest(&self.$maps.cidr, a)
+            }
+            fn node_of(&self, underlay: &<$family as Family>::Addr) -> Option<u32> {
+                self.$maps.nodes.get(underlay).copied()
+            }
+            fn own(&self, a: &<$family as Family>::Addr) -> bool {
+                self.$maps.own.contains_key(a)
+            }
+        }
+    };
+}
+tables!(V4, v4);
+tables!(V6, v6);
