@@ -1,0 +1,6 @@
+//! Endpoints: pods' interfaces on this node, from CNI ADD to CNI DEL, and across restarts of the agent.
+mod manager;
+mod reaper;
+pub mod record;
+
+pub use manager::{EndpointManager, RestoreError};
