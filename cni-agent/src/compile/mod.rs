@@ -1,0 +1,173 @@
+//! Compilers: pure functions from rows of the tables to entries of the maps and to routes. No clock, no kernel, no client.
+mod entries;
+mod nodes;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+
+use cni_common::schema::{self, MapSpec};
+use ipnet::IpNet;
+
+pub use self::{
+    nodes::{NodeNumbers, TooManyNodes},
+    routes::{ClusterRoute, cluster_routes},
+};
+use crate::{
+    settings::Underlay,
+    tables::{Contents, PodKey, Row},
+};
+
+/// What compilers know beside the tables: it does not change while the agent runs.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// This node's name.
+    pub node: String,
+    /// `--underlay`.
+    pub underlay: Underlay,
+    /// `--tunnel-port`.
+    pub tunnel_port: u16,
+    /// `--cluster-cidr`.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// `--mtu`; 0 takes that of the devices.
+    pub mtu: u32,
+    /// `--event-rate`.
+    pub event_rate: u32,
+    /// Interface index of `weft_host`.
+    pub weft_host: u32,
+    /// The kernel takes `ENCAP_L2_ETH`.
+    pub encap_l2_eth: bool,
+    /// Jiffies in a second.
+    pub hz: u32,
+}
+
+/// Maps in the order in which entries are written; they are deleted in the opposite one. What an entry refers to is there before it,
+/// and the entry that lets a pod's traffic flow comes last and goes first.
+const ORDER: [&MapSpec; 13] = [
+    &schema::TUNNELS,
+    &schema::NODES4,
+    &schema::NODES6,
+    &schema::OWN4,
+    &schema::OWN6,
+    &schema::CIDR4,
+    &schema::CIDR6,
+    &schema::REMOTE4,
+    &schema::REMOTE6,
+    &schema::CONFIG,
+    &schema::LOCAL4,
+    &schema::LOCAL6,
+    &schema::ENDPOINTS,
+];
+
+/// Names an entry; sorts in the order in which entries are written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EntryKey {
+    order: usize,
+    /// The key's bytes.
+    pub key: Vec<u8>,
+}
+impl EntryKey {
+    /// In this map; `None` when the map is not the compilers' to fill.
+    pub fn new(map: &MapSpec, key: Vec<u8>) -> Option<Self> {
+        ORDER.iter().position(|m| m.id == map.id).map(|order| Self { order, key })
+    }
+    /// Its map.
+    pub fn map(&self) -> &'static MapSpec {
+        ORDER[self.order]
+    }
+}
+
+/// The maps that the compilers fill.
+pub fn maps() -> impl Iterator<Item = &'static MapSpec> {
+    ORDER.into_iter()
+}
+
+/// An entry: what and where.
+pub type Entry = (EntryKey, Vec<u8>);
+
+/// The entries that a row asks for, none when it is gone.
+///
+/// # Errors
+/// A sentence for the row's status.
+pub fn row(row: &Row, contents: &Contents, facts: &Facts, numbers: &mut NodeNumbers) -> Result<Vec<Entry>, String> {
+    Ok(match row {
+        Row::Node(name) => match contents.nodes.get(name) {
+            Some(node) if *name == facts.node => entries::own_node(node, facts),
+            Some(node) => entries::other_node(node, contents, facts, numbers).map_err(|e| e.to_string())?,
+            None => Vec::new(),
+        },
+        Row::Pod(key) => {
+            contents.pods.get(key).map_or_else(Vec::new, |pod| entries::pod(pod, contents, facts, numbers))
+        }
+        Row::Endpoint(id) => contents.endpoints.get(id).map_or_else(Vec::new, |e| entries::endpoint(e, contents)),
+        Row::NodeAddresses => entries::node_addresses(&contents.node_addresses),
+        Row::Devices | Row::NextHop(_) => Vec::new(),
+    })
+}
+
+/// The rows whose entries depend on this one as well.
+pub fn dependents(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
+    match row {
+        // Pods of a node go by its number.
+        Row::Node(name) => {
+            contents.pods.values().filter(|p| p.node.as_deref() == Some(name)).map(|p| Row::Pod(p.key())).collect()
+        }
+        // The label class of a pod is in its endpoint's entry.
+        Row::Pod(key) => endpoints_of(contents, key),
+        // MAC and MTU of the way are in the node's tunnel entry.
+        Row::NextHop(to) => nodes_at(contents, facts, *to),
+        Row::Endpoint(_) | Row::NodeAddresses | Row::Devices => Vec::new(),
+    }
+}
+
+fn endpoints_of(contents: &Contents, pod: &PodKey) -> Vec<Row> {
+    contents.endpoints.values().filter(|e| e.pod() == *pod).map(|e| Row::Endpoint(e.id)).collect()
+}
+
+fn nodes_at(contents: &Contents, facts: &Facts, to: IpAddr) -> Vec<Row> {
+    contents
+        .nodes
+        .values()
+        .filter(|n| facts.tunnel_to(contents, &n.internal_ips) == Some(to))
+        .map(|n| Row::Node(n.name.clone()))
+        .collect()
+}
+
+impl Facts {
+    /// This node's tunnel address, once its Node object is known.
+    pub fn tunnel_address(&self, contents: &Contents) -> Option<IpAddr> {
+        self.underlay.tunnel_address(&contents.nodes.get(&self.node)?.internal_ips)
+    }
+
+    /// The tunnel address of another node: one of the family of ours.
+    pub fn tunnel_to(&self, contents: &Contents, internal_ips: &[IpAddr]) -> Option<IpAddr> {
+        let v4 = self.tunnel_address(contents)?.is_ipv4();
+        internal_ips.iter().copied().find(|ip| ip.is_ipv4() == v4)
+    }
+
+    /// Tunnel addresses of all other nodes.
+    pub fn tunnels(&self, contents: &Contents) -> std::collections::BTreeSet<IpAddr> {
+        contents
+            .nodes
+            .values()
+            .filter(|n| n.name != self.node)
+            .filter_map(|n| self.tunnel_to(contents, &n.internal_ips))
+            .collect()
+    }
+
+    /// MTU of the devices between nodes; `None` until they are known.
+    pub fn device_mtu(&self, contents: &Contents) -> Option<u32> {
+        let smallest = contents.devices.values().map(|d| d.mtu).min();
+        if self.mtu != 0 { Some(self.mtu) } else { smallest }
+    }
+
+    /// MTU of routes to pods: the devices' less the tunnel's overhead.
+    pub fn route_mtu(&self, contents: &Contents) -> Option<u32> {
+        let overhead = match self.tunnel_address(contents)? {
+            IpAddr::V4(_) => cni_common::wire::OVERHEAD4,
+            IpAddr::V6(_) => cni_common::wire::OVERHEAD6,
+        };
+        self.device_mtu(contents).map(|mtu| mtu.saturating_sub(overhead))
+    }
+}

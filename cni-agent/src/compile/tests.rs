@@ -1,0 +1,201 @@
+//! Rows in, entries and routes out.
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytemuck::Zeroable;
+use cni_common::{
+    maps::{CONFIG_READY, Config, Endpoint as EndpointValue, NODE_SELF, REMOTE_NODE, Remote, Tunnel},
+    net::Mac,
+    schema,
+};
+
+use super::*;
+use crate::tables::{Device, Endpoint, EndpointState, NextHop, Node, Phase, Pod, Tables};
+
+const HOP_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 2]);
+const POD_MAC: Mac = Mac::new([10, 1, 2, 3, 4, 5]);
+
+fn facts() -> Facts {
+    Facts {
+        node: "here".into(),
+        underlay: Underlay::Auto,
+        tunnel_port: 8472,
+        cluster_cidrs: Vec::new(),
+        mtu: 0,
+        event_rate: 100,
+        weft_host: 3,
+        encap_l2_eth: true,
+        hz: 250,
+    }
+}
+fn node(name: &str, n: u8) -> Node {
+    Node {
+        name: name.into(),
+        pod_cidrs: vec![
+            format!("10.244.{n}.0/24").parse().expect("a CIDR"),
+            format!("fd10:{n}::/64").parse().expect("a CIDR"),
+        ],
+        internal_ips: vec![
+            format!("192.0.2.{n}").parse().expect("an address"),
+            format!("fd00::{n}").parse().expect("an address"),
+        ],
+    }
+}
+fn hop() -> NextHop {
+    NextHop { ifindex: 7, source_mac: Mac::new([2, 0, 0, 0, 0, 1]), next_hop_mac: Some(HOP_MAC), mtu: 1500 }
+}
+fn cluster() -> Tables {
+    let t = Tables::new();
+    t.set_node(node("here", 1));
+    t.set_node(node("there", 2));
+    t.set_devices(BTreeMap::from([(7, Device { name: "eth0".into(), mtu: 1500 })]));
+    t.set_next_hop("192.0.2.2".parse().expect("an address"), hop());
+    t.set_pod(Pod {
+        namespace: "default".into(),
+        name: "web".into(),
+        node: Some("there".into()),
+        labels: BTreeMap::from([("app".into(), "web".into())]),
+        ips: vec!["10.244.2.5".parse().expect("an address")],
+        phase: Phase::Running,
+        host_network: false,
+        ports: BTreeSet::new(),
+    });
+    t.set_endpoint(Endpoint {
+        id: 9,
+        container_id: "c".into(),
+        ifname: "eth0".into(),
+        namespace: "default".into(),
+        pod_name: "api".into(),
+        netns: "/run/netns/c".into(),
+        ifindex: 77,
+        device: "weft9".into(),
+        mac: POD_MAC,
+        ipv4: Some([10, 244, 1, 5].into()),
+        ipv6: None,
+        mtu: 1450,
+        state: EndpointState::Ready,
+    });
+    t
+}
+/// Entries of a row, by map and key.
+fn compiled(t: &Tables, which: &Row) -> BTreeMap<(&'static str, Vec<u8>), Vec<u8>> {
+    let mut numbers = NodeNumbers::default();
+    // Nodes come first in the order of rows, as they do in the reconciler.
+    row(&Row::Node("there".into()), &t.read(), &facts(), &mut numbers).expect("numbers are left");
+    let entries = row(which, &t.read(), &facts(), &mut numbers).expect("numbers are left");
+    entries.into_iter().map(|(k, v)| ((k.map().name, k.key), v)).collect()
+}
+fn value<T: bytemuck::Pod>(entries: &BTreeMap<(&'static str, Vec<u8>), Vec<u8>>, map: &MapSpec, key: &[u8]) -> T {
+    bytemuck::pod_read_unaligned(&entries[&(map.name, key.to_vec())])
+}
+
+#[test]
+fn every_map_has_its_place_in_the_order() {
+    let written_by_programs = [&schema::COUNTS, &schema::EVENTS, &schema::BUDGET, &schema::SCHEMA].map(|m| m.id);
+    let ordered: BTreeSet<u32> = maps().map(|m| m.id).collect();
+    for m in schema::ALL {
+        assert_ne!(ordered.contains(&m.id), written_by_programs.contains(&m.id), "{}", m.name);
+    }
+    assert_eq!(maps().last().map(|m| m.id), Some(schema::ENDPOINTS.id));
+}
+
+#[test]
+fn another_node_becomes_tunnel_addresses_and_pod_cidrs() {
+    let entries = compiled(&cluster(), &Row::Node("there".into()));
+    let number = 1_u32;
+    let tunnel: Tunnel = value(&entries, &schema::TUNNELS, &number.to_ne_bytes());
+    assert_eq!((tunnel.family, tunnel.ready, tunnel.dmac, tunnel.mtu, tunnel.ifindex), (4, 1, HOP_MAC, 1500, 7));
+    assert_eq!(tunnel.addr4.bytes, [192, 0, 2, 2]);
+    assert_eq!(value::<u32>(&entries, &schema::NODES4, &[192, 0, 2, 2]), number);
+    let remote: Remote = value(&entries, &schema::REMOTE4, &[192, 0, 2, 2]);
+    assert_eq!((remote.node, remote.flags), (number, REMOTE_NODE));
+    let mut prefix = 24_u32.to_ne_bytes().to_vec();
+    prefix.extend([10, 244, 2, 0]);
+    assert_eq!(value::<u32>(&entries, &schema::CIDR4, &prefix), number);
+    // Its IPv6 address is an address of the node, not one of the tunnel: the underlay is IPv4.
+    assert!(entries.keys().any(|(map, _)| *map == schema::REMOTE6.name));
+    assert!(!entries.keys().any(|(map, _)| *map == schema::NODES6.name));
+}
+
+#[test]
+fn a_node_without_a_way_to_it_has_an_empty_tunnel() {
+    let t = cluster();
+    t.remove_next_hop("192.0.2.2".parse().expect("an address"));
+    let entries = compiled(&t, &Row::Node("there".into()));
+    assert_eq!(value::<Tunnel>(&entries, &schema::TUNNELS, &1_u32.to_ne_bytes()).family, 0);
+    t.set_next_hop("192.0.2.2".parse().expect("an address"), NextHop { next_hop_mac: None, ..hop() });
+    let entries = compiled(&t, &Row::Node("there".into()));
+    let tunnel: Tunnel = value(&entries, &schema::TUNNELS, &1_u32.to_ne_bytes());
+    assert_eq!((tunnel.family, tunnel.ready), (4, 0));
+}
+
+#[test]
+fn the_own_node_becomes_configuration_and_own_cidrs() {
+    let entries = compiled(&cluster(), &Row::Node("here".into()));
+    let config: Config = value(&entries, &schema::CONFIG, &[0; 4]);
+    assert_eq!(config.tunnel4.bytes, [192, 0, 2, 1]);
+    assert_eq!(config.tunnel6, cni_common::net::Ip6::zeroed());
+    assert_ne!(config.flags & CONFIG_READY, 0);
+    assert!(entries.iter().filter(|((m, _), _)| m.starts_with("cidr")).all(|(_, v)| *v == NODE_SELF.to_ne_bytes()));
+}
+
+#[test]
+fn pods_of_other_nodes_are_remote_until_they_are_over() {
+    let t = cluster();
+    let key = PodKey::new("default", "web");
+    let entries = compiled(&t, &Row::Pod(key.clone()));
+    assert_eq!(value::<Remote>(&entries, &schema::REMOTE4, &[10, 244, 2, 5]).node, 1);
+    let mut pod = t.read().pods[&key].clone();
+    for change in [
+        |p: &mut Pod| p.phase = Phase::Succeeded,
+        |p: &mut Pod| p.host_network = true,
+        |p: &mut Pod| p.node = Some("here".into()),
+        |p: &mut Pod| p.node = None,
+    ] {
+        let before = pod.clone();
+        change(&mut pod);
+        t.set_pod(std::mem::replace(&mut pod, before));
+        assert!(compiled(&t, &Row::Pod(key.clone())).is_empty());
+    }
+}
+
+#[test]
+fn an_endpoint_carries_its_label_class_once_the_pod_object_is_known() {
+    let t = cluster();
+    let endpoint = |t: &Tables| -> EndpointValue {
+        value(&compiled(t, &Row::Endpoint(9)), &schema::ENDPOINTS, &77_u32.to_ne_bytes())
+    };
+    assert_eq!((endpoint(&t).vni, endpoint(&t).mac), (0, POD_MAC));
+    let mut pod = t.read().pods[&PodKey::new("default", "web")].clone();
+    pod.name = "api".into();
+    pod.node = Some("here".into());
+    t.set_pod(pod.clone());
+    assert_eq!(endpoint(&t).vni, crate::identity::label_class("default", &pod.labels));
+    assert_eq!(dependents(&Row::Pod(pod.key()), &t.read(), &facts()), [Row::Endpoint(9)]);
+}
+
+#[test]
+fn routes_cover_the_nodes_cidrs_or_the_settings_with_the_nodes_address_as_source() {
+    let t = cluster();
+    let routes = cluster_routes(&t.read(), &facts());
+    assert_eq!(routes.len(), 4);
+    assert!(routes.iter().all(|r| r.mtu == 1450 && r.source.is_some_and(|s| s.is_ipv4() == r.to.addr().is_ipv4())));
+    let wide = Facts { cluster_cidrs: vec!["10.244.0.0/16".parse().expect("a CIDR")], mtu: 9000, ..facts() };
+    let routes: Vec<_> = cluster_routes(&t.read(), &wide).into_iter().collect();
+    assert_eq!((routes.len(), routes[0].mtu), (1, 8950));
+    t.remove_node("here");
+    assert!(cluster_routes(&t.read(), &facts()).is_empty());
+}
+
+#[test]
+fn numbers_of_nodes_come_again_only_after_all_others() {
+    let mut numbers = NodeNumbers::default();
+    let address = |n: u32| IpAddr::from(std::net::Ipv4Addr::from(n));
+    numbers.adopt(address(1), 5);
+    assert_eq!((numbers.number(address(1)), numbers.number(address(2))), (Ok(5), Ok(6)));
+    numbers.retain(&BTreeSet::from([address(2)]));
+    assert_eq!((numbers.number(address(3)), numbers.known(address(1))), (Ok(7), None));
+    for n in 4..cni_common::maps::MAX_NODES + 1 {
+        numbers.number(address(n)).expect("one is left");
+    }
+    assert_eq!(numbers.number(address(0)), Err(TooManyNodes));
+}

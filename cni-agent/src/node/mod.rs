@@ -1,0 +1,3 @@
+//! This node: its devices of ours, and what is learnt from the kernel about the rest.
+pub mod devices;
+pub mod watch;

@@ -1,0 +1,216 @@
+//! What the kernel knows, as rows: this node's addresses, the devices that lead to other nodes, and the next hop to each of them.
+//!
+//! A source like any other: it changes tables only. Its one wish to the kernel is to resolve a neighbour that nobody has asked for yet.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use tracing::{debug, error, warn};
+
+use crate::{
+    compile::Facts,
+    error_chain,
+    netlink::{
+        NetlinkError, Socket, addr, link,
+        monitor::{Event, Monitor, Stop},
+        names, neigh, route,
+    },
+    tables::{Device, NextHop, Source, Tables},
+};
+
+/// How often next hops are confirmed: packets that bypass the stack do not keep its neighbours fresh.
+const CONFIRM_EVERY: Duration = Duration::from_secs(30);
+/// How long a burst of events is collected before it is worked on.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// Why to look again.
+enum Wake {
+    /// The kernel's configuration changed, in whatever way.
+    Kernel,
+    /// Only this neighbour did.
+    Neighbour(IpAddr),
+    /// Nodes came, went or moved.
+    Nodes,
+}
+
+/// Starts the threads. They end with the process, or when the answer is dropped and the next event comes.
+pub fn start(tables: Arc<Tables>, facts: Facts, devices: Vec<String>) -> Result<Stop, StartError> {
+    // Before the first listing, so that nothing is missed between.
+    let (monitor, stop) = Monitor::open()?;
+    let mut watch = Watch { socket: Socket::open()?, tables: Arc::clone(&tables), facts: facts.clone(), devices };
+    let (tx, rx) = mpsc::channel();
+    let from_kernel = tx.clone();
+    thread::Builder::new().name("netlink-events".into()).spawn(move || {
+        for event in monitor {
+            let wake = match event {
+                Ok(Event::Neighbour(n) | Event::NeighbourGone(n)) => Wake::Neighbour(n.addr),
+                Ok(_) => Wake::Kernel,
+                Err(e) => {
+                    error!(error = %error_chain(&e), "the kernel's events cannot be read; looking every {CONFIRM_EVERY:?}");
+                    return;
+                }
+            };
+            if from_kernel.send(wake).is_err() {
+                return;
+            }
+        }
+    })?;
+    thread::Builder::new().name("node-changes".into()).spawn(move || {
+        let mut last = None;
+        loop {
+            let now = tables.wait_for(Duration::MAX, |c| {
+                let now = c.nodes.clone();
+                (Some(&now) != last.as_ref()).then_some(now)
+            });
+            if now.is_some() {
+                last = now;
+            }
+            if tx.send(Wake::Nodes).is_err() {
+                return;
+            }
+        }
+    })?;
+    thread::Builder::new().name("node-watch".into()).spawn(move || watch.run(&rx))?;
+    Ok(stop)
+}
+
+/// The source cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Netlink fails.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// No thread.
+    #[error("start a thread")]
+    Thread(#[from] io::Error),
+}
+
+struct Watch {
+    socket: Socket,
+    tables: Arc<Tables>,
+    facts: Facts,
+    /// `--device`; empty: those with the node's addresses.
+    devices: Vec<String>,
+}
+
+impl Watch {
+    fn run(&mut self, wakes: &mpsc::Receiver<Wake>) {
+        let mut look = Look { all: true, ..Look::default() };
+        loop {
+            if let Err(e) = self.look(&look) {
+                warn!(error = %e, "cannot read the kernel's network configuration; trying again at the next change");
+            } else if look.all {
+                self.tables.mark_synced(Source::Netlink);
+            }
+            look = Look::default();
+            match wakes.recv_timeout(CONFIRM_EVERY) {
+                Ok(wake) => look.add(wake),
+                Err(mpsc::RecvTimeoutError::Timeout) => look = Look { all: true, confirm: true, ..look },
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+            while let Ok(wake) = wakes.recv_timeout(GATHER) {
+                look.add(wake);
+            }
+        }
+    }
+
+    fn look(&mut self, look: &Look) -> Result<(), NetlinkError> {
+        if look.all {
+            self.addresses()?;
+        }
+        let targets = {
+            let contents = self.tables.read();
+            self.facts.tunnels(&contents)
+        };
+        let known: BTreeMap<IpAddr, NextHop> = self.tables.read().next_hops.clone();
+        for gone in known.keys().filter(|a| !targets.contains(*a)) {
+            self.tables.remove_next_hop(*gone);
+        }
+        for to in targets {
+            // A neighbour may be the gateway on the way to many, so any neighbour's change is a reason to look at all of them.
+            if look.all || look.confirm || !look.neighbours.is_empty() {
+                self.next_hop(to, look.confirm)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Own addresses, and the devices that carry those of the Node object.
+    fn addresses(&mut self) -> Result<(), NetlinkError> {
+        let links: BTreeMap<u32, link::Link> =
+            link::list(&mut self.socket)?.into_iter().map(|l| (l.index, l)).collect();
+        let addresses = addr::list(&mut self.socket)?;
+        let global = |a: &IpAddr| match a {
+            IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local(),
+            IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
+        };
+        let own: BTreeSet<IpAddr> = addresses.iter().map(|a| a.net.addr()).filter(global).collect();
+        let internal: Vec<IpAddr> =
+            self.tables.read().nodes.get(&self.facts.node).map(|n| n.internal_ips.clone()).unwrap_or_default();
+        let chosen = |index: &u32, l: &link::Link| {
+            let ours =
+                [names::HOST, names::NET, names::VXLAN, names::BLOCK, names::BLOCK_PEER].contains(&l.name.as_str());
+            let by_address = || addresses.iter().any(|a| a.index == *index && internal.contains(&a.net.addr()));
+            !ours
+                && *index != link::LOOPBACK
+                && if self.devices.is_empty() { by_address() } else { self.devices.contains(&l.name) }
+        };
+        let devices = links
+            .iter()
+            .filter(|(index, l)| chosen(index, l))
+            .map(|(index, l)| (*index, Device { name: l.name.clone(), mtu: l.mtu }))
+            .collect();
+        self.tables.set_node_addresses(own);
+        self.tables.set_devices(devices);
+        Ok(())
+    }
+
+    fn next_hop(&mut self, to: IpAddr, confirm: bool) -> Result<(), NetlinkError> {
+        let Some(way) = route::lookup(&mut self.socket, to)? else {
+            debug!(%to, "no route");
+            self.tables.remove_next_hop(to);
+            return Ok(());
+        };
+        let Some(device) = link::by_index(&mut self.socket, way.index)? else { return Ok(()) };
+        let via = way.gateway.unwrap_or(to);
+        let neighbour = neigh::lookup(&mut self.socket, way.index, via)?;
+        let mac = neighbour.as_ref().and_then(neigh::Neighbour::usable);
+        if mac.is_none() || confirm {
+            // Asks the kernel to resolve or confirm; the answer comes as an event.
+            if let Err(e) = self.socket.run(neigh::resolve(way.index, via)) {
+                debug!(%via, error = %e, "cannot ask for the neighbour");
+            }
+        }
+        self.tables.set_next_hop(
+            to,
+            NextHop {
+                ifindex: way.index,
+                source_mac: device.mac.unwrap_or(cni_common::net::Mac::ZERO),
+                next_hop_mac: mac,
+                mtu: way.mtu.unwrap_or(device.mtu).min(device.mtu),
+            },
+        );
+        Ok(())
+    }
+}
+
+/// What to look at.
+#[derive(Default)]
+struct Look {
+    all: bool,
+    confirm: bool,
+    neighbours: BTreeSet<IpAddr>,
+}
+impl Look {
+    fn add(&mut self, wake: Wake) {
+        match wake {
+            Wake::Kernel | Wake::Nodes => self.all = true,
+            Wake::Neighbour(a) => drop(self.neighbours.insert(a)),
+        }
+    }
+}

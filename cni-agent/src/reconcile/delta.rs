@@ -1,0 +1,290 @@
+//! Desired against actual map contents, kept in memory so that a change costs only its own writes.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use crate::{
+    compile::{self, Entry, EntryKey},
+    tables::Row,
+};
+
+/// The maps, as the reconciler sees them.
+pub trait Target {
+    /// Everything that is there.
+    fn dump(&mut self) -> io::Result<Vec<Entry>>;
+    /// Writes an entry; the same one twice is fine.
+    fn upsert(&mut self, key: &EntryKey, value: &[u8]) -> io::Result<()>;
+    /// Deletes an entry; a missing one is fine.
+    fn delete(&mut self, key: &EntryKey) -> io::Result<()>;
+}
+
+/// What rows ask for, what the kernel holds, and the difference.
+#[derive(Debug, Default)]
+pub struct Delta {
+    /// Who asks for an entry, and for which value. Two rows may name one entry (an address given to the next pod before the former
+    /// one's object is gone): the last row in order wins, the same each time.
+    desired: BTreeMap<EntryKey, BTreeMap<Row, Vec<u8>>>,
+    by_row: BTreeMap<Row, BTreeSet<EntryKey>>,
+    actual: BTreeMap<EntryKey, Vec<u8>>,
+    pending: BTreeSet<EntryKey>,
+    /// Writes and deletes so far, for the tests that count them.
+    writes: u64,
+}
+
+impl Delta {
+    /// Takes over what the kernel holds.
+    pub fn adopt(&mut self, target: &mut impl Target) -> io::Result<()> {
+        self.actual = target.dump()?.into_iter().collect();
+        self.pending.extend(self.desired.keys().cloned());
+        Ok(())
+    }
+
+    /// Replaces what a row asks for.
+    pub fn set_row(&mut self, row: &Row, entries: Vec<Entry>) {
+        let entries: BTreeMap<EntryKey, Vec<u8>> = entries.into_iter().collect();
+        for key in self.by_row.remove(row).unwrap_or_default() {
+            if !entries.contains_key(&key) {
+                if let Some(askers) = self.desired.get_mut(&key) {
+                    askers.remove(row);
+                    if askers.is_empty() {
+                        self.desired.remove(&key);
+                    }
+                }
+                self.pending.insert(key);
+            }
+        }
+        if !entries.is_empty() {
+            self.by_row.insert(row.clone(), entries.keys().cloned().collect());
+        }
+        for (key, value) in entries {
+            self.desired.entry(key.clone()).or_default().insert(row.clone(), value);
+            self.pending.insert(key);
+        }
+    }
+
+    /// What the kernel holds and no row asks for becomes pending: only when every source is in sync.
+    pub fn prune(&mut self) {
+        self.pending.extend(self.actual.keys().filter(|k| !self.desired.contains_key(*k)).cloned());
+    }
+
+    fn wanted(&self, key: &EntryKey) -> Option<&Vec<u8>> {
+        self.desired.get(key).and_then(|askers| askers.values().next_back())
+    }
+
+    /// Writes what is pending: additions in the maps' order, then deletions in the opposite one. What fails stays pending, and its rows
+    /// are in the answer, each with the error.
+    pub fn flush(&mut self, target: &mut impl Target) -> BTreeMap<Row, String> {
+        let mut failures = BTreeMap::new();
+        let pending = std::mem::take(&mut self.pending);
+        let (writes, deletes): (Vec<_>, Vec<_>) = pending.into_iter().partition(|k| self.desired.contains_key(k));
+        for key in writes {
+            let Some(value) = self.wanted(&key).cloned() else { continue };
+            if self.actual.get(&key) == Some(&value) {
+                continue;
+            }
+            self.writes += 1;
+            match target.upsert(&key, &value) {
+                Ok(()) => drop(self.actual.insert(key, value)),
+                Err(e) => self.failed(key, &e, &mut failures),
+            }
+        }
+        for key in deletes.into_iter().rev() {
+            if !self.actual.contains_key(&key) {
+                continue;
+            }
+            self.writes += 1;
+            match target.delete(&key) {
+                Ok(()) => drop(self.actual.remove(&key)),
+                Err(e) => self.failed(key, &e, &mut failures),
+            }
+        }
+        failures
+    }
+
+    fn failed(&mut self, key: EntryKey, error: &io::Error, failures: &mut BTreeMap<Row, String>) {
+        let map = key.map();
+        let cure = match error.raw_os_error() {
+            Some(libc::E2BIG | libc::ENOSPC) => format!(" (the map is full: it holds {} entries)", map.max_entries),
+            _ => String::new(),
+        };
+        let text = format!("write map {}: {error}{cure}", map.name);
+        for row in self.desired.get(&key).into_iter().flat_map(BTreeMap::keys) {
+            failures.insert(row.clone(), text.clone());
+        }
+        self.pending.insert(key);
+    }
+
+    /// Whether something is yet to be written.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Compares with the kernel: entries that differ from what the agent believes become pending. Answers how many.
+    pub fn verify(&mut self, target: &mut impl Target) -> io::Result<usize> {
+        let found: BTreeMap<EntryKey, Vec<u8>> = target.dump()?.into_iter().collect();
+        let all: BTreeSet<&EntryKey> = found.keys().chain(self.actual.keys()).collect();
+        let drifted: Vec<EntryKey> =
+            all.into_iter().filter(|k| found.get(*k) != self.actual.get(*k)).cloned().collect();
+        self.actual = found;
+        let count = drifted.len();
+        self.pending.extend(drifted);
+        Ok(count)
+    }
+
+    /// Writes and deletes so far.
+    pub fn writes(&self) -> u64 {
+        self.writes
+    }
+}
+
+/// The loaded maps.
+impl Target for std::sync::Arc<crate::datapath::Datapath> {
+    fn dump(&mut self) -> io::Result<Vec<Entry>> {
+        let mut all = Vec::new();
+        for spec in compile::maps() {
+            let contents = self.map(spec).dump()?;
+            all.extend(contents.into_iter().filter_map(|(k, v)| Some((EntryKey::new(spec, k)?, v))));
+        }
+        Ok(all)
+    }
+    fn upsert(&mut self, key: &EntryKey, value: &[u8]) -> io::Result<()> {
+        self.map(key.map()).update(&key.key, value)
+    }
+    fn delete(&mut self, key: &EntryKey) -> io::Result<()> {
+        self.map(key.map()).delete(&key.key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cni_common::schema;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Maps in memory, of which every n-th write fails.
+    #[derive(Default)]
+    struct Memory {
+        entries: BTreeMap<EntryKey, Vec<u8>>,
+        log: Vec<(char, &'static str)>,
+        fail_every: Option<u32>,
+        calls: u32,
+    }
+    impl Memory {
+        fn fails(&mut self) -> io::Result<()> {
+            self.calls += 1;
+            match self.fail_every {
+                Some(n) if self.calls.is_multiple_of(n) => Err(io::Error::from_raw_os_error(libc::E2BIG)),
+                _ => Ok(()),
+            }
+        }
+    }
+    impl Target for Memory {
+        fn dump(&mut self) -> io::Result<Vec<Entry>> {
+            Ok(self.entries.clone().into_iter().collect())
+        }
+        fn upsert(&mut self, key: &EntryKey, value: &[u8]) -> io::Result<()> {
+            self.fails()?;
+            self.log.push(('+', key.map().name));
+            self.entries.insert(key.clone(), value.to_vec());
+            Ok(())
+        }
+        fn delete(&mut self, key: &EntryKey) -> io::Result<()> {
+            self.fails()?;
+            self.log.push(('-', key.map().name));
+            self.entries.remove(key);
+            Ok(())
+        }
+    }
+
+    fn entry(map: &schema::MapSpec, key: u8, value: u8) -> Entry {
+        (EntryKey::new(map, vec![key]).expect("in order"), vec![value])
+    }
+    const ROW: fn(u16) -> Row = Row::Endpoint;
+
+    #[test]
+    fn the_endpoint_entry_is_written_last_and_deleted_first() {
+        let (mut delta, mut kernel) = (Delta::default(), Memory::default());
+        delta.set_row(
+            &ROW(1),
+            vec![entry(&schema::ENDPOINTS, 1, 1), entry(&schema::LOCAL4, 1, 1), entry(&schema::LOCAL6, 1, 1)],
+        );
+        assert!(delta.flush(&mut kernel).is_empty());
+        delta.set_row(&ROW(1), Vec::new());
+        assert!(delta.flush(&mut kernel).is_empty());
+        let names: Vec<_> = kernel.log.iter().map(|(op, map)| format!("{op}{map}")).collect();
+        assert_eq!(names, ["+local4_v1", "+local6_v1", "+endpoints_v1", "-endpoints_v1", "-local6_v1", "-local4_v1"]);
+    }
+
+    #[test]
+    fn an_unchanged_row_costs_no_write() {
+        let (mut delta, mut kernel) = (Delta::default(), Memory::default());
+        for _ in 0..3 {
+            delta.set_row(&ROW(1), vec![entry(&schema::LOCAL4, 1, 7)]);
+            delta.flush(&mut kernel);
+        }
+        assert_eq!(delta.writes(), 1);
+    }
+
+    #[test]
+    fn adopted_entries_stay_until_pruning_is_allowed() {
+        let (mut delta, mut kernel) = (Delta::default(), Memory::default());
+        let (kept, orphan) = (entry(&schema::LOCAL4, 1, 7), entry(&schema::LOCAL4, 2, 8));
+        kernel.entries.extend([kept.clone(), orphan]);
+        delta.adopt(&mut kernel).expect("dumps");
+        delta.set_row(&ROW(1), vec![kept.clone()]);
+        delta.flush(&mut kernel);
+        assert_eq!((kernel.entries.len(), delta.writes()), (2, 0));
+        delta.prune();
+        delta.flush(&mut kernel);
+        assert_eq!(kernel.entries, BTreeMap::from([kept]));
+    }
+
+    #[test]
+    fn a_full_map_is_named_and_tried_again() {
+        let (mut delta, mut kernel) = (Delta::default(), Memory { fail_every: Some(1), ..Memory::default() });
+        delta.set_row(&ROW(1), vec![entry(&schema::LOCAL4, 1, 7)]);
+        let failures = delta.flush(&mut kernel);
+        assert!(failures[&ROW(1)].contains("local4_v1") && failures[&ROW(1)].contains("full"), "{failures:?}");
+        assert!(delta.has_pending());
+        kernel.fail_every = None;
+        assert!(delta.flush(&mut kernel).is_empty() && !delta.has_pending());
+        assert_eq!(kernel.entries.len(), 1);
+    }
+
+    #[test]
+    fn what_somebody_else_changed_is_found_and_mended() {
+        let (mut delta, mut kernel) = (Delta::default(), Memory::default());
+        delta.set_row(&ROW(1), vec![entry(&schema::LOCAL4, 1, 7), entry(&schema::LOCAL4, 2, 7)]);
+        delta.flush(&mut kernel);
+        let right = kernel.entries.clone();
+        kernel.entries.remove(&entry(&schema::LOCAL4, 1, 0).0);
+        kernel.entries.extend([entry(&schema::LOCAL4, 2, 9), entry(&schema::LOCAL4, 3, 9)]);
+        assert_eq!(delta.verify(&mut kernel).expect("dumps"), 3);
+        delta.flush(&mut kernel);
+        assert_eq!(kernel.entries, right);
+        assert_eq!(delta.verify(&mut kernel).expect("dumps"), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_of_changes_and_failures_ends_in_what_the_rows_ask_for(
+            steps in proptest::collection::vec((0u16..4, proptest::collection::vec((0u8..5, any::<u8>()), 0..4), any::<bool>()), 1..40),
+            fail_every in 2u32..5,
+        ) {
+            let (mut delta, mut kernel) = (Delta::default(), Memory { fail_every: Some(fail_every), ..Memory::default() });
+            let mut rows = BTreeMap::new();
+            for (row, entries, flush) in steps {
+                let entries: Vec<Entry> = entries.into_iter().map(|(k, v)| entry(&schema::LOCAL4, k, v)).collect();
+                delta.set_row(&ROW(row), entries.clone());
+                rows.insert(row, entries);
+                if flush { delta.flush(&mut kernel); }
+            }
+            kernel.fail_every = None;
+            prop_assert!(delta.flush(&mut kernel).is_empty());
+            let want: BTreeMap<EntryKey, Vec<u8>> = rows.into_values().flatten().collect();
+            prop_assert_eq!(kernel.entries, want);
+        }
+    }
+}

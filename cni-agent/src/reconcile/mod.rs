@@ -1,0 +1,232 @@
+//! The only writer: makes maps, routes and hooks follow the tables. Level-triggered: it reads the tables, never events.
+pub mod delta;
+mod hooks;
+mod routes;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::{Duration, Instant},
+};
+
+use cni_common::schema;
+use tracing::{debug, info, warn};
+
+use self::{delta::Delta, hooks::Hooks, routes::Routes};
+use crate::{
+    compile::{self, Facts, NodeNumbers},
+    datapath::{Datapath, attach::How},
+    netlink::{NetlinkError, Socket},
+    tables::{Row, Tables},
+};
+
+/// How often everything is compared with the kernel.
+const VERIFY_EVERY: Duration = Duration::from_secs(600);
+/// The pause before what failed is tried again; doubled each time.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// The longest such pause.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// What the reconciler tells others.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Map writes and deletes since the start.
+    pub map_writes: u64,
+    /// Entries that somebody else had changed, since the start.
+    pub drift: u64,
+    /// Devices with `from_netdev`, and how it is attached.
+    pub devices: BTreeMap<String, How>,
+    /// Whether entries that no row asks for were removed: every source has been in sync.
+    pub pruned: bool,
+}
+
+/// The reconciler's state; it lives on its thread.
+pub struct Reconciler {
+    tables: Arc<Tables>,
+    datapath: Arc<Datapath>,
+    facts: Facts,
+    numbers: NodeNumbers,
+    delta: Delta,
+    routes: Routes,
+    hooks: Hooks,
+    report: Arc<Mutex<Report>>,
+    verified: Instant,
+    retry: Duration,
+}
+
+/// The reconciler cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Maps cannot be read.
+    #[error("read the maps that a former agent left")]
+    Adopt(#[from] std::io::Error),
+    /// Netlink fails.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+impl Reconciler {
+    /// Takes over what the kernel holds.
+    pub fn new(
+        tables: Arc<Tables>,
+        datapath: Arc<Datapath>,
+        facts: Facts,
+        pin_dir: std::path::PathBuf,
+    ) -> Result<Self, StartError> {
+        let mut delta = Delta::default();
+        delta.adopt(&mut datapath.clone())?;
+        let numbers = adopt_numbers(&datapath)?;
+        let mut socket = Socket::open()?;
+        let routes = Routes::adopt(&mut socket, facts.weft_host)?;
+        let hooks = Hooks::new(socket, pin_dir);
+        let report = Arc::default();
+        Ok(Self {
+            tables,
+            datapath,
+            facts,
+            numbers,
+            delta,
+            routes,
+            hooks,
+            report,
+            verified: Instant::now(),
+            retry: FIRST_RETRY,
+        })
+    }
+
+    /// Where it tells how it goes.
+    pub fn report(&self) -> Arc<Mutex<Report>> {
+        Arc::clone(&self.report)
+    }
+
+    /// Works until the other end of `stop` is gone.
+    pub fn run(mut self, stop: &mpsc::Receiver<()>) {
+        let mut wait = VERIFY_EVERY;
+        while !matches!(stop.try_recv(), Err(mpsc::TryRecvError::Disconnected)) {
+            let (revision, mut rows) = self.tables.wait_dirty(wait);
+            if rows.is_empty() && self.verified.elapsed() >= VERIFY_EVERY {
+                self.verify();
+            }
+            let mut failures = self.compile(&mut rows);
+            failures.extend(self.delta.flush(&mut self.datapath.clone()));
+            if rows.is_empty() || rows.iter().any(|r| matches!(r, Row::Node(_) | Row::NodeAddresses | Row::Devices)) {
+                failures.extend(self.network());
+            }
+            self.prune();
+            self.tables.applied_except(revision, &failures);
+            self.tell();
+            wait = self.pause(&failures);
+        }
+    }
+
+    /// Compiles the rows, and those that depend on them, which are added to the set.
+    fn compile(&mut self, rows: &mut BTreeSet<Row>) -> BTreeMap<Row, String> {
+        let contents = self.tables.read();
+        let mut todo: Vec<Row> = rows.iter().cloned().collect();
+        while let Some(row) = todo.pop() {
+            for dependent in compile::dependents(&row, &contents, &self.facts) {
+                if rows.insert(dependent.clone()) {
+                    todo.push(dependent);
+                }
+            }
+        }
+        // The tunnel's family follows the own node: all others hang on it.
+        if rows.contains(&Row::Node(self.facts.node.clone())) {
+            rows.extend(contents.nodes.keys().cloned().map(Row::Node));
+            rows.extend(contents.pods.keys().cloned().map(Row::Pod));
+        }
+        let mut failures = BTreeMap::new();
+        for row in rows.iter() {
+            match compile::row(row, &contents, &self.facts, &mut self.numbers) {
+                Ok(entries) => self.delta.set_row(row, entries),
+                Err(e) => drop(failures.insert(row.clone(), e)),
+            }
+        }
+        failures
+    }
+
+    /// Routes and hooks.
+    fn network(&mut self) -> BTreeMap<Row, String> {
+        let (routes, devices) = {
+            let contents = self.tables.read();
+            (compile::cluster_routes(&contents, &self.facts), contents.devices.clone())
+        };
+        let mut failures = BTreeMap::new();
+        if let Err(e) = self.routes.apply(self.hooks.socket(), routes, self.tables.all_synced()) {
+            failures.insert(Row::Node(self.facts.node.clone()), e.to_string());
+        }
+        if let Err(e) = self.hooks.apply(&self.datapath, &devices) {
+            failures.insert(Row::Devices, e);
+        }
+        failures
+    }
+
+    /// Once every source is in sync, what no row asks for may go: before that it may be a row that nobody has read yet.
+    fn prune(&mut self) {
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        if report.pruned || !self.tables.all_synced() {
+            return;
+        }
+        // Numbers of nodes that no longer exist rest until all others have been given.
+        let contents = self.tables.read();
+        let tunnels = self.facts.tunnels(&contents);
+        drop(contents);
+        if self.facts.tunnel_address(&self.tables.read()).is_none() {
+            return;
+        }
+        self.numbers.retain(&tunnels);
+        self.delta.prune();
+        self.delta.flush(&mut self.datapath.clone());
+        report.pruned = true;
+        info!("all sources are in sync; what nobody asks for is removed");
+    }
+
+    fn verify(&mut self) {
+        self.verified = Instant::now();
+        match self.delta.verify(&mut self.datapath.clone()) {
+            Ok(0) => debug!("maps are as they should be"),
+            Ok(n) => {
+                warn!(entries = n, "map entries were changed by somebody else; mending them");
+                self.report.lock().unwrap_or_else(PoisonError::into_inner).drift += n as u64;
+            }
+            Err(e) => warn!(error = %e, "cannot compare the maps"),
+        }
+    }
+
+    fn tell(&self) {
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.map_writes = self.delta.writes();
+        report.devices.clone_from(self.hooks.attached());
+    }
+
+    /// How long to wait for the next change.
+    fn pause(&mut self, failures: &BTreeMap<Row, String>) -> Duration {
+        if failures.is_empty() && !self.delta.has_pending() {
+            self.retry = FIRST_RETRY;
+            return VERIFY_EVERY;
+        }
+        for (row, error) in failures {
+            warn!(%row, error, retry = ?self.retry, "cannot apply");
+        }
+        let wait = self.retry;
+        self.retry = (self.retry * 2).min(LAST_RETRY);
+        wait
+    }
+}
+
+/// The numbers that the maps of tunnel addresses hold.
+fn adopt_numbers(datapath: &Datapath) -> std::io::Result<NodeNumbers> {
+    let mut numbers = NodeNumbers::default();
+    for spec in [&schema::NODES4, &schema::NODES6] {
+        for (key, value) in datapath.map(spec).dump()? {
+            let address = <[u8; 4]>::try_from(key.as_slice())
+                .map(|a| IpAddr::V4(Ipv4Addr::from(a)))
+                .or_else(|_| <[u8; 16]>::try_from(key.as_slice()).map(|a| IpAddr::V6(Ipv6Addr::from(a))));
+            if let (Ok(address), Ok(number)) = (address, value.try_into()) {
+                numbers.adopt(address, u32::from_ne_bytes(number));
+            }
+        }
+    }
+    Ok(numbers)
+}

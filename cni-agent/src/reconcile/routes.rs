@@ -1,0 +1,63 @@
+//! Routes into `weft_host`, recognised as ours by their protocol number and device.
+use std::collections::BTreeSet;
+
+use crate::{
+    compile::ClusterRoute,
+    netlink::{
+        NetlinkError, Socket,
+        names::{ROUTE_PROTOCOL, gateway_for},
+        route::{self, Route},
+    },
+};
+
+/// What the kernel has of them.
+#[derive(Debug)]
+pub struct Routes {
+    weft_host: u32,
+    actual: BTreeSet<ClusterRoute>,
+}
+
+impl Routes {
+    /// Reads what a former agent left.
+    pub fn adopt(socket: &mut Socket, weft_host: u32) -> Result<Self, NetlinkError> {
+        let ours = route::list(socket)?.into_iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.index == weft_host);
+        let actual = ours.map(|r| ClusterRoute { to: r.dst, source: r.source, mtu: r.mtu.unwrap_or(0) }).collect();
+        Ok(Self { weft_host, actual })
+    }
+
+    /// Adds or replaces what differs; removes what is too much only when `prune` says that all sources are in sync.
+    pub fn apply(
+        &mut self,
+        socket: &mut Socket,
+        wanted: BTreeSet<ClusterRoute>,
+        prune: bool,
+    ) -> Result<(), NetlinkError> {
+        for r in &wanted {
+            if !self.actual.contains(r) {
+                socket.run(route::replace(&self.message(r)))?;
+                self.actual.retain(|old| old.to != r.to);
+                self.actual.insert(r.clone());
+            }
+        }
+        if !prune {
+            return Ok(());
+        }
+        let extra: Vec<_> = self.actual.iter().filter(|old| !wanted.iter().any(|w| w.to == old.to)).cloned().collect();
+        for old in extra {
+            match socket.run(route::delete(&self.message(&old))) {
+                Err(e) if !e.is_missing() => return Err(e),
+                _ => drop(self.actual.remove(&old)),
+            }
+        }
+        Ok(())
+    }
+
+    fn message(&self, r: &ClusterRoute) -> Route {
+        Route {
+            source: r.source,
+            mtu: Some(r.mtu),
+            onlink: true,
+            ..Route::through(gateway_for(r.to.addr()), r.to, self.weft_host)
+        }
+    }
+}

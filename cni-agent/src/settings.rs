@@ -1,0 +1,399 @@
+//! The agent's settings: one struct, which is flags, environment, file keys and their documentation at once.
+//!
+//! A setting is taken from the first of: flag, environment (`WEFT_<NAME>`), the TOML file that `--config` names,
+//! built-in default. The file's values become the flags' defaults, so that all four go through the same checks.
+use std::{
+    any::TypeId,
+    ffi::OsString,
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use clap::{
+    Arg, ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum,
+    error::{ContextKind, ContextValue},
+};
+use ipnet::IpNet;
+use serde::Serialize;
+
+const ABOUT: &str = "\
+weft-agent is the node daemon of Weft, a CNI that forwards packets with eBPF. It loads the BPF programs and attaches them \
+to the node's devices, wires the pods that the CNI plugin weft-cni announces, follows the cluster's Node and Pod objects \
+and keeps the BPF maps equal to what they ask for. When it stops, programs and maps stay and packets flow on; the next \
+agent adopts them.
+
+It needs root (CAP_BPF or CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_SYS_ADMIN for pods' namespaces), Linux 5.10 or newer and a \
+BPF file system. No setting is required on a node with one network interface.";
+
+const AFTER: &str = "\
+Precedence:
+  A setting is taken from the first of: flag, environment variable, file given by --config, built-in default.
+  A list given at one level replaces the lists of the levels below it.
+
+The configuration file:
+  TOML. Its keys are the names of the flags without the dashes in front, at the top level. Example:
+
+      node-name = \"node-1\"
+      mtu = 9000
+      device = [\"eth0\", \"eth1\"]
+
+  An unknown key or a value of the wrong type is an error: the agent does not start.
+
+Files:
+  /etc/weft/manifests/           Node and Pod objects, YAML or JSON (--manifests)
+  /run/weft/cni.sock             where weft-cni connects (--run-dir)
+  /run/weft/api.sock             where the weft command connects (--run-dir)
+  /run/weft/lock                 held while the agent runs (--run-dir)
+  /run/weft/state/               one record for each endpoint (--state-dir)
+  /sys/fs/bpf/weft/              pinned maps and links (--bpffs)
+
+Exit status:
+  0  stopped by SIGTERM or SIGINT
+  1  could not start or go on; the last line on standard error says why and what cures it
+  2  a wrong flag or value
+
+Examples:
+  weft-agent --node-name node-1 --manifests ./cluster
+  WEFT_LOG_LEVEL=debug weft-agent --config /etc/weft/agent.toml
+  weft status";
+
+/// The settings of `weft-agent`.
+#[derive(Clone, Debug, PartialEq, Eq, Parser, Serialize)]
+#[command(name = "weft-agent", version, about = "The node daemon of Weft, a CNI in eBPF", long_about = ABOUT)]
+#[command(after_long_help = AFTER, after_help = "--help says more on each setting.", max_term_width = 110)]
+#[serde(rename_all = "kebab-case")]
+pub struct Settings {
+    /// TOML file with settings
+    ///
+    /// Its values stand in for the built-in defaults; environment and flags go before it. Without this flag no file is
+    /// read.
+    #[arg(long, env = "WEFT_CONFIG", value_name = "FILE", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+
+    /// Name of this node's Node object [default: the host name, in lower case]
+    ///
+    /// The object carries the node's pod CIDRs and InternalIP addresses. The agent is not ready before it has seen it.
+    #[arg(long, env = "WEFT_NODE_NAME", value_name = "NAME", help_heading = "Cluster")]
+    #[arg(default_value_t = host_name(), hide_default_value = true, value_parser = node_name)]
+    pub node_name: String,
+
+    /// Directory of Node and Pod manifests
+    ///
+    /// All *.yaml, *.yml and *.json files directly in it are read and followed, each with one or more objects. Write a
+    /// file under a name that begins with a dot and rename it, so that it appears whole. Made if it does not exist.
+    #[arg(long, env = "WEFT_MANIFESTS", value_name = "DIR", help_heading = "Cluster")]
+    #[arg(default_value = "/etc/weft/manifests")]
+    pub manifests: PathBuf,
+
+    /// Addresses of the cluster's pods [default: the pod CIDRs of all nodes]
+    ///
+    /// The node gets one route for each, and what goes to another address is not ours. May be repeated; in the
+    /// environment, separated by commas.
+    #[arg(long, env = "WEFT_CLUSTER_CIDR", value_name = "CIDR", help_heading = "Cluster", value_delimiter = ',')]
+    #[arg(value_parser = cidr)]
+    pub cluster_cidr: Vec<IpNet>,
+
+    /// Directory of endpoint records
+    ///
+    /// What a restarted agent needs to know its pods by. It must not outlive a boot: keep it on a tmpfs.
+    #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR", help_heading = "Paths", default_value = "/run/weft/state")]
+    pub state_dir: PathBuf,
+
+    /// Directory of the sockets cni.sock and api.sock and of the lock file
+    ///
+    /// Only one agent at a time runs on it. Only its owner may connect to the sockets.
+    #[arg(long, env = "WEFT_RUN_DIR", value_name = "DIR", help_heading = "Paths", default_value = "/run/weft")]
+    pub run_dir: PathBuf,
+
+    /// BPF file system; maps and links are pinned in its directory weft
+    ///
+    /// Mounted if nothing is mounted there.
+    #[arg(long, env = "WEFT_BPFFS", value_name = "DIR", help_heading = "Paths", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+
+    /// Device that leads to other nodes and to the world [default: those with the node's InternalIP addresses]
+    ///
+    /// The programs for packets from outside are attached to it. May be repeated; in the environment, separated by
+    /// commas.
+    #[arg(long, env = "WEFT_DEVICE", value_name = "NAME", help_heading = "Network", value_delimiter = ',')]
+    #[arg(value_parser = device_name)]
+    pub device: Vec<String>,
+
+    /// Address family between nodes
+    ///
+    /// auto takes IPv4 when this node has an InternalIP of that family, else IPv6. All nodes of a cluster must agree.
+    #[arg(long, env = "WEFT_UNDERLAY", value_name = "FAMILY", help_heading = "Network", default_value = "auto")]
+    pub underlay: Underlay,
+
+    /// UDP port of the VXLAN tunnel
+    ///
+    /// All nodes of a cluster must agree. Pods cannot send UDP to this port of a node.
+    #[arg(long, env = "WEFT_TUNNEL_PORT", value_name = "PORT", help_heading = "Network", default_value_t = 8472)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub tunnel_port: u16,
+
+    /// MTU between nodes in bytes; 0 takes that of the devices
+    ///
+    /// Pods get a route MTU that is smaller by what the tunnel adds: 50 bytes over IPv4, 70 over IPv6. Set it when a
+    /// hop between the nodes carries less than their devices do.
+    #[arg(long, env = "WEFT_MTU", value_name = "BYTES", help_heading = "Network", default_value_t = 0)]
+    #[arg(value_parser = mtu)]
+    pub mtu: u32,
+
+    /// Drop events a second that each CPU may report; 0 reports none
+    ///
+    /// Only `weft observe` sees events. Counters count every drop, whatever this says, and events beyond the rate are
+    /// counted as lost.
+    #[arg(long, env = "WEFT_EVENT_RATE", value_name = "N", help_heading = "Logs and events", default_value_t = 100)]
+    pub event_rate: u32,
+
+    /// Form of the log lines on standard error
+    #[arg(long, env = "WEFT_LOG_FORMAT", value_name = "FORMAT", help_heading = "Logs and events")]
+    #[arg(default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug, trace or off
+    ///
+    /// May differ by module: "info,cni_agent::reconcile=debug".
+    #[arg(long, env = "WEFT_LOG_LEVEL", value_name = "FILTER", help_heading = "Logs and events")]
+    #[arg(default_value = "info", value_parser = log_filter)]
+    pub log_level: String,
+}
+
+/// Address family of the outer packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Underlay {
+    /// IPv4 where the node has an InternalIP of it, else IPv6.
+    Auto,
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+impl Underlay {
+    /// The address that the tunnel ends on, out of a node's InternalIP addresses; `None` when none is of that family.
+    pub fn tunnel_address(self, internal_ips: &[IpAddr]) -> Option<IpAddr> {
+        let first = |v4: bool| internal_ips.iter().copied().find(|ip| ip.is_ipv4() == v4);
+        match self {
+            Self::Auto => first(true).or_else(|| first(false)),
+            Self::Ipv4 => first(true),
+            Self::Ipv6 => first(false),
+        }
+    }
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The command line or the environment is wrong, or asks for help.
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
+    /// The file cannot be read.
+    #[error("read the configuration file {}: correct --config, or make the file readable", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no TOML. The cause says where.
+    #[error("the configuration file {} is not valid TOML", path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// The file has a key that is no setting.
+    #[error("unknown key `{key}` in {}; valid keys are: {valid}", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// All keys.
+        valid: String,
+    },
+    /// The file has a value of another type.
+    #[error("key `{key}` in {}: expected {expected}, found {found}; valid keys are: {valid}", path.display())]
+    WrongType {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What the key takes.
+        expected: &'static str,
+        /// What stands there.
+        found: &'static str,
+        /// All keys.
+        valid: String,
+    },
+    /// The file has a value of the right type that the setting refuses.
+    #[error("key `{key}` in {}: `{value}` is refused: {cause}", path.display())]
+    BadValue {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The value.
+        value: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+}
+
+impl Settings {
+    /// From this process's command line, environment and file. A wrong command line, `--help` and `--version` print
+    /// what they have to say and end the process.
+    pub fn load() -> Result<Self, SettingsError> {
+        match Self::from_args(std::env::args_os()) {
+            Err(SettingsError::Usage(error)) => error.exit(),
+            other => other,
+        }
+    }
+
+    /// From a command line (its first word is the program's name), the environment, and the file that they name.
+    pub fn from_args<I>(args: I) -> Result<Self, SettingsError>
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString>,
+    {
+        let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+        let first = Self::try_parse_from(&args)?;
+        let Some(path) = &first.config else { return Ok(first) };
+        let text =
+            std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.clone(), source })?;
+        let table = text
+            .parse::<toml::Table>()
+            .map_err(|source| SettingsError::Toml { path: path.clone(), source: Box::new(source) })?;
+        let mut command = Self::command();
+        for (key, value) in table {
+            command = with_default(command, path, &key, value)?;
+        }
+        Ok(Self::from_arg_matches(&command.try_get_matches_from(args)?)?)
+    }
+}
+
+/// Makes a value of the file the default of its flag.
+fn with_default(command: Command, path: &Path, key: &str, value: toml::Value) -> Result<Command, SettingsError> {
+    // `config` names the file; it cannot stand in it.
+    let settings = || command.get_arguments().filter(|a| a.get_long().is_some_and(|l| l != "config"));
+    let valid = || settings().filter_map(Arg::get_long).collect::<Vec<_>>().join(", ");
+    let Some(arg) = settings().find(|a| a.get_long() == Some(key)) else {
+        return Err(SettingsError::UnknownKey { path: path.into(), key: key.into(), valid: valid() });
+    };
+    let found = value.type_str();
+    let (expected, values) = values_for(arg, value);
+    let Some(values) = values else {
+        return Err(SettingsError::WrongType { path: path.into(), key: key.into(), expected, found, valid: valid() });
+    };
+    for value in &values {
+        // The flag's own parser judges the value. What the environment says was judged before.
+        let line = [OsString::from("weft-agent"), OsString::from(format!("--{key}={value}"))];
+        if let Err(error) = Settings::try_parse_from(line) {
+            let (path, key, value) = (path.into(), key.into(), value.clone());
+            return Err(SettingsError::BadValue { path, key, value, cause: cause(&error) });
+        }
+    }
+    let id = arg.get_id().clone();
+    Ok(command.mut_arg(id, |arg| arg.default_values(values)))
+}
+
+/// A TOML value as the words of a command line; `None` when its type is not that of the flag.
+fn values_for(arg: &Arg, value: toml::Value) -> (&'static str, Option<Vec<String>>) {
+    let parsed = arg.get_value_parser().type_id();
+    if matches!(arg.get_action(), ArgAction::Append) {
+        let text = |v: toml::Value| v.as_str().map(str::to_owned);
+        let words = match value {
+            toml::Value::Array(items) => items.into_iter().map(text).collect(),
+            one => text(one).map(|word| vec![word]),
+        };
+        ("an array of strings", words)
+    } else if parsed == TypeId::of::<u16>() || parsed == TypeId::of::<u32>() {
+        ("an integer", value.as_integer().map(|n| vec![n.to_string()]))
+    } else {
+        ("a string", value.as_str().map(|s| vec![s.to_owned()]))
+    }
+}
+
+/// What a flag's parser has against a value.
+fn cause(error: &clap::Error) -> String {
+    if let Some(source) = std::error::Error::source(error) {
+        return source.to_string();
+    }
+    match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(values)) if !values.is_empty() => format!("valid are {}", values.join(", ")),
+        _ => error.kind().to_string(),
+    }
+}
+
+/// As the kubelet names its node.
+fn host_name() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
+fn node_name(s: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    if s.is_empty() {
+        return Err("a node must have a name, and this host has none: give --node-name".into());
+    }
+    if s.len() > 253 || !s.bytes().all(allowed) {
+        return Err("a node's name has at most 253 characters out of a-z, 0-9, '-' and '.'".into());
+    }
+    Ok(s.to_owned())
+}
+
+fn cidr(s: &str) -> Result<IpNet, String> {
+    let net: IpNet =
+        s.parse().map_err(|_| "not a network in CIDR notation such as 10.0.0.0/8 or fd00::/48".to_owned())?;
+    if net.trunc() != net {
+        return Err(format!("it has bits set behind the prefix; meant is perhaps {}", net.trunc()));
+    }
+    Ok(net)
+}
+
+fn device_name(s: &str) -> Result<String, String> {
+    // IFNAMSIZ is 16 with the final NUL; the rest is dev_valid_name() of the kernel.
+    if s.is_empty()
+        || s.len() > 15
+        || s == "."
+        || s == ".."
+        || s.contains(['/', ':'])
+        || s.contains(char::is_whitespace)
+    {
+        return Err("a device's name has 1 to 15 characters, without '/', ':' and blanks".into());
+    }
+    Ok(s.to_owned())
+}
+
+fn mtu(s: &str) -> Result<u32, String> {
+    // Below 1280 + 70 a pod could not be given IPv6's least MTU (RFC 8200 section 5) over an IPv6 underlay.
+    match s.parse() {
+        Ok(n @ (0 | 1350..=65535)) => Ok(n),
+        _ => Err("an MTU is a number of bytes from 1350 to 65535, or 0 to take that of the devices".into()),
+    }
+}
+
+fn log_filter(s: &str) -> Result<String, String> {
+    match tracing_subscriber::EnvFilter::try_new(s) {
+        Ok(_) => Ok(s.to_owned()),
+        Err(e) => Err(format!("{e}; a filter is a level (error, warn, info, debug, trace, off) or module=level, …")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

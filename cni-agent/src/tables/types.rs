@@ -1,0 +1,282 @@
+//! The rows: our own trimmed types, so that nothing behind the tables depends on where an object came from.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Display, Formatter},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use cni_common::net::Mac;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A node of the cluster, from its Node object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.podCIDRs` (or `spec.podCIDR`), in the object's order, host bits cleared.
+    pub pod_cidrs: Vec<IpNet>,
+    /// `status.addresses` of type `InternalIP`, in the object's order: what the tunnel ends on.
+    pub internal_ips: Vec<IpAddr>,
+}
+
+/// What names a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct PodKey {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+impl PodKey {
+    /// From the two names.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+impl Display for PodKey {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A pod, from its Pod object. It exists before the pod has an address, so its labels are known by the first packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pod {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.nodeName`; `None` while the pod is not scheduled.
+    pub node: Option<String>,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `status.podIPs` (or `status.podIP`), in the object's order.
+    pub ips: Vec<IpAddr>,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// `spec.hostNetwork`: its addresses are the node's.
+    pub host_network: bool,
+    /// `spec.containers[].ports[]` that have a name. Two containers may use one name, so this is a set.
+    pub ports: BTreeSet<NamedPort>,
+}
+impl Pod {
+    /// What names it.
+    pub fn key(&self) -> PodKey {
+        PodKey::new(&self.namespace, &self.name)
+    }
+}
+
+/// `status.phase` of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Phase {
+    /// Accepted, not all containers started. Also what an object without a status is.
+    #[default]
+    Pending,
+    /// At least one container runs.
+    Running,
+    /// All containers ended well: the addresses may be another pod's already.
+    Succeeded,
+    /// All containers ended, one of them badly: the addresses may be another pod's already.
+    Failed,
+    /// The node does not answer, or the object names a phase that we do not know.
+    Unknown,
+}
+impl Phase {
+    /// Whether a pod of this phase has given its addresses back.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
+    }
+}
+
+/// A container port with a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct NamedPort {
+    /// `name`.
+    pub name: String,
+    /// `protocol`.
+    pub protocol: Protocol,
+    /// `containerPort`.
+    pub port: u16,
+}
+
+/// A protocol with ports, as Kubernetes names them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP, also what an object without `protocol` means.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// A pod's interface on this node, made by CNI ADD. Its records on disk have the same fields.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Local to the node; the host device's name carries it in hexadecimal. 0 is never used.
+    pub id: u16,
+    /// The runtime's id of the container (`CNI_CONTAINERID`).
+    pub container_id: String,
+    /// The interface's name inside the pod (`CNI_IFNAME`).
+    pub ifname: String,
+    /// The pod's namespace (`K8S_POD_NAMESPACE`), empty when the runtime named none.
+    pub namespace: String,
+    /// The pod's name (`K8S_POD_NAME`), empty when the runtime named none.
+    pub pod_name: String,
+    /// Path of the pod's network namespace (`CNI_NETNS`).
+    pub netns: String,
+    /// Index of the host's side of the veth pair, in the node's namespace.
+    pub ifindex: u32,
+    /// Name of the host's side of the veth pair.
+    pub device: String,
+    /// MAC of the pod's side.
+    #[serde(with = "mac_as_text")]
+    pub mac: Mac,
+    /// The pod's IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The pod's IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// MTU of the pod's routes, bytes.
+    pub mtu: u32,
+    /// How far it is.
+    pub state: EndpointState,
+}
+impl Endpoint {
+    /// What names the pod.
+    pub fn pod(&self) -> PodKey {
+        PodKey::new(&self.namespace, &self.pod_name)
+    }
+    /// Its addresses, IPv4 first.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+}
+
+/// How far an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndpointState {
+    /// ADD works on it: the record is written, the devices may not be there yet.
+    Wiring,
+    /// ADD has answered, or a restarted agent has found it whole.
+    Ready,
+    /// DEL works on it: the maps let it go first, then the devices.
+    Leaving,
+}
+impl EndpointState {
+    /// As JSON has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Wiring => "wiring",
+            Self::Ready => "ready",
+            Self::Leaving => "leaving",
+        }
+    }
+}
+impl Display for EndpointState {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How this node reaches another node's tunnel address; mirrored from routes and neighbours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NextHop {
+    /// Index of the device that leads there.
+    pub ifindex: u32,
+    /// MAC of that device: the source of outer frames.
+    pub source_mac: Mac,
+    /// MAC of the next hop; `None` while the kernel does not know it (then the kernel resolves each packet).
+    pub next_hop_mac: Option<Mac>,
+    /// MTU of the way there, bytes.
+    pub mtu: u32,
+}
+
+/// A device that leads to other nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Its MTU, bytes.
+    pub mtu: u32,
+}
+
+/// Names one row of any table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Row {
+    /// A node, by name.
+    Node(String),
+    /// A pod, by namespace and name.
+    Pod(PodKey),
+    /// An endpoint, by id.
+    Endpoint(u16),
+    /// This node's own addresses: one row.
+    NodeAddresses,
+    /// The devices that lead to other nodes: one row.
+    Devices,
+    /// The way to a tunnel address.
+    NextHop(IpAddr),
+}
+impl Display for Row {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(name) => write!(f, "node {name}"),
+            Self::Pod(key) => write!(f, "pod {key}"),
+            Self::Endpoint(id) => write!(f, "endpoint {id}"),
+            Self::NodeAddresses => f.write_str("node addresses"),
+            Self::Devices => f.write_str("devices"),
+            Self::NextHop(ip) => write!(f, "next hop to {ip}"),
+        }
+    }
+}
+
+/// Where table rows come from. Nothing may be deleted from the kernel before all of them have said that they are in
+/// sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The manifest directory: nodes and pods.
+    Manifests,
+    /// Endpoint records of an earlier agent, compared with the devices.
+    Records,
+    /// The kernel's addresses, routes and neighbours.
+    Netlink,
+}
+impl Source {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Manifests, Self::Records, Self::Netlink];
+}
+
+/// How far the kernel is with one row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "status")]
+pub enum RowStatus {
+    /// Changed since the reconciler last looked.
+    Pending,
+    /// The kernel holds what the row says.
+    Applied,
+    /// The last attempt failed; the reconciler tries again.
+    Failed {
+        /// The last attempt's error, with its chain of causes.
+        error: String,
+        /// Attempts that have failed since the row last changed.
+        retries: u32,
+    },
+}
+
+/// Serialises a MAC as people write it; `cni-common` knows how to write one as text, not how to read it from serde.
+mod mac_as_text {
+    use cni_common::net::Mac;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(mac: &Mac, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(mac)
+    }
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Mac, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
+    }
+}
