@@ -1,1 +1,33 @@
-//! Weft.
+//! Weft's node agent and the `weft` command.
+//!
+//! One direction of flow: [`sources`], [`node::watch`] and [`cni`] requests change [`tables`]; [`compile`] turns rows into map entries and
+//! routes; [`reconcile`] alone makes the kernel follow them, through [`datapath`] (the only module that knows aya) and [`netlink`]
+//! (the only one that knows rtnetlink); [`api`] and [`cli`] show both. [`app`] wires the parts.
+
+pub mod cni;
+pub mod compile;
+pub mod datapath;
+pub mod endpoint;
+pub mod identity;
+pub mod ipam;
+pub mod netlink;
+pub mod node;
+pub mod reconcile;
+pub mod settings;
+pub mod sources;
+pub mod tables;
+
+/// An error with its causes, in one line.
+pub fn error_chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut next = e.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        // A transparent error shows its cause's text as its own.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,2 +1,27 @@
-//! Weft.
-fn main() {}
+//! The node agent. See `weft-agent --help`.
+use std::{io, process::ExitCode};
+
+use cni_agent::settings::{LogFormat, Settings};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // On the last line and without a log's dress: it is what a person or the kubelet sees of a start that failed.
+            eprintln!("weft-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
+    let settings = Settings::load()?;
+    // The filter was tried when the settings were read.
+    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(&settings.log_level)?).with_writer(io::stderr);
+    match settings.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    cni_agent::app::run(&settings)
+}

@@ -1,9 +1,5 @@
 //! What comes from other nodes: VXLAN in, decapsulated here or by the kernel's device.
-use cni_common::{
-    maps::Config,
-    net::Mac,
-    wire::*,
-};
+use cni_common::{maps::Config, net::Mac, wire::*};
 
 use crate::{
     DropReason as D, Packet, Res, System, Tables, Verdict, ecn,

@@ -60,7 +60,8 @@ fn pod<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config,
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));
     }
-    let to_tunnel_port = ip.proto == u32::from(UDP) && ports.dst().raw() == cfg.tunnel_port.raw() && ip.part != Part::Later;
+    let to_tunnel_port =
+        ip.proto == u32::from(UDP) && ports.dst().raw() == cfg.tunnel_port.raw() && ip.part != Part::Later;
     let node = match way_to::<F, S>(s, &ip.dst) {
         Some((_, flags)) if to_tunnel_port && flags & REMOTE_NODE != 0 => return Err(D::TunnelPort),
         Some((node, _)) => node,

@@ -25,6 +25,8 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {
-    eprintln!("weft-bpf is a BPF object, not a program for this machine; `cargo xtask build` builds it, weft-agent loads it");
+    eprintln!(
+        "weft-bpf is a BPF object, not a program for this machine; `cargo xtask build` builds it, weft-agent loads it"
+    );
     std::process::exit(2);
 }

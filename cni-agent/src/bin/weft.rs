@@ -1,2 +1,6 @@
-//! Weft.
-fn main() {}
+//! The `weft` command. See `weft --help`.
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cni_agent::cli::main(std::env::args_os())
+}

@@ -115,7 +115,12 @@ fn address<T: ?Sized>(p: *const T) -> u64 {
 /// Reads a value into `value`, which must have the map's value size (per-CPU maps: that of all CPUs together, each rounded up to 8).
 /// `Ok(false)`: there is no such key. The lengths are the caller's duty; [`super::RawMap`] checks them.
 pub(super) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-    let mut attr = MapElem { map_fd: raw(map), key: address(key.as_ptr()), value: address(value.as_mut_ptr()), ..MapElem::zeroed() };
+    let mut attr = MapElem {
+        map_fd: raw(map),
+        key: address(key.as_ptr()),
+        value: address(value.as_mut_ptr()),
+        ..MapElem::zeroed()
+    };
     // SAFETY: `RawMap` has compared both lengths with the map's sizes.
     match unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) } {
         Ok(_) => Ok(true),
@@ -126,7 +131,8 @@ pub(super) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::R
 
 /// Writes a value under a key, new or not.
 pub(super) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
-    let mut attr = MapElem { map_fd: raw(map), key: address(key.as_ptr()), value: address(value.as_ptr()), ..MapElem::zeroed() };
+    let mut attr =
+        MapElem { map_fd: raw(map), key: address(key.as_ptr()), value: address(value.as_ptr()), ..MapElem::zeroed() };
     // SAFETY: `RawMap` has compared both lengths with the map's sizes.
     unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
@@ -181,7 +187,8 @@ pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
 /// Type, sizes and name of a map.
 pub fn map_facts(map: BorrowedFd<'_>) -> io::Result<MapFacts> {
     let mut facts = MapFacts::zeroed();
-    let mut attr = InfoByFd { fd: raw(map), len: size_of::<MapFacts>() as u32, info: address(std::ptr::from_mut(&mut facts)) };
+    let mut attr =
+        InfoByFd { fd: raw(map), len: size_of::<MapFacts>() as u32, info: address(std::ptr::from_mut(&mut facts)) };
     // SAFETY: `info` points to a live object of the length given.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(facts)

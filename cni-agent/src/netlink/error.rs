@@ -36,6 +36,12 @@ pub enum NetlinkError {
         /// What is wrong with it.
         detail: String,
     },
+    /// It did not happen in time.
+    #[error("{what}: it took too long")]
+    TimedOut {
+        /// What was waited for.
+        what: String,
+    },
     /// The table changed under every attempt to list it.
     #[error(
         "{what}: the list changed while it was read, {attempts} times in a row; try again when the node is quieter"
@@ -55,7 +61,7 @@ impl NetlinkError {
         match self {
             Self::Refused { errno, .. } => Some(*errno),
             Self::Socket { source, .. } => source.raw_os_error().map(Errno::from_raw),
-            Self::Unreadable { .. } | Self::Interrupted { .. } => None,
+            Self::Unreadable { .. } | Self::TimedOut { .. } | Self::Interrupted { .. } => None,
         }
     }
 
@@ -64,7 +70,7 @@ impl NetlinkError {
     pub fn index(&self) -> Option<usize> {
         match self {
             Self::Refused { index, .. } => Some(*index),
-            Self::Socket { .. } | Self::Unreadable { .. } | Self::Interrupted { .. } => None,
+            Self::Socket { .. } | Self::Unreadable { .. } | Self::TimedOut { .. } | Self::Interrupted { .. } => None,
         }
     }
 

@@ -6,6 +6,7 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
     },
+    time::{Duration, Instant},
 };
 
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -32,6 +33,9 @@ use super::{
 const GROUPS: [u32; 6] = [1, 3, 5, 9, 7, 11];
 /// Room for bursts: the kernel drops reports, and says so, when more than this waits to be read.
 const KERNEL_BUFFER: usize = 4 * 1024 * 1024;
+
+/// What is attempted, for errors.
+const READ: &str = "read changes of the network configuration";
 
 /// Something that changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,9 +117,28 @@ impl Monitor {
         netns::in_netns(netns, Self::open).map_err(NetlinkError::socket("enter the network namespace"))?
     }
 
-    /// Reads one datagram into the queue. False when it was stopped.
-    fn fill(&mut self) -> io::Result<bool> {
-        if !self.readable()? {
+    /// The next event; none when none comes within `limit`, or it was stopped.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn next_within(&mut self, limit: Duration) -> Result<Option<Event>, NetlinkError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(event) = self.waiting.pop_front() {
+                return Ok(Some(event));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so that the last part of a millisecond is waited for and not polled away.
+            let left = PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+            if !self.fill(left).map_err(NetlinkError::socket(READ))? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads one datagram into the queue. False when it was stopped or the time is up.
+    fn fill(&mut self, limit: PollTimeout) -> io::Result<bool> {
+        if !self.readable(limit)? {
             return Ok(false);
         }
         match read_datagram(&self.socket, &mut self.buffer) {
@@ -127,17 +150,18 @@ impl Monitor {
         Ok(true)
     }
 
-    /// Waits until there is something to read. False when it was stopped.
-    fn readable(&self) -> io::Result<bool> {
+    /// Waits until there is something to read. False when it was stopped or the time is up.
+    fn readable(&self, limit: PollTimeout) -> io::Result<bool> {
         let mut fds = [
             PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
             // Nothing is ever written here: the other side's end shows as a hang-up.
             PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
         ];
         loop {
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, limit) {
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(e.into()),
+                Ok(0) => return Ok(false),
                 Ok(_) => {
                     let [_, stop] = &fds;
                     return Ok(!stop.any().unwrap_or(false));
@@ -155,12 +179,10 @@ impl Iterator for Monitor {
             if let Some(event) = self.waiting.pop_front() {
                 return Some(Ok(event));
             }
-            match self.fill() {
+            match self.fill(PollTimeout::NONE) {
                 Ok(true) => {}
                 Ok(false) => return None,
-                Err(source) => {
-                    return Some(Err(NetlinkError::Socket { what: "read changes of the network".into(), source }));
-                }
+                Err(e) => return Some(Err(NetlinkError::socket(READ)(e))),
             }
         }
     }

@@ -10,15 +10,20 @@ use std::{
 
 use cni_common::net::Mac;
 use ipnet::IpNet;
+use nix::errno::Errno;
 
 use super::{
     NetlinkError, Request, Socket, addr,
     link::{self, End},
+    monitor::Monitor,
     names::gateway_for,
-    neigh,
+    neigh, netns,
     route::{self, Route},
     tc,
 };
+
+/// An address that is not usable by then never will be.
+const USABLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A pod's wire as it should be.
 #[derive(Debug, Clone)]
@@ -93,7 +98,8 @@ impl PodLink<'_> {
         result
     }
 
-    /// Configures the pod's end and sets it up: one send on a socket of the pod's namespace.
+    /// Configures the pod's end and sets it up: one send on a socket of the pod's namespace. Some runtimes make namespaces with
+    /// IPv6 turned off; if the pod has an IPv6 address, it is turned on for the pod's end.
     ///
     /// # Errors
     /// What the kernel says. The caller deletes the node's end, and with it everything made here.
@@ -105,13 +111,57 @@ impl PodLink<'_> {
             link::no_link_local(index),
             link::up(index),
         ];
-        batch.extend(self.addresses.iter().map(|a| addr::add(index, IpNet::from(*a))));
-        let gateways = || self.addresses.iter().map(|a| gateway_for(*a));
+        batch.extend(self.addressing(&self.addresses));
+        let begin = Instant::now();
+        match timed(pod, batch) {
+            Err(e) if e.errno() == Some(Errno::EACCES) => {
+                let key = format!("ipv6/conf/{}/disable_ipv6", self.pod_ifname);
+                netns::set_sysctl(self.netns, &key, "0")
+                    .map_err(NetlinkError::socket(format!("turn IPv6 on in the pod (sysctl net/{key})")))?;
+                // Everything else of the batch was done.
+                let v6: Vec<IpAddr> = self.addresses.iter().copied().filter(IpAddr::is_ipv6).collect();
+                let again = timed(pod, self.addressing(&v6))?;
+                Ok(Step { took: begin.elapsed(), ..again })
+            }
+            result => result,
+        }
+    }
+
+    /// Addresses, gateways and default routes.
+    fn addressing(&self, addresses: &[IpAddr]) -> Vec<Request> {
+        let index = self.pod_ifindex;
+        let gateways = || addresses.iter().map(|a| gateway_for(*a));
+        let route = |g| route::add(&Route { mtu: Some(self.route_mtu), ..Route::default_through(g, index) });
+        let mut batch: Vec<Request> = addresses.iter().map(|a| addr::add(index, IpNet::from(*a))).collect();
         batch.extend(gateways().map(|g| neigh::set_permanent(index, g, Mac::WEFT)));
-        batch.extend(
-            gateways().map(|g| route::add(&Route { mtu: Some(self.route_mtu), ..Route::default_through(g, index) })),
-        );
-        timed(pod, batch)
+        batch.extend(gateways().map(route));
+        batch
+    }
+
+    /// Waits until packets to the pod's IPv6 address are taken in. The kernel makes the local route in a work queue, a moment
+    /// after it has acknowledged the address, and under a burst of calls that moment can outlast ADD. Mostly it is over.
+    ///
+    /// # Errors
+    /// What the kernel says, or that it has not happened in five seconds.
+    pub fn await_usable(&self, pod: &mut Socket) -> Result<Step, NetlinkError> {
+        let begin = Instant::now();
+        for addr in self.addresses.iter().filter(|a| a.is_ipv6()) {
+            let mut usable = || Ok(route::lookup(pod, *addr)?.is_some_and(|way| way.local));
+            if usable()? {
+                continue;
+            }
+            let (mut monitor, _stop) = Monitor::open_in(self.netns)?;
+            // Once more, as it may have happened before the monitor was there.
+            while !usable()? {
+                let left = USABLE_WITHIN.saturating_sub(begin.elapsed());
+                if monitor.next_within(left)?.is_none() {
+                    return Err(NetlinkError::TimedOut {
+                        what: format!("wait for the pod's address {addr} to be usable"),
+                    });
+                }
+            }
+        }
+        Ok(Step { what: vec!["see that the pod's addresses are usable".into()], took: begin.elapsed() })
     }
 
     /// Both sides, for those who do not share a socket between pods.
@@ -124,10 +174,10 @@ impl PodLink<'_> {
             let begin = Instant::now();
             let mut pod = Socket::open_in(self.netns)?;
             let open = Step { what: vec!["open a socket in the pod's namespace".into()], took: begin.elapsed() };
-            Ok([open, self.configure_pod_side(&mut pod)?])
+            Ok([open, self.configure_pod_side(&mut pod)?, self.await_usable(&mut pod)?])
         })();
         match second {
-            Ok([open, configured]) => Ok(vec![first, open, configured]),
+            Ok(rest) => Ok([first].into_iter().chain(rest).collect()),
             Err(e) => {
                 // The first error is the one to report.
                 drop(host.run(link::delete(self.host_ifindex)));

@@ -1,5 +1,8 @@
 //! The kernel's side of the traits: the only place that knows aya-ebpf, and the only `unsafe` of the crate but the licence.
-#![expect(unsafe_code, reason = "field guide, rule 11: packet memory, maps and helpers are reached here and nowhere else")]
+#![expect(
+    unsafe_code,
+    reason = "field guide, rule 11: packet memory, maps and helpers are reached here and nowhere else"
+)]
 
 pub mod count;
 pub mod maps;

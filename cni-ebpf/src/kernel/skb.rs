@@ -7,19 +7,14 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
         BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_TUNINFO_IPV6, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
     },
-    helpers::{
-        bpf_csum_level, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_pull_data,
-    },
+    helpers::{bpf_csum_level, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_pull_data},
 };
 use bytemuck::{Pod, Zeroable};
 use cni_common::{
     net::{Ip4, Ip6},
     wire::{ETH_LEN, OVERHEAD4, OVERHEAD6},
 };
-use cni_ebpf::{
-    DropReason as D, Packet, Res, Room,
-    packet::TunnelSource,
-};
+use cni_ebpf::{DropReason as D, Packet, Res, Room, packet::TunnelSource};
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;

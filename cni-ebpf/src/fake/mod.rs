@@ -1,5 +1,11 @@
 //! The host's side of the traits: a frame in a vector, maps in `BTreeMap`s. They behave as the kernel does; the differential test holds
 //! both against each other.
+pub mod corpus;
+pub mod frame;
+#[cfg(test)]
+mod tests;
+pub mod world;
+
 use std::{cell::Cell, collections::BTreeMap};
 
 use bytemuck::Pod;
@@ -34,6 +40,8 @@ pub struct Frame {
     pub this_host: bool,
     /// Whether `shrink` can change the family (Linux 6.3).
     pub decap_l3: bool,
+    /// Whether `grow` was told of an inner Ethernet header.
+    pub inner_l2: bool,
     /// What `linear` had to pull, for the test that nothing is pulled needlessly.
     pub pulls: Cell<u32>,
 }
@@ -50,6 +58,7 @@ impl Frame {
             tunnel: None,
             this_host: false,
             decap_l3: true,
+            inner_l2: false,
             pulls: Cell::new(0),
         }
     }
@@ -85,7 +94,8 @@ impl Packet for Frame {
         bytes.copy_from_slice(bytemuck::bytes_of(&v));
         Ok(())
     }
-    fn grow(&mut self, room: Room, _l2: bool) -> Res<()> {
+    fn grow(&mut self, room: Room, l2: bool) -> Res<()> {
+        self.inner_l2 = l2;
         let bytes = match room {
             Room::Vxlan4 => OVERHEAD4,
             Room::Vxlan6 => OVERHEAD6,

@@ -1,0 +1,157 @@
+//! Wires the parts: the one file that knows all of them.
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+    time::{ClockId, clock_getres},
+};
+use tracing::{error, info};
+
+use crate::{
+    api,
+    cni::server::{Server, ServerConfig},
+    compile::Facts,
+    datapath::{Datapath, attach, object},
+    endpoint::{EndpointManager, record::RecordStore},
+    inspect::Inspector,
+    netlink::{Socket, names},
+    node::{devices, watch},
+    observe::Observer,
+    reconcile::Reconciler,
+    settings::Settings,
+    sources::{Source as _, manifests::ManifestDir},
+    tables::Tables,
+};
+
+/// Runs the agent until it is told to stop. Programs, maps and devices stay behind: pods' packets flow on.
+pub fn run(settings: &Settings) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let _lock = lock(&settings.run_dir)?;
+    let pin_dir = bpffs(&settings.bpffs)?;
+
+    let mut datapath = Datapath::load(Some(&pin_dir)).context("load the datapath; what ran before runs on")?;
+    let ring = datapath.take_events()?;
+    let datapath = Arc::new(datapath);
+    let mut socket = Socket::open()?;
+    let ours = devices::ensure(&mut socket, settings.tunnel_port).context("make the node's devices")?;
+    for (program, device) in
+        [(object::FROM_HOST, (names::NET, ours.weft_net)), (object::FROM_OVERLAY, (names::VXLAN, ours.weft_vxlan))]
+    {
+        attach::device(&mut socket, &pin_dir, program, datapath.program(program)?, device)?;
+    }
+    attach::block(&mut socket, object::FROM_POD, datapath.program(object::FROM_POD)?)?;
+
+    let facts = Facts {
+        node: settings.node_name.clone(),
+        underlay: settings.underlay,
+        tunnel_port: settings.tunnel_port,
+        cluster_cidrs: settings.cluster_cidr.clone(),
+        mtu: settings.mtu,
+        event_rate: settings.event_rate,
+        weft_host: ours.weft_host,
+        encap_l2_eth: datapath.encap_l2_eth(),
+        hz: ticks_per_second()?,
+    };
+    let tables = Arc::new(Tables::new());
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
+    let records = RecordStore::open(&settings.state_dir, boot_id.trim())?;
+    let endpoints = Arc::new(EndpointManager::restore(Arc::clone(&tables), facts.clone(), records)?);
+
+    let reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), pin_dir)?;
+    let report = reconciler.report();
+    let (stop_reconciler, stopped) = mpsc::channel();
+    let reconciling = spawn("reconciler", move || reconciler.run(&stopped))?;
+    let _watch = watch::start(Arc::clone(&tables), facts.clone(), settings.device.clone())?;
+    let manifests = Box::new(ManifestDir::new(&settings.manifests)).start(Arc::clone(&tables))?;
+
+    let observer = Observer::start(ring, Arc::clone(&tables))?;
+    let inspector = Inspector {
+        settings: settings.clone(),
+        facts,
+        tables: Arc::clone(&tables),
+        datapath,
+        endpoints: Arc::clone(&endpoints),
+        report,
+        source: manifests.report(),
+        observer,
+        began,
+        ours,
+    };
+    let cni = Server::start(ServerConfig::new(settings.run_dir.join("cni.sock")), endpoints)?;
+    info!(node = settings.node_name, took = ?began.elapsed(), "weft-agent is up");
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let ended = runtime.block_on(serve(settings.run_dir.join("api.sock"), inspector));
+    cni.shutdown();
+    drop(manifests);
+    drop(stop_reconciler);
+    tables.kick();
+    if reconciling.join().is_err() {
+        error!("the reconciler had panicked");
+    }
+    info!("weft-agent stops; programs and maps stay");
+    ended
+}
+
+async fn serve(socket: PathBuf, inspector: Inspector) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        r = api::serve(&socket, inspector) => r.context("serve the API"),
+        _ = term.recv() => Ok(()),
+        _ = int.recv() => Ok(()),
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name(name.into()).spawn(work)
+}
+
+/// One agent a node: two would undo each other's work.
+fn lock(run_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir);
+    made.with_context(|| format!("make the directory {}", run_dir.display()))?;
+    let path = run_dir.join("lock");
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            bail!("another weft-agent runs on {}; stop it first, or give this one another --run-dir", run_dir.display())
+        }
+        Err((_, e)) => Err(io::Error::from(e)).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+/// The directory of our pins, on a BPF file system that is mounted if it is not there.
+fn bpffs(dir: &Path) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(dir).with_context(|| format!("make the directory {}", dir.display()))?;
+    let kind = statfs(dir).with_context(|| format!("look at {}", dir.display()))?.filesystem_type();
+    if kind != BPF_FS_MAGIC {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("bpf"), dir, Some("bpf"), flags, Some("mode=0700")).with_context(|| {
+            format!("mount a BPF file system on {} (needs CAP_SYS_ADMIN; or mount it yourself: `mount -t bpf bpf {}`)", dir.display(), dir.display())
+        })?;
+        info!(path = %dir.display(), "mounted a BPF file system");
+    }
+    let pins = dir.join("weft");
+    fs::create_dir_all(&pins).with_context(|| format!("make the directory {}", pins.display()))?;
+    Ok(pins)
+}
+
+/// The coarse clock moves once a tick, and `bpf_jiffies64` counts ticks.
+fn ticks_per_second() -> anyhow::Result<u32> {
+    let tick: Duration = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("ask for the length of a tick")?.into();
+    let nanos = u32::try_from(tick.as_nanos()).unwrap_or(1_000_000_000).max(1);
+    Ok(1_000_000_000 / nanos)
+}

@@ -1,0 +1,243 @@
+//! The `weft` command: asks the agent of this node through its API and shows the answers.
+pub mod client;
+mod show;
+mod table;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use serde::{Serialize, de::DeserializeOwned};
+
+use self::client::{Client, ClientError};
+use crate::api::types::{Drops, EndpointStatus, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status};
+
+const ABOUT: &str = "\
+weft shows what the Weft agent of this node does: its state, the endpoints, the cluster's objects as it knows them, the \
+BPF maps that the programs read, and the packets that they dropped. It only reads, and talks to nobody but the agent, \
+over the agent's unix socket.";
+
+const AFTER: &str = "\
+Output:
+  Text for people by default. --json prints what the API answers, for programs; weft observe --json prints one object a
+  line. Fields are added from version to version, never renamed.
+
+Exit status:
+  0  done
+  1  the agent refused or could not answer
+  2  wrong usage, or the agent does not run
+
+Examples:
+  weft status
+  weft endpoint list
+  weft map dump endpoints_v1
+  weft drops
+  weft observe --count 10
+  weft --socket /run/weft-lab/node-1/run/api.sock status --json";
+
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, about = "Shows what the Weft agent of this node does", long_about = ABOUT)]
+#[command(after_long_help = AFTER, max_term_width = 110, arg_required_else_help = true)]
+struct Cli {
+    /// The agent's API socket
+    ///
+    /// It is api.sock in the directory that the agent's --run-dir names.
+    #[arg(long, env = "WEFT_API_SOCKET", value_name = "PATH", default_value = "/run/weft/api.sock", global = true)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the agent at a glance: ready or why not, tunnel, programs, sources, what fails
+    Status(Output),
+    /// Show the pods' interfaces on this node
+    #[command(subcommand, visible_alias = "endpoints")]
+    Endpoint(List),
+    /// Show the nodes that this node knows, and how it reaches them
+    #[command(subcommand, visible_alias = "nodes")]
+    Node(List),
+    /// Show the pods of all nodes as this node knows them
+    #[command(subcommand, visible_alias = "pods")]
+    Pod(List),
+    /// Show the BPF maps that the programs read
+    #[command(subcommand, visible_alias = "maps")]
+    Map(Map),
+    /// Show what was dropped, why and where, since the counters were made
+    Drops(Output),
+    /// Follow drops as they happen, one line each
+    ///
+    /// The programs report at most --event-rate (a setting of the agent) events a second on each CPU; counters, shown by
+    /// `weft drops`, count all. Ends by Ctrl-C, or as --count and --timeout say.
+    Observe(Observe),
+}
+
+#[derive(Debug, Subcommand)]
+enum List {
+    /// List them
+    List(Output),
+}
+
+#[derive(Debug, Subcommand)]
+enum Map {
+    /// List the maps with their sizes
+    List(Output),
+    /// Show the entries of one map, by field
+    Dump {
+        /// Name of the map, as `weft map list` shows it
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+struct Output {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Observe {
+    #[command(flatten)]
+    output: Output,
+    /// End after so many events
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// End after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    seconds.ok_or_else(|| "not a number of seconds, such as 5 or 0.5".to_owned())
+}
+
+/// Runs a command line; its first word is the program's name.
+pub fn main<I>(args: I) -> ExitCode
+where
+    I: IntoIterator,
+    I::Item: Into<OsString> + Clone,
+{
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    match execute(&cli, &mut io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough: `weft observe | head`.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weft: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("write to standard output: {0}")]
+    Output(#[from] io::Error),
+}
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Client(ClientError::NotRunning { .. }) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
+    // One thread will do: one request, one answer.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(cli, out))
+}
+
+async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
+    let client = Client::new(&cli.socket);
+    match &cli.command {
+        Command::Status(o) => show(&client, *o, "/v1/status", |s: &Status| show::status(s), out).await,
+        Command::Endpoint(List::List(o)) => {
+            show(&client, *o, "/v1/endpoints", |l: &Vec<EndpointStatus>| show::endpoints(l), out).await
+        }
+        Command::Node(List::List(o)) => {
+            show(&client, *o, "/v1/nodes", |l: &Vec<NodeStatus>| show::nodes(l), out).await
+        }
+        Command::Pod(List::List(o)) => show(&client, *o, "/v1/pods", |l: &Vec<PodStatus>| show::pods(l), out).await,
+        Command::Map(Map::List(o)) => show(&client, *o, "/v1/maps", |l: &Vec<MapInfo>| show::maps(l), out).await,
+        Command::Map(Map::Dump { name, output }) => {
+            let path = format!("/v1/maps/{}", escaped(name));
+            show(&client, *output, &path, |l: &Vec<MapEntry>| show::entries(l), out).await
+        }
+        Command::Drops(o) => show(&client, *o, "/v1/drops", show::drops, out).await,
+        Command::Observe(observe) => follow(&client, observe, out).await,
+    }
+}
+
+async fn show<T: DeserializeOwned + Serialize>(
+    client: &Client,
+    output: Output,
+    path: &str,
+    text: impl Fn(&T) -> String,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    if output.json {
+        // As the agent says it, with what this version does not know of.
+        let answer: serde_json::Value = client.get(path).await?;
+        writeln!(out, "{answer:#}")?;
+    } else {
+        out.write_all(text(&client.get(path).await?).as_bytes())?;
+    }
+    Ok(out.flush()?)
+}
+
+async fn follow(client: &Client, observe: &Observe, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut lines = client.open("/v1/observe").await?;
+    let end = observe.timeout.and_then(|t| tokio::time::Instant::now().checked_add(t));
+    let mut left = observe.count;
+    while left != Some(0) {
+        let line = match end {
+            Some(end) => match tokio::time::timeout_at(end, lines.line()).await {
+                Ok(line) => line?,
+                Err(_) => return Ok(()),
+            },
+            None => lines.line().await?,
+        };
+        let Some(line) = line else {
+            let cause = "the agent ended the stream".to_owned();
+            return Err(ClientError::Broken { path: client.socket().to_owned(), cause }.into());
+        };
+        let event: Observed = serde_json::from_str(&line)
+            .map_err(|e| ClientError::Answer { request: "/v1/observe".into(), cause: e.to_string() })?;
+        if observe.output.json {
+            writeln!(out, "{line}")?;
+        } else {
+            writeln!(out, "{}", show::observed(&event))?;
+        }
+        out.flush()?;
+        if matches!(event, Observed::Drop(_)) {
+            left = left.map(|n| n - 1);
+        }
+    }
+    Ok(())
+}
+
+/// A word as one segment of a URL's path.
+fn escaped(word: &str) -> String {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_.".contains(b);
+    word.bytes().map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+#[cfg(test)]
+mod tests;

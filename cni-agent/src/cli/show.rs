@@ -1,0 +1,291 @@
+//! Answers of the API as text for people. Pure.
+use std::fmt::{Display, Write};
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::table::Table;
+use crate::api::types::{
+    DropEvent, Drops, EndpointStatus, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status,
+};
+
+pub(super) fn status(s: &Status) -> String {
+    let d = &s.datapath;
+    let mut lines = vec![
+        ("Node", format!("{}, kernel {}", s.node, s.kernel)),
+        ("Agent", format!("weft-agent {}, pid {}, up {}", s.version, s.pid, span(s.uptime_seconds))),
+        ("Ready", s.not_ready.as_ref().map_or_else(|| "yes".into(), |why| format!("no: {why}"))),
+    ];
+    let tunnel = match d.tunnel_address {
+        Some(ip) => format!("VXLAN over {}, from {ip}, UDP port {}", family(ip.is_ipv4()), d.tunnel_port),
+        None => format!("VXLAN, UDP port {}; the tunnel address is not known yet", d.tunnel_port),
+    };
+    lines.push(("Tunnel", tunnel));
+    if d.underlay_mtu != 0 {
+        lines.push(("MTU", format!("{} between nodes, {} for pods' routes", d.underlay_mtu, d.pod_mtu)));
+    }
+    for program in &d.programs {
+        lines.push(("Program", format!("{} on {} ({})", program.program, program.device, program.how)));
+    }
+    for (feature, there) in &d.features {
+        lines.push(("Kernel has", format!("{feature}: {}", yes(*there))));
+    }
+    for source in &s.sources {
+        let synced = if source.synced { "in sync" } else { "not in sync yet" };
+        lines.push((
+            "Source",
+            format!("{} {}: {synced}, {}", source.name, source.origin, count(source.objects, "object")),
+        ));
+        lines.extend(source.problems.iter().map(|problem| ("", format!("! {problem}"))));
+    }
+    let known = [count(s.nodes, "node"), count(s.pods, "pod"), count(s.endpoints, "endpoint") + " here"].join(", ");
+    lines.push(("Known", known));
+    let r = &s.reconciler;
+    let mut state = format!("revision {} of {}", r.applied, r.revision);
+    if r.pending + r.failed.len() == 0 {
+        state.push_str(", all is in the kernel");
+    } else {
+        write_to(&mut state, format_args!(", {} waiting, {} failing", count(r.pending, "row"), r.failed.len()));
+    }
+    if !r.pruning {
+        state.push_str("; leftovers stay until all sources are in sync");
+    }
+    lines.push(("Kernel", state));
+    for row in &r.failed {
+        lines.push(("", format!("! {}: {} ({} attempts; tried again)", row.row, row.error, row.retries)));
+    }
+    let drops = match s.dropped_packets {
+        0 => "none".to_owned(),
+        n => format!("{n} packets; `weft drops` says why"),
+    };
+    lines.push(("Drops", drops));
+
+    let mut text = String::new();
+    let mut last = "";
+    for (head, line) in lines {
+        // A head that repeats stands once.
+        let shown = if head == last { "" } else { head };
+        write_to(&mut text, format_args!("{shown:<11}{line}\n"));
+        last = if head.is_empty() { last } else { head };
+    }
+    text
+}
+
+pub(super) fn endpoints(list: &[EndpointStatus]) -> String {
+    let mut table =
+        Table::new([">ID", "POD", "IPV4", "IPV6", "MAC", "DEVICE", "INTERFACE", ">MTU", "CLASS", "STATE", "KERNEL"]);
+    for e in list {
+        table.row([
+            e.id.to_string(),
+            pod_name(&e.namespace, &e.pod),
+            text(e.ipv4),
+            text(e.ipv6),
+            e.mac.clone(),
+            e.device.clone(),
+            e.ifname.clone(),
+            e.mtu.to_string(),
+            class(e.label_class),
+            e.state.clone(),
+            e.kernel.clone(),
+        ]);
+    }
+    or(table, "There are no endpoints on this node: no pod has been added by weft-cni.\n")
+}
+
+pub(super) fn nodes(list: &[NodeStatus]) -> String {
+    let mut table = Table::new(["NAME", "POD CIDRS", "ADDRESSES", "TUNNEL TO", "NEXT HOP", ">MTU", "KERNEL"]);
+    for n in list {
+        let hop = n.next_hop.as_ref();
+        let next = match hop {
+            Some(hop) => format!("{} on device {}", hop.mac.as_deref().unwrap_or("resolved by the kernel"), hop.ifindex),
+            None if n.own => "this node".into(),
+            None => String::new(),
+        };
+        table.row([
+            n.name.clone(),
+            joined(&n.pod_cidrs),
+            joined(&n.internal_ips),
+            text(n.tunnel_address),
+            next,
+            text(hop.map(|hop| hop.mtu)),
+            n.kernel.clone(),
+        ]);
+    }
+    or(table, "No Node objects are known: `weft status` shows the sources.\n")
+}
+
+pub(super) fn pods(list: &[PodStatus]) -> String {
+    let mut table = Table::new(["POD", "NODE", "PHASE", "ADDRESSES", "CLASS", "LABELS", "PORTS"]);
+    for p in list {
+        let addresses = joined(&p.ips);
+        let labels: Vec<String> = p.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        table.row([
+            pod_name(&p.namespace, &p.name),
+            p.node.clone().unwrap_or_default(),
+            p.phase.clone(),
+            if p.host_network { format!("{addresses} (its node's)") } else { addresses },
+            class(p.label_class),
+            joined(&labels),
+            joined(&p.ports),
+        ]);
+    }
+    or(table, "No Pod objects are known: `weft status` shows the sources.\n")
+}
+
+pub(super) fn maps(list: &[MapInfo]) -> String {
+    let mut table = Table::new(["NAME", "TYPE", ">KEY", ">VALUE", ">ENTRIES", ">MAX", "ABOUT"]);
+    for m in list {
+        table.row([
+            m.name.clone(),
+            m.kind.clone(),
+            m.key_size.to_string(),
+            m.value_size.to_string(),
+            text(m.entries),
+            m.max_entries.to_string(),
+            m.about.clone(),
+        ]);
+    }
+    or(table, "The agent has no maps.\n")
+}
+
+pub(super) fn entries(list: &[MapEntry]) -> String {
+    let mut table = Table::new(["KEY", "VALUE"]);
+    for e in list {
+        table.row([fields(&e.key), fields(&e.value)]);
+    }
+    or(table, "The map has no entries.\n")
+}
+
+pub(super) fn drops(d: &Drops) -> String {
+    let mut table = Table::new(["REASON", "WHERE", ">PACKETS", ">BYTES", "MEANING"]);
+    for drop in d.drops.iter().filter(|drop| drop.packets != 0) {
+        table.row([
+            drop.reason.clone(),
+            drop.point.clone(),
+            drop.packets.to_string(),
+            drop.bytes.to_string(),
+            drop.description.clone(),
+        ]);
+    }
+    let mut text = or(table, "No packet was dropped.\n");
+    let mut table = Table::new(["NOT DROPPED", "WHERE", ">PACKETS", ">BYTES"]);
+    for verdict in d.verdicts.iter().filter(|verdict| verdict.packets != 0) {
+        table.row([
+            verdict.verdict.clone(),
+            verdict.point.clone(),
+            verdict.packets.to_string(),
+            verdict.bytes.to_string(),
+        ]);
+    }
+    if !table.is_empty() {
+        write_to(&mut text, format_args!("\n{table}"));
+    }
+    text
+}
+
+pub(super) fn observed(line: &Observed) -> String {
+    match line {
+        Observed::Lost { lost } => format!("{lost} events came too fast and are not shown here"),
+        Observed::Drop(e) => event(e),
+    }
+}
+
+fn event(e: &DropEvent) -> String {
+    // Years that the type cannot hold do not come from a clock.
+    let time = Timestamp::from_nanosecond(i128::from(e.time)).unwrap_or(Timestamp::UNIX_EPOCH);
+    let pod = e.pod.clone().unwrap_or_else(|| format!("device {}", e.ifindex));
+    let tuple = match (e.src, e.dst) {
+        (Some(src), Some(dst)) => {
+            let protocol = e.protocol.map(protocol).unwrap_or_default();
+            format!("{protocol} {} > {}", end(src, e.src_port), end(dst, e.dst_port))
+        }
+        _ => "no IP header".to_owned(),
+    };
+    format!("{time:.3} {pod} {tuple} {} bytes: {} at {}: {}", e.length, e.reason, e.point, e.description)
+}
+
+fn end(ip: std::net::IpAddr, port: Option<u16>) -> String {
+    match port {
+        Some(port) => std::net::SocketAddr::new(ip, port).to_string(),
+        None => ip.to_string(),
+    }
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        1 => "ICMP".into(),
+        6 => "TCP".into(),
+        17 => "UDP".into(),
+        58 => "ICMPv6".into(),
+        132 => "SCTP".into(),
+        other => format!("protocol {other}"),
+    }
+}
+
+/// A key or value: `name=value …` for a struct, the plain value otherwise.
+fn fields(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().filter(|(name, _)| *name != "pad");
+            fields.map(|(name, value)| format!("{name}={}", fields_within(value))).collect::<Vec<_>>().join(" ")
+        }
+        other => fields_within(other),
+    }
+}
+fn fields_within(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn or(table: Table, nothing: &str) -> String {
+    if table.is_empty() { nothing.to_owned() } else { table.to_string() }
+}
+
+fn pod_name(namespace: &str, name: &str) -> String {
+    if name.is_empty() { String::new() } else { format!("{namespace}/{name}") }
+}
+
+/// A label class as tcpdump prints the VNI that carries it: a decimal number.
+fn class(hash: u32) -> String {
+    if hash == crate::identity::UNKNOWN { String::new() } else { hash.to_string() }
+}
+
+fn text(value: Option<impl Display>) -> String {
+    value.map(|v| v.to_string()).unwrap_or_default()
+}
+
+fn joined(list: &[impl Display]) -> String {
+    list.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+fn yes(b: bool) -> &'static str {
+    if b { "yes" } else { "no" }
+}
+
+fn family(v4: bool) -> &'static str {
+    if v4 { "IPv4" } else { "IPv6" }
+}
+
+fn span(seconds: u64) -> String {
+    let (d, h, m, s) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    match (d, h, m) {
+        (0, 0, 0) => format!("{s}s"),
+        (0, 0, _) => format!("{m}m {s}s"),
+        (0, _, _) => format!("{h}h {m}m"),
+        _ => format!("{d}d {h}h"),
+    }
+}
+
+fn write_to(text: &mut String, args: std::fmt::Arguments<'_>) {
+    // A string takes all that is written to it.
+    drop(text.write_fmt(args));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::*;
+use crate::api::{
+    tests::event as an_event,
+    types::{Attachment, DatapathStatus, FailedRow, NextHopStatus, ReconcilerStatus, SourceStatus, VerdictCount},
+};
+
+#[test]
+fn a_healthy_agents_status_is_short() {
+    let expected = "\
+Node       node-1, kernel 6.18.0
+Agent      weft-agent 0.1.0, pid 42, up 1h 1m
+Ready      yes
+Tunnel     VXLAN over IPv4, from 10.0.0.1, UDP port 8472
+MTU        1500 between nodes, 1450 for pods' routes
+Program    from_netdev on eth0 (tcx)
+           from_pod on block 87 (block)
+Kernel has adjust_room ENCAP_L2_ETH: yes
+Source     manifests /etc/weft/manifests: in sync, 4 objects
+Known      2 nodes, 2 pods, 1 endpoint here
+Kernel     revision 9 of 9, all is in the kernel
+Drops      none
+";
+    assert_eq!(super::status(&healthy()), expected);
+}
+
+#[test]
+fn a_status_with_troubles_names_them() {
+    let mut s = healthy();
+    s.not_ready = Some("no Node object named node-1 was seen".into());
+    s.datapath.tunnel_address = None;
+    s.sources[0].synced = false;
+    s.sources[0].problems = vec!["a.yaml: line 3: no".into()];
+    s.reconciler = ReconcilerStatus {
+        revision: 9,
+        applied: 8,
+        pending: 1,
+        failed: vec![FailedRow { row: "node node-2".into(), error: "map is full".into(), retries: 4 }],
+        pruning: false,
+    };
+    s.dropped_packets = 12;
+    let text = super::status(&s);
+    for line in [
+        "Ready      no: no Node object named node-1 was seen",
+        "Tunnel     VXLAN, UDP port 8472; the tunnel address is not known yet",
+        "Source     manifests /etc/weft/manifests: not in sync yet, 4 objects",
+        "           ! a.yaml: line 3: no",
+        "Kernel     revision 8 of 9, 1 row waiting, 1 failing; leftovers stay until all sources are in sync",
+        "           ! node node-2: map is full (4 attempts; tried again)",
+        "Drops      12 packets; `weft drops` says why",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line:?} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn a_node_shows_the_way_to_it() {
+    let hop = NextHopStatus { ifindex: 2, mac: Some("02:00:00:00:00:02".into()), mtu: 1500 };
+    let other = NodeStatus {
+        name: "node-2".into(),
+        own: false,
+        pod_cidrs: vec!["10.2.0.0/24".parse().unwrap(), "fd00:2::/64".parse().unwrap()],
+        internal_ips: vec!["10.0.0.2".parse().unwrap()],
+        tunnel_address: Some("10.0.0.2".parse().unwrap()),
+        next_hop: Some(hop.clone()),
+        kernel: "applied".into(),
+    };
+    let unresolved = NodeStatus { next_hop: Some(NextHopStatus { mac: None, ..hop }), ..other.clone() };
+    let own = NodeStatus { name: "node-1".into(), own: true, next_hop: None, ..other.clone() };
+    let text = nodes(&[own, other, unresolved]);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[1].contains("this node"), "{text}");
+    assert!(lines[2].contains("10.2.0.0/24,fd00:2::/64  10.0.0.2   10.0.0.2   02:00:00:00:00:02 on device 2"), "{text}");
+    assert!(lines[3].contains("resolved by the kernel on device 2"), "{text}");
+}
+
+#[test]
+fn map_entries_show_fields_without_padding() {
+    let entry = MapEntry { key: json!("10.1.0.1"), value: json!({"ifindex": 7, "mac": "02:00:00:00:00:01", "pad": 0}) };
+    let text = entries(&[entry]);
+    assert!(text.ends_with("10.1.0.1  ifindex=7 mac=02:00:00:00:00:01\n"), "{text}");
+    assert_eq!(fields(&json!([1, 2])), "[1,2]");
+}
+
+#[test]
+fn verdicts_stand_apart_from_drops() {
+    let verdict = VerdictCount { verdict: "peer".into(), point: "from_pod".into(), packets: 5, bytes: 500 };
+    let text = drops(&Drops { drops: vec![], verdicts: vec![verdict] });
+    assert_eq!(text, "No packet was dropped.\n\nNOT DROPPED  WHERE     PACKETS  BYTES\npeer         from_pod        5    500\n");
+}
+
+#[test]
+fn an_event_is_one_line() {
+    let line = observed(&Observed::Drop(Box::new(an_event("Short"))));
+    let expected = "2023-11-14T22:13:20.123Z default/web TCP 10.1.0.1:4000 > [fd00::1]:80 74 bytes: Short at from_pod: it is so";
+    assert_eq!(line, expected);
+    let bare = DropEvent { pod: None, src: None, dst: None, protocol: None, ..an_event("Short") };
+    assert!(event(&bare).contains(" device 7 no IP header 74 bytes: "), "{}", event(&bare));
+    let ping = DropEvent { protocol: Some(1), src_port: None, dst_port: None, ..an_event("Short") };
+    assert!(event(&ping).contains(" ICMP 10.1.0.1 > fd00::1 74 bytes"), "{}", event(&ping));
+    assert_eq!(observed(&Observed::Lost { lost: 3 }), "3 events came too fast and are not shown here");
+}
+
+#[test]
+fn spans_of_time_show_their_two_largest_parts() {
+    assert_eq!([0, 59, 61, 3661, 90_000].map(span), ["0s", "59s", "1m 1s", "1h 1m", "1d 1h"]);
+}
+
+fn healthy() -> Status {
+    Status {
+        node: "node-1".into(),
+        version: "0.1.0".into(),
+        kernel: "6.18.0".into(),
+        pid: 42,
+        uptime_seconds: 3660,
+        not_ready: None,
+        datapath: DatapathStatus {
+            tunnel_address: Some("10.0.0.1".parse().unwrap()),
+            tunnel_port: 8472,
+            underlay_mtu: 1500,
+            pod_mtu: 1450,
+            programs: vec![
+                Attachment { program: "from_netdev".into(), device: "eth0".into(), how: "tcx".into() },
+                Attachment { program: "from_pod".into(), device: "block 87".into(), how: "block".into() },
+            ],
+            features: BTreeMap::from([("adjust_room ENCAP_L2_ETH".into(), true)]),
+        },
+        sources: vec![SourceStatus {
+            name: "manifests".into(),
+            origin: "/etc/weft/manifests".into(),
+            synced: true,
+            objects: 4,
+            problems: vec![],
+        }],
+        reconciler: ReconcilerStatus { revision: 9, applied: 9, pending: 0, failed: vec![], pruning: true },
+        nodes: 2,
+        pods: 2,
+        endpoints: 1,
+        dropped_packets: 0,
+    }
+}

@@ -1,0 +1,124 @@
+use std::sync::Arc;
+
+use clap::CommandFactory;
+
+use super::*;
+use crate::api::{
+    tests::{Fake, Served, event},
+    types::DropCount,
+};
+
+#[test]
+fn the_command_line_is_consistent_and_documented() {
+    Cli::command().debug_assert();
+    let help = Cli::command().render_long_help().to_string();
+    for part in ["Output:", "Exit status:", "Examples:", "WEFT_API_SOCKET", "/run/weft/api.sock", "observe"] {
+        assert!(help.contains(part), "{part} is missing in\n{help}");
+    }
+}
+
+#[tokio::test]
+async fn lists_are_tables_and_json_is_what_the_api_says() {
+    let served = Served::new(Fake::default());
+    let text = weft(&served, &["node", "list"]).await.unwrap();
+    assert!(text.starts_with("NAME ") && text.contains("node-1  10.1.0.0/24"), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_str(&weft(&served, &["node", "list", "--json"]).await.unwrap()).unwrap();
+    assert_eq!(json[0]["pod_cidrs"], serde_json::json!(["10.1.0.0/24"]));
+    assert!(weft(&served, &["status"]).await.unwrap().contains("node-1"));
+    assert!(weft(&served, &["map", "list"]).await.unwrap().contains("local_v1"));
+    assert!(weft(&served, &["map", "dump", "local_v1"]).await.unwrap().contains("10.1.0.1  ifindex=7"));
+    assert!(weft(&served, &["endpoint", "list"]).await.unwrap().contains("no endpoints"));
+    assert!(weft(&served, &["pod", "list"]).await.unwrap().contains("No Pod objects"));
+}
+
+#[tokio::test]
+async fn a_map_that_is_not_there_is_named_with_the_cure() {
+    let served = Served::new(Fake::default());
+    for name in ["none", "a/b c?"] {
+        let error = weft(&served, &["map", "dump", name]).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("there is no map `{name}`: `weft map list` shows the maps"));
+        assert_eq!(format!("{:?}", error.exit_code()), format!("{:?}", ExitCode::from(1)));
+    }
+}
+
+#[tokio::test]
+async fn drops_show_only_what_was_counted() {
+    let count = |reason: &str, packets| DropCount {
+        reason: reason.into(),
+        point: "from_pod".into(),
+        packets,
+        bytes: 60 * packets,
+        description: "it is so".into(),
+    };
+    let drops = Drops { drops: vec![count("Short", 3), count("Vlan", 0)], verdicts: vec![] };
+    let served = Served::new(Fake { drops, ..Fake::default() });
+    let text = weft(&served, &["drops"]).await.unwrap();
+    assert!(text.contains("Short") && text.contains("it is so") && !text.contains("Vlan"), "{text}");
+    let served = Served::new(Fake::default());
+    assert_eq!(weft(&served, &["drops"]).await.unwrap(), "No packet was dropped.\n");
+}
+
+#[tokio::test]
+async fn observe_ends_after_the_count() {
+    let fake = Fake::default();
+    let served = Served::new(fake.clone());
+    for json in [false, true] {
+        let arguments: &[&str] = if json { &["observe", "--count=2", "--json"] } else { &["observe", "--count=2"] };
+        let (text, ()) = tokio::join!(weft(&served, arguments), async {
+            while fake.events.receiver_count() == 0 {
+                tokio::task::yield_now().await;
+            }
+            fake.events.send(Arc::new(event("Short"))).unwrap();
+            fake.events.send(Arc::new(event("Vlan"))).unwrap();
+        });
+        let text = text.unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert_eq!(text.lines().all(|line| line.starts_with('{')), json);
+        while fake.events.receiver_count() != 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn observe_ends_after_the_timeout_and_at_once_when_nothing_is_asked_for() {
+    let served = Served::new(Fake::default());
+    assert_eq!(weft(&served, &["observe", "--timeout", "0.01"]).await.unwrap(), "");
+    assert_eq!(weft(&served, &["observe", "--count", "0"]).await.unwrap(), "");
+}
+
+#[test]
+fn without_an_agent_it_says_where_it_looked_and_what_to_do_and_exits_with_2() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("api.sock");
+    let abandoned = |path: &PathBuf| drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+    for prepare in [None, Some(abandoned)] {
+        if let Some(prepare) = prepare {
+            prepare(&path);
+        }
+        let socket = path.display().to_string();
+        let cli = Cli::try_parse_from(["weft", "--socket", &socket, "status"]).unwrap();
+        let error = execute(&cli, &mut Vec::new()).unwrap_err();
+        let text = error.to_string();
+        for part in [socket.as_str(), "does not run", "Start the agent", "WEFT_API_SOCKET"] {
+            assert!(text.contains(part), "{part} is missing in: {text}");
+        }
+        assert_eq!(format!("{:?}", error.exit_code()), format!("{:?}", ExitCode::from(2)));
+    }
+}
+
+#[test]
+fn words_are_escaped_in_paths() {
+    assert_eq!(escaped("local_v1"), "local_v1");
+    assert_eq!(escaped("a/b ?ü"), "a%2Fb%20%3F%C3%BC");
+}
+
+async fn weft(served: &Served, arguments: &[&str]) -> Result<String, Failure> {
+    let socket = served.path.display().to_string();
+    let line = ["weft", "--socket", &socket];
+    let cli = Cli::try_parse_from(line.iter().chain(arguments)).unwrap();
+    let mut out = Vec::new();
+    run(&cli, &mut out).await?;
+    Ok(String::from_utf8(out).unwrap())
+}

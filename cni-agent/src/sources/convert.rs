@@ -1,0 +1,261 @@
+//! From Kubernetes' object types to the tables' own. Pure; whoever delivers the objects uses it.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+
+use crate::tables::{NamedPort, Node, Phase, Pod, Protocol};
+
+/// An object that the tables cannot take.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConvertError {
+    /// A field that names the object is missing.
+    #[error("a {kind} has no {field}: give it one")]
+    Missing {
+        /// The object's kind.
+        kind: &'static str,
+        /// The field's path.
+        field: &'static str,
+    },
+    /// A field's text does not say what it should.
+    #[error("{object}: {field} is `{value}`, not {expected}")]
+    Value {
+        /// Kind and name of the object.
+        object: String,
+        /// The field's path.
+        field: &'static str,
+        /// What stands there.
+        value: String,
+        /// What should.
+        expected: &'static str,
+    },
+}
+
+/// Takes a Node object over.
+pub fn node(object: &core::Node) -> Result<Node, ConvertError> {
+    let name = named("Node", object.metadata.name.as_deref())?;
+    let bad = |field, value: &str, expected| ConvertError::Value {
+        object: format!("Node {name}"),
+        field,
+        value: value.to_owned(),
+        expected,
+    };
+    let spec = object.spec.as_ref();
+    let listed = spec.and_then(|s| s.pod_cidrs.as_deref()).unwrap_or_default();
+    let single = spec.and_then(|s| s.pod_cidr.as_ref());
+    let texts: Vec<&String> = if listed.is_empty() { single.into_iter().collect() } else { listed.iter().collect() };
+    let mut pod_cidrs = Vec::new();
+    for text in texts {
+        let net: IpNet = text.parse().map_err(|_| {
+            bad("spec.podCIDRs", text, "a network in CIDR notation such as 10.244.1.0/24 or fd00:1::/64")
+        })?;
+        push_new(&mut pod_cidrs, net.trunc());
+    }
+    let addresses = object.status.as_ref().and_then(|s| s.addresses.as_deref()).unwrap_or_default();
+    let mut internal_ips = Vec::new();
+    for address in addresses.iter().filter(|a| a.type_ == "InternalIP") {
+        let ip = ip(&address.address).ok_or_else(|| bad("status.addresses", &address.address, "an IP address"))?;
+        push_new(&mut internal_ips, ip);
+    }
+    Ok(Node { name: name.to_owned(), pod_cidrs, internal_ips })
+}
+
+/// Takes a Pod object over.
+pub fn pod(object: &core::Pod) -> Result<Pod, ConvertError> {
+    let name = named("Pod", object.metadata.name.as_deref())?;
+    let namespace = object.metadata.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
+    let bad = |field, value: String, expected| ConvertError::Value {
+        object: format!("Pod {namespace}/{name}"),
+        field,
+        value,
+        expected,
+    };
+    let (spec, status) = (object.spec.as_ref(), object.status.as_ref());
+    let listed = status.and_then(|s| s.pod_ips.as_deref()).unwrap_or_default().iter().map(|p| &p.ip);
+    let single = status.and_then(|s| s.pod_ip.as_ref());
+    let mut ips = Vec::new();
+    // Both fields have the first address; an object written by hand may have either.
+    for text in single.into_iter().chain(listed).filter(|t| !t.is_empty()) {
+        push_new(&mut ips, ip(text).ok_or_else(|| bad("status.podIPs", text.clone(), "an IP address"))?);
+    }
+    let mut ports = BTreeSet::new();
+    for port in spec.into_iter().flat_map(container_ports) {
+        let Some(port_name) = port.name.clone().filter(|n| !n.is_empty()) else { continue };
+        let field = "spec.containers[].ports[]";
+        let number = u16::try_from(port.container_port)
+            .ok()
+            .filter(|n| *n != 0)
+            .ok_or_else(|| bad(field, port.container_port.to_string(), "a port from 1 to 65535"))?;
+        let protocol = match port.protocol.as_deref() {
+            None | Some("" | "TCP") => Protocol::Tcp,
+            Some("UDP") => Protocol::Udp,
+            Some("SCTP") => Protocol::Sctp,
+            Some(other) => return Err(bad(field, other.to_owned(), "one of the protocols TCP, UDP, SCTP")),
+        };
+        ports.insert(NamedPort { name: port_name, protocol, port: number });
+    }
+    Ok(Pod {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        node: spec.and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty()),
+        labels: labels(object.metadata.labels.as_ref()),
+        ips,
+        phase: match status.and_then(|s| s.phase.as_deref()) {
+            None | Some("" | "Pending") => Phase::Pending,
+            Some("Running") => Phase::Running,
+            Some("Succeeded") => Phase::Succeeded,
+            Some("Failed") => Phase::Failed,
+            Some(_) => Phase::Unknown,
+        },
+        host_network: spec.and_then(|s| s.host_network).unwrap_or_default(),
+        ports,
+    })
+}
+
+/// The ports that a pod's traffic can go to: those of containers, and of init containers that go on running beside them.
+fn container_ports(spec: &core::PodSpec) -> impl Iterator<Item = &core::ContainerPort> {
+    let sidecar = |c: &&core::Container| c.restart_policy.as_deref() == Some("Always");
+    let sidecars = spec.init_containers.as_deref().unwrap_or_default().iter().filter(sidecar);
+    spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.as_deref().unwrap_or_default())
+}
+
+fn named<'a>(kind: &'static str, name: Option<&'a str>) -> Result<&'a str, ConvertError> {
+    name.filter(|n| !n.is_empty()).ok_or(ConvertError::Missing { kind, field: "metadata.name" })
+}
+
+fn labels(labels: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
+    labels.cloned().unwrap_or_default()
+}
+
+/// An address in its one form: what a packet carries is IPv4, however the object writes it.
+fn ip(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+fn push_new<T: PartialEq>(list: &mut Vec<T>, item: T) {
+    if !list.contains(&item) {
+        list.push(item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_node_keeps_its_cidrs_and_internal_addresses_in_order() {
+        let node = convert_node(json!({
+            "metadata": {"name": "n1", "labels": {"a": "b"}},
+            "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["fd00:1::/64", "10.1.0.7/24"]},
+            "status": {"addresses": [
+                {"type": "Hostname", "address": "n1"}, {"type": "ExternalIP", "address": "192.0.2.1"},
+                {"type": "InternalIP", "address": "fd00::1"}, {"type": "InternalIP", "address": "10.0.0.1"},
+                {"type": "InternalIP", "address": "::ffff:10.0.0.1"},
+            ]},
+        }));
+        let expected = Node {
+            name: "n1".into(),
+            pod_cidrs: vec!["fd00:1::/64".parse().unwrap(), "10.1.0.0/24".parse().unwrap()],
+            internal_ips: vec!["fd00::1".parse().unwrap(), "10.0.0.1".parse().unwrap()],
+        };
+        assert_eq!(node, Ok(expected));
+    }
+
+    #[test]
+    fn the_single_pod_cidr_serves_where_there_is_no_list() {
+        let node = convert_node(json!({"metadata": {"name": "n1"}, "spec": {"podCIDR": "10.1.0.0/24"}})).unwrap();
+        assert_eq!(node.pod_cidrs, ["10.1.0.0/24".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_pod_is_trimmed_to_what_the_datapath_asks_for() {
+        let pod = convert_pod(json!({
+            "metadata": {"namespace": "shop", "name": "web", "labels": {"app": "web"}},
+            "spec": {
+                "nodeName": "n1",
+                "hostNetwork": true,
+                "containers": [
+                    {"name": "a", "ports": [{"name": "http", "containerPort": 8080}, {"containerPort": 9}]},
+                    {"name": "b", "ports": [{"name": "dns", "containerPort": 53, "protocol": "UDP"}]},
+                ],
+                "initContainers": [
+                    {"name": "over", "ports": [{"name": "gone", "containerPort": 1}]},
+                    {"name": "stays", "restartPolicy": "Always", "ports": [{"name": "mesh", "containerPort": 15001}]},
+                ],
+            },
+            "status": {"phase": "Running", "podIP": "10.1.0.5", "podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00:1::5"}]},
+        }))
+        .unwrap();
+        let port = |name: &str, protocol, port| NamedPort { name: name.into(), protocol, port };
+        let expected = Pod {
+            namespace: "shop".into(),
+            name: "web".into(),
+            node: Some("n1".into()),
+            labels: BTreeMap::from([("app".into(), "web".into())]),
+            ips: vec!["10.1.0.5".parse().unwrap(), "fd00:1::5".parse().unwrap()],
+            phase: Phase::Running,
+            host_network: true,
+            ports: BTreeSet::from([
+                port("http", Protocol::Tcp, 8080),
+                port("dns", Protocol::Udp, 53),
+                port("mesh", Protocol::Tcp, 15001),
+            ]),
+        };
+        assert_eq!(pod, expected);
+    }
+
+    #[test]
+    fn a_pod_that_is_not_scheduled_yet_is_taken() {
+        let pod = convert_pod(json!({"metadata": {"name": "web"}, "spec": {"containers": []}})).unwrap();
+        assert_eq!((pod.namespace.as_str(), pod.node, pod.ips, pod.phase), ("default", None, vec![], Phase::Pending));
+    }
+
+    #[test]
+    fn a_value_that_makes_no_sense_is_named_with_its_object() {
+        let cases = [
+            (convert_node(json!({"metadata": {}})).unwrap_err(), "a Node has no metadata.name: give it one"),
+            (
+                convert_node(json!({"metadata": {"name": "n"}, "spec": {"podCIDRs": ["10.1.0.0"]}})).unwrap_err(),
+                "Node n: spec.podCIDRs is `10.1.0.0`, not a network in CIDR notation",
+            ),
+            (
+                convert_node(json!({"metadata": {"name": "n"}, "status": {"addresses": [
+                    {"type": "InternalIP", "address": "n.example"}]}}))
+                .unwrap_err(),
+                "Node n: status.addresses is `n.example`, not an IP address",
+            ),
+            (
+                convert_pod(json!({"metadata": {"name": "p"}, "status": {"podIP": "x"}})).unwrap_err(),
+                "Pod default/p: status.podIPs is `x`",
+            ),
+            (convert_pod(with_port(json!({"name": "h", "containerPort": 65536}))).unwrap_err(), "`65536`, not a port"),
+            (convert_pod(with_port(json!({"name": "h", "containerPort": 0}))).unwrap_err(), "`0`, not a port"),
+            (
+                convert_pod(with_port(json!({"name": "h", "containerPort": 1, "protocol": "tcp"}))).unwrap_err(),
+                "`tcp`, not one of the protocols",
+            ),
+        ];
+        for (error, text) in cases {
+            assert!(error.to_string().contains(text), "{error}");
+        }
+    }
+
+    fn with_port(port: Value) -> Value {
+        json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "ports": [port]}]}})
+    }
+    fn convert_node(mut object: Value) -> Result<Node, ConvertError> {
+        object["apiVersion"] = "v1".into();
+        object["kind"] = "Node".into();
+        node(&serde_json::from_value(object).unwrap())
+    }
+    fn convert_pod(mut object: Value) -> Result<Pod, ConvertError> {
+        object["apiVersion"] = "v1".into();
+        object["kind"] = "Pod".into();
+        pod(&serde_json::from_value(object).unwrap())
+    }
+}

@@ -1,0 +1,268 @@
+//! Which file says what, and so what each row is. No I/O: the follower reads, this decides.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
+
+use super::parse::Object;
+use crate::tables::{Row, Tables};
+
+/// The objects of all files.
+#[derive(Debug, Default)]
+pub struct Files {
+    files: BTreeMap<String, File>,
+    /// The files that name a row. Most rows have one.
+    owners: BTreeMap<Row, BTreeSet<String>>,
+    /// Rows to be published: something about them changed.
+    touched: BTreeSet<Row>,
+    /// Rows with several owners that were warned of.
+    shared: BTreeSet<Row>,
+}
+
+#[derive(Debug)]
+struct File {
+    /// When what `objects` holds was written: the last good state.
+    written: SystemTime,
+    objects: BTreeMap<Row, Object>,
+    problem: Option<String>,
+    /// It was read without an error at least once.
+    known: bool,
+}
+
+impl Files {
+    /// A file was read: what it names now replaces what it named before.
+    pub fn good(&mut self, name: &str, written: SystemTime, objects: Vec<Object>) {
+        if self.files.get(name).is_some_and(|file| file.problem.is_some()) {
+            tracing::info!(file = name, "manifest file can be read again");
+        }
+        let mut named = BTreeMap::new();
+        let mut problem = None;
+        for object in objects {
+            let row = object.row();
+            if named.insert(row.clone(), object).is_some() {
+                problem = Some(format!("{name}: it has {row} twice; the later one counts: remove the other"));
+            }
+        }
+        if let Some(problem) = &problem {
+            tracing::warn!(file = name, problem, "manifest file contradicts itself");
+        }
+        self.drop_objects(name);
+        for row in named.keys() {
+            self.owners.entry(row.clone()).or_default().insert(name.to_owned());
+            self.touched.insert(row.clone());
+        }
+        self.files.insert(name.to_owned(), File { written, objects: named, problem, known: true });
+    }
+
+    /// A file could not be read or does not parse: its last good objects stay.
+    pub fn bad(&mut self, name: &str, cause: &str) {
+        let file = self.files.entry(name.to_owned()).or_insert_with(|| File {
+            written: SystemTime::UNIX_EPOCH,
+            objects: BTreeMap::new(),
+            problem: None,
+            known: false,
+        });
+        let kept = match file.objects.len() {
+            0 => "nothing of it is used".to_owned(),
+            n => format!("its last good content stays in use ({n} objects)"),
+        };
+        let problem = format!("{name}: {cause}; {kept}: correct the file or remove it");
+        if file.problem.as_ref() != Some(&problem) {
+            tracing::warn!(file = name, cause, kept, "manifest file is not usable");
+            file.problem = Some(problem);
+        }
+    }
+
+    /// A file is gone, and its objects with it.
+    pub fn removed(&mut self, name: &str) {
+        self.drop_objects(name);
+        self.files.remove(name);
+    }
+
+    fn drop_objects(&mut self, name: &str) {
+        let Some(file) = self.files.get_mut(name) else { return };
+        for row in std::mem::take(&mut file.objects).into_keys() {
+            if let Some(owners) = self.owners.get_mut(&row) {
+                owners.remove(name);
+                if owners.is_empty() {
+                    self.owners.remove(&row);
+                }
+            }
+            self.touched.insert(row);
+        }
+    }
+
+    /// Brings the tables up to date, row by row. Call it after all files of a look were taken in, so that an object that
+    /// moved from one file to another never goes missing between.
+    pub fn publish(&mut self, tables: &Tables) {
+        for row in std::mem::take(&mut self.touched) {
+            match self.winner(&row).map(|(_, object)| object.clone()) {
+                Some(Object::Node(node)) => tables.set_node(node),
+                Some(Object::Pod(pod)) => tables.set_pod(pod),
+                None => match &row {
+                    Row::Node(name) => tables.remove_node(name),
+                    Row::Pod(key) => tables.remove_pod(key),
+                    // No object of a file names another row.
+                    _ => continue,
+                },
+            };
+            if self.owners.get(&row).is_none_or(|owners| owners.len() < 2) {
+                self.shared.remove(&row);
+            } else if self.shared.insert(row.clone()) {
+                tracing::warn!(problem = self.shared_problem(&row), "two manifest files name one object");
+            }
+        }
+    }
+
+    /// The file that was written last counts; of two written at one time, the one whose name sorts last. Both are read
+    /// from the files, so that a restarted agent decides alike.
+    fn winner(&self, row: &Row) -> Option<(&str, &Object)> {
+        let owners = self.owners.get(row)?.iter();
+        let files = owners.filter_map(|name| self.files.get(name).map(|file| (file.written, name, file)));
+        let (_, name, file) = files.max_by_key(|(written, name, _)| (*written, *name))?;
+        Some((name, file.objects.get(row)?))
+    }
+
+    fn shared_problem(&self, row: &Row) -> String {
+        let owners: Vec<&str> = self.owners.get(row).into_iter().flatten().map(String::as_str).collect();
+        let counts = self.winner(row).map_or("none", |(name, _)| name);
+        format!("{row} is in {}; {counts} was written last and counts: remove it from the others", owners.join(", "))
+    }
+
+    /// What is wrong now, in order.
+    pub fn problems(&self) -> Vec<String> {
+        let files = self.files.values().filter_map(|file| file.problem.clone());
+        files.chain(self.shared.iter().map(|row| self.shared_problem(row))).collect()
+    }
+    /// Objects that the files name.
+    pub fn count(&self) -> usize {
+        self.owners.len()
+    }
+    /// Whether every file that is there was once read without an error: only then is it known what is *not* wanted.
+    pub fn complete(&self) -> bool {
+        self.files.values().all(|file| file.known)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::tables::Node;
+
+    #[test]
+    fn a_removed_file_removes_its_objects() {
+        let (mut files, tables) = both();
+        files.good("a.yaml", at(1), vec![node("n1", 1), node("n2", 1)]);
+        files.publish(&tables);
+        assert_eq!(names(&tables), ["n1", "n2"]);
+        files.removed("a.yaml");
+        files.publish(&tables);
+        assert_eq!((names(&tables), files.count()), (vec![], 0));
+    }
+
+    #[test]
+    fn an_object_that_a_file_no_longer_names_is_removed_and_equal_ones_do_not_change() {
+        let (mut files, tables) = both();
+        files.good("a.yaml", at(1), vec![node("n1", 1), node("n2", 1)]);
+        files.publish(&tables);
+        let before = tables.revision();
+        files.good("a.yaml", at(2), vec![node("n2", 1)]);
+        files.publish(&tables);
+        assert_eq!(names(&tables), ["n2"]);
+        assert_eq!(tables.revision().0, before.0 + 1);
+    }
+
+    #[test]
+    fn an_object_that_moves_to_another_file_does_not_go_missing() {
+        let (mut files, tables) = both();
+        files.good("a.yaml", at(1), vec![node("n1", 1)]);
+        files.publish(&tables);
+        let before = tables.revision();
+        files.removed("a.yaml");
+        files.good("b.yaml", at(1), vec![node("n1", 1)]);
+        files.publish(&tables);
+        assert_eq!(tables.revision(), before);
+        assert_eq!(files.problems(), [""; 0]);
+    }
+
+    #[test]
+    fn of_two_files_the_one_written_last_counts_and_the_other_takes_over_when_it_goes() {
+        let (mut files, tables) = both();
+        files.good("b.yaml", at(1), vec![node("n1", 1)]);
+        files.good("a.yaml", at(2), vec![node("n1", 2)]);
+        files.publish(&tables);
+        assert_eq!(internal_ip(&tables, "n1"), 2);
+        let problem = "node n1 is in a.yaml, b.yaml; a.yaml was written last and counts: remove it from the others";
+        assert_eq!(files.problems(), [problem]);
+        files.removed("a.yaml");
+        files.publish(&tables);
+        assert_eq!(internal_ip(&tables, "n1"), 1);
+        assert_eq!(files.problems(), [""; 0]);
+    }
+
+    #[test]
+    fn of_two_files_written_at_one_time_the_name_decides_in_any_order_of_reading() {
+        for order in [["a.yaml", "b.yaml"], ["b.yaml", "a.yaml"]] {
+            let (mut files, tables) = both();
+            for name in order {
+                files.good(name, at(1), vec![node("n1", name.as_bytes()[0])]);
+                files.publish(&tables);
+            }
+            assert_eq!(internal_ip(&tables, "n1"), b'b');
+        }
+    }
+
+    #[test]
+    fn a_file_that_breaks_keeps_its_last_good_objects_and_says_so() {
+        let (mut files, tables) = both();
+        files.good("a.yaml", at(1), vec![node("n1", 1)]);
+        files.bad("a.yaml", "line 3: no");
+        files.publish(&tables);
+        assert_eq!(names(&tables), ["n1"]);
+        let problem =
+            "a.yaml: line 3: no; its last good content stays in use (1 objects): correct the file or remove it";
+        assert_eq!(files.problems(), [problem]);
+        assert!(files.complete());
+        files.good("a.yaml", at(2), vec![node("n1", 1)]);
+        assert_eq!(files.problems(), [""; 0]);
+    }
+
+    #[test]
+    fn a_file_that_was_never_read_leaves_the_picture_incomplete() {
+        let (mut files, _) = both();
+        files.bad("a.yaml", "line 1: no");
+        assert!(!files.complete());
+        files.removed("a.yaml");
+        assert!(files.complete());
+    }
+
+    #[test]
+    fn an_object_twice_in_one_file_is_a_problem_and_the_later_one_counts() {
+        let (mut files, tables) = both();
+        files.good("a.yaml", at(1), vec![node("n1", 1), node("n1", 2)]);
+        files.publish(&tables);
+        assert_eq!(internal_ip(&tables, "n1"), 2);
+        assert_eq!(files.problems(), ["a.yaml: it has node n1 twice; the later one counts: remove the other"]);
+    }
+
+    fn both() -> (Files, Tables) {
+        (Files::default(), Tables::new())
+    }
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+    fn node(name: &str, v: u8) -> Object {
+        Object::Node(Node { name: name.into(), pod_cidrs: vec![], internal_ips: vec![[10, 0, 0, v].into()] })
+    }
+    fn names(tables: &Tables) -> Vec<String> {
+        tables.read().nodes.keys().cloned().collect()
+    }
+    fn internal_ip(tables: &Tables, name: &str) -> u8 {
+        match tables.read().nodes[name].internal_ips[0] {
+            std::net::IpAddr::V4(ip) => ip.octets()[3],
+            std::net::IpAddr::V6(_) => panic!("the tests use IPv4"),
+        }
+    }
+}

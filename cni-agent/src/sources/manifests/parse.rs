@@ -1,0 +1,207 @@
+//! The text of one manifest file → objects. Pure.
+use k8s_openapi::api::core::v1 as core;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_saphyr::Spanned;
+
+use crate::{
+    sources::convert::{self, ConvertError},
+    tables::{Node, Pod, Row},
+};
+
+/// An object of a kind that we follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A node.
+    Node(Node),
+    /// A pod.
+    Pod(Pod),
+}
+impl Object {
+    /// The table row that it fills.
+    pub fn row(&self) -> Row {
+        match self {
+            Self::Node(node) => Row::Node(node.name.clone()),
+            Self::Pod(pod) => Row::Pod(pod.key()),
+        }
+    }
+}
+
+/// Why a file gives no objects.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseError {
+    /// Not YAML (or not JSON, which is YAML).
+    #[error("line {line}: {cause}")]
+    Syntax {
+        /// Counted from 1.
+        line: u64,
+        /// What the parser says.
+        cause: String,
+    },
+    /// A document without the fields that say what it is.
+    #[error("document at line {line}: it has no `{field}`, so it is no Kubernetes object")]
+    NoObject {
+        /// Where the document begins.
+        line: u64,
+        /// The missing field.
+        field: &'static str,
+    },
+    /// A document of a kind that we follow, but not of its form.
+    #[error("document at line {line}: {kind}, field {field}: {cause}")]
+    Form {
+        /// Where the document begins.
+        line: u64,
+        /// Its kind.
+        kind: String,
+        /// Path of the field.
+        field: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// A document of the right form that says something impossible.
+    #[error("document at line {line}: {source}")]
+    Content {
+        /// Where the document begins.
+        line: u64,
+        /// What is wrong with it; part of this error's own text.
+        source: ConvertError,
+    },
+}
+
+/// The objects of a file in their order; kinds that we do not follow are left out, lists are opened.
+pub fn objects(text: &str) -> Result<Vec<Object>, ParseError> {
+    // JSON is YAML, but a JSON file may be indented by tabs, which YAML forbids.
+    let json = text.trim_start().starts_with('{').then(|| serde_json::from_str::<Value>(text).ok()).flatten();
+    let documents = match json {
+        Some(value) => vec![(1, value)],
+        None => serde_saphyr::from_multiple::<Spanned<Value>>(text)
+            .map_err(|error| syntax(&error))?
+            .into_iter()
+            .map(|document| (document.referenced.line().max(1), document.value))
+            .collect(),
+    };
+    let mut objects = Vec::new();
+    for (line, document) in documents {
+        take(line, document, &mut objects)?;
+    }
+    Ok(objects)
+}
+
+fn syntax(error: &serde_saphyr::Error) -> ParseError {
+    let line = error.location().map_or(0, |location| location.line());
+    // The library draws the place in the text; we want one line.
+    let text = error.without_snippet().to_string();
+    ParseError::Syntax { line, cause: text.lines().next().unwrap_or("not valid YAML").to_owned() }
+}
+
+fn take(line: u64, document: Value, objects: &mut Vec<Object>) -> Result<(), ParseError> {
+    let field = |name: &'static str| {
+        let text = document.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        text.map(str::to_owned).ok_or(ParseError::NoObject { line, field: name })
+    };
+    match (field("apiVersion")?.as_str(), field("kind")?.as_str()) {
+        ("v1", "Node") => {
+            let node = convert::node(&typed::<core::Node>(line, "Node", document)?);
+            objects.push(Object::Node(node.map_err(|source| ParseError::Content { line, source })?));
+        }
+        ("v1", "Pod") => {
+            let pod = convert::pod(&typed::<core::Pod>(line, "Pod", document)?);
+            objects.push(Object::Pod(pod.map_err(|source| ParseError::Content { line, source })?));
+        }
+        ("v1", "List" | "NodeList" | "PodList") => {
+            let items = match document {
+                Value::Object(mut fields) => fields.remove("items"),
+                _ => None,
+            };
+            let Some(Value::Array(items)) = items else { return Err(ParseError::NoObject { line, field: "items" }) };
+            for item in items {
+                take(line, item, objects)?;
+            }
+        }
+        (version, kind) => tracing::debug!(line, version, kind, "kind is not followed, left out"),
+    }
+    Ok(())
+}
+
+fn typed<T: DeserializeOwned>(line: u64, kind: &str, document: Value) -> Result<T, ParseError> {
+    serde_path_to_error::deserialize(document).map_err(|error| ParseError::Form {
+        line,
+        kind: kind.to_owned(),
+        field: error.path().to_string(),
+        cause: error.into_inner().to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_may_hold_many_documents_and_kinds() {
+        let text = "\
+# two nodes and what is not for us
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: d}
+---
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: p
+  labels: {version: \"1.10\", on: \"yes\"}
+";
+        let objects = objects(text).unwrap();
+        assert_eq!(rows(&objects), ["node n1", "pod default/p"]);
+        let Object::Pod(pod) = &objects[1] else { panic!("{objects:?}") };
+        assert_eq!((pod.labels["version"].as_str(), pod.labels["on"].as_str()), ("1.10", "yes"));
+    }
+
+    #[test]
+    fn json_is_read_too_indented_by_tabs_or_not() {
+        let text = "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Node\",\n\t\"metadata\": {\"name\": \"n1\"}\n}";
+        assert_eq!(rows(&objects(text).unwrap()), ["node n1"]);
+        assert_eq!(rows(&objects(&text.replace('\t', "  ")).unwrap()), ["node n1"]);
+    }
+
+    #[test]
+    fn a_list_is_opened() {
+        let item = |kind: &str, name: &str| format!("- {{apiVersion: v1, kind: {kind}, metadata: {{name: {name}}}}}\n");
+        let text = format!("apiVersion: v1\nkind: List\nitems:\n{}{}", item("Pod", "a"), item("Node", "b"));
+        assert_eq!(rows(&objects(&text).unwrap()), ["pod default/a", "node b"]);
+    }
+
+    #[test]
+    fn an_empty_file_has_no_objects() {
+        for text in ["", "\n\n", "# nothing\n", "---\n---\n"] {
+            assert_eq!(objects(text).unwrap(), [], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_line_and_the_field() {
+        let pod = "\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p}\n";
+        let cases = [
+            ("a: b\nc: [1, 2\n".to_owned(), "line "),
+            ("a: b\n\tc: d\n".to_owned(), "found a tab"),
+            ("- a\n".to_owned(), "document at line 1: it has no `apiVersion`"),
+            ("just text".to_owned(), "document at line 1: it has no `apiVersion`"),
+            (format!("{pod}spec: {{nodeName: 5}}"), "document at line 3: Pod, field spec.nodeName: invalid type"),
+            (format!("{pod}spec: {{containers: [{{name: c, ports: [{{containerPort: x}}]}}]}}"), "containerPort"),
+            (format!("{pod}status: {{podIP: x}}"), "document at line 3: Pod default/p: status.podIPs is `x`"),
+            ("apiVersion: v1\nkind: List\n".to_owned(), "no `items`"),
+        ];
+        for (text, part) in cases {
+            let error = objects(&text).unwrap_err().to_string();
+            assert!(error.contains(part) && !error.contains('\n'), "{part:?} is not in {error:?}");
+        }
+    }
+
+    fn rows(objects: &[Object]) -> Vec<String> {
+        objects.iter().map(|o| o.row().to_string()).collect()
+    }
+}

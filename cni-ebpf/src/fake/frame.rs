@@ -1,0 +1,116 @@
+//! Frames, put together layer by layer from the inside out.
+use std::net::IpAddr;
+
+use cni_common::{
+    net::Mac,
+    wire::{ICMP, ICMP6, TCP, UDP},
+};
+
+/// A UDP datagram.
+pub fn udp(sport: u16, dport: u16, payload: &[u8]) -> (u8, Vec<u8>) {
+    let mut d = [sport.to_be_bytes(), dport.to_be_bytes(), ((payload.len() + 8) as u16).to_be_bytes(), [0, 0]].concat();
+    d.extend(payload);
+    (UDP, d)
+}
+
+/// A TCP segment without options.
+pub fn tcp(sport: u16, dport: u16, flags: u8, payload: &[u8]) -> (u8, Vec<u8>) {
+    let mut d = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
+    d.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    d.extend(payload);
+    (TCP, d)
+}
+
+/// An echo request of the family.
+pub fn ping(v6: bool) -> (u8, Vec<u8>) {
+    if v6 { (ICMP6, vec![128, 0, 0, 0, 0, 7, 0, 1]) } else { (ICMP, vec![8, 0, 0, 0, 0, 7, 0, 1]) }
+}
+
+/// What may be odd about an IP header.
+#[derive(Clone, Debug)]
+pub struct Ip {
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// IPv4 options, a multiple of 4 bytes, or IPv6 extension headers: (type, body), the body a multiple of 8 with its first two bytes
+    /// filled in here.
+    pub options: Vec<u8>,
+    /// See `options`.
+    pub extensions: Vec<(u8, Vec<u8>)>,
+    /// IPv4's flags and fragment offset.
+    pub frag: u16,
+}
+impl Default for Ip {
+    fn default() -> Self {
+        Self { ttl: 64, tos: 0, options: Vec::new(), extensions: Vec::new(), frag: 0 }
+    }
+}
+
+/// The Internet checksum (RFC 1071).
+pub fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], c.get(1).copied().unwrap_or(0)]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+impl Ip {
+    /// A packet from `src` to `dst`, whose families must agree.
+    pub fn packet(&self, src: IpAddr, dst: IpAddr, (proto, body): (u8, Vec<u8>)) -> (u16, Vec<u8>) {
+        match (src, dst) {
+            (IpAddr::V4(s), IpAddr::V4(d)) => {
+                let ihl = 20 + self.options.len();
+                let mut h = vec![0x40 | (ihl / 4) as u8, self.tos];
+                h.extend(((ihl + body.len()) as u16).to_be_bytes());
+                h.extend([0, 7]);
+                h.extend(self.frag.to_be_bytes());
+                h.extend([self.ttl, proto, 0, 0]);
+                h.extend(s.octets());
+                h.extend(d.octets());
+                h.extend(&self.options);
+                let sum = checksum(&h);
+                h[10..12].copy_from_slice(&sum.to_be_bytes());
+                h.extend(body);
+                (0x0800, h)
+            }
+            (IpAddr::V6(s), IpAddr::V6(d)) => {
+                let mut tail = Vec::new();
+                let kinds: Vec<u8> = self.extensions.iter().map(|(k, _)| *k).chain([proto]).collect();
+                for ((kind, content), next) in self.extensions.iter().zip(&kinds[1..]) {
+                    let mut e = content.clone();
+                    e[0] = *next;
+                    // A fragment header has no length; all others count words of 8 bytes after the first.
+                    e[1] = if *kind == 44 { 0 } else { (e.len() / 8 - 1) as u8 };
+                    tail.extend(e);
+                }
+                tail.extend(body);
+                let mut h = vec![0x60 | self.tos >> 4, self.tos << 4, 0, 0];
+                h.extend((tail.len() as u16).to_be_bytes());
+                h.extend([kinds[0], self.ttl]);
+                h.extend(s.octets());
+                h.extend(d.octets());
+                h.extend(tail);
+                (0x86dd, h)
+            }
+            _ => panic!("{src} and {dst} are of different families"),
+        }
+    }
+}
+
+/// An Ethernet frame.
+pub fn eth(src: Mac, dst: Mac, (proto, body): (u16, Vec<u8>)) -> Vec<u8> {
+    let mut f = [dst.bytes, src.bytes].concat();
+    f.extend(proto.to_be_bytes());
+    f.extend(body);
+    f
+}
+
+/// VXLAN around a frame: the payload of a UDP datagram to `port`.
+pub fn vxlan(port: u16, vni: u32, inner: &[u8]) -> (u8, Vec<u8>) {
+    let mut payload = vec![0x08, 0, 0, 0];
+    payload.extend((vni << 8).to_be_bytes());
+    payload.extend(inner);
+    udp(0xc123, port, &payload)
+}

@@ -1,0 +1,42 @@
+//! The native maps, written into the kernel's.
+use bytemuck::bytes_of;
+use cni_agent::datapath::Datapath;
+use cni_common::schema::{self, MapSpec};
+use cni_ebpf::fake::Fake;
+
+/// Writes every entry.
+pub fn fill(datapath: &Datapath, w: &Fake) {
+    let put = |map: &MapSpec, key: &[u8], value: &[u8]| {
+        datapath.map(map).update(key, value).unwrap_or_else(|e| panic!("write {}: {e}", map.name));
+    };
+    if let Some(c) = &w.config {
+        put(&schema::CONFIG, &[0; 4], bytes_of(c));
+    }
+    for (k, v) in &w.endpoints {
+        put(&schema::ENDPOINTS, bytes_of(k), bytes_of(v));
+    }
+    for (k, v) in &w.tunnels {
+        put(&schema::TUNNELS, bytes_of(k), bytes_of(v));
+    }
+    macro_rules! family {
+        ($m:ident, $local:ident, $remote:ident, $cidr:ident, $nodes:ident, $own:ident) => {
+            for (k, v) in &w.$m.local {
+                put(&schema::$local, bytes_of(k), bytes_of(v));
+            }
+            for (k, v) in &w.$m.remote {
+                put(&schema::$remote, bytes_of(k), bytes_of(v));
+            }
+            for (len, k, v) in &w.$m.cidr {
+                put(&schema::$cidr, &[&len.to_ne_bytes(), bytes_of(k)].concat(), bytes_of(v));
+            }
+            for (k, v) in &w.$m.nodes {
+                put(&schema::$nodes, bytes_of(k), bytes_of(v));
+            }
+            for (k, v) in &w.$m.own {
+                put(&schema::$own, bytes_of(k), bytes_of(v));
+            }
+        };
+    }
+    family!(v4, LOCAL4, REMOTE4, CIDR4, NODES4, OWN4);
+    family!(v6, LOCAL6, REMOTE6, CIDR6, NODES6, OWN6);
+}

@@ -1,0 +1,163 @@
+//! The loaded programs, and what a run of one of them did.
+use aya::{TestRunOptions, programs::TestRun as _};
+use cni_agent::datapath::{
+    Datapath,
+    counters::{self, Counted},
+    events::Events,
+    object,
+};
+use cni_common::{
+    drop::{DropReason, Outcome, Point},
+    event::DropEvent,
+};
+use cni_ebpf::{Res, Verdict, decap, fake::Fake, fake::Frame, flow};
+
+use crate::{fill, frame, world};
+
+/// `TC_ACT_UNSPEC`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT` of `linux/pkt_cls.h`.
+pub const UNSPEC: u32 = u32::MAX;
+/// See above.
+pub const SHOT: u32 = 2;
+/// See above.
+pub const REDIRECT: u32 = 7;
+
+/// `__sk_buff.gso_size`.
+const GSO_SIZE_AT: usize = 176;
+
+/// The program of a point.
+pub fn program(point: Point) -> &'static str {
+    match point {
+        Point::FromPod => object::FROM_POD,
+        Point::FromHost => object::FROM_HOST,
+        Point::FromNetdev => object::FROM_NETDEV,
+        Point::FromOverlay => object::FROM_OVERLAY,
+    }
+}
+
+/// The same decision, natively.
+pub fn native(point: Point, frame: &mut Frame, w: &Fake) -> Res<Verdict> {
+    match point {
+        Point::FromPod => flow::from_pod(frame, w),
+        Point::FromHost => flow::from_host(frame, w),
+        Point::FromNetdev => decap::from_netdev(frame, w),
+        Point::FromOverlay => decap::from_overlay(frame, w),
+    }
+}
+
+/// What the program counts for a decision.
+pub fn counted(r: &Res<Verdict>) -> Result<Outcome, DropReason> {
+    Ok(match r {
+        Ok(Verdict::Pass) => Outcome::Pass,
+        Ok(Verdict::Host) => Outcome::Host,
+        Ok(Verdict::Peer(_)) => Outcome::Peer,
+        Ok(Verdict::Device(_)) => Outcome::Device,
+        Ok(Verdict::Neigh(_)) => Outcome::Neigh,
+        Err(reason) => return Err(*reason),
+    })
+}
+
+/// What the program returns for a decision.
+pub fn code(r: &Res<Verdict>) -> u32 {
+    match r {
+        Ok(Verdict::Pass) => UNSPEC,
+        Ok(_) => REDIRECT,
+        Err(_) => SHOT,
+    }
+}
+
+/// What a run did.
+#[derive(Debug)]
+pub struct Ran {
+    /// The program's return code.
+    pub code: u32,
+    /// The frame as it came out.
+    pub data: Vec<u8>,
+    /// What was counted, which must be one thing.
+    pub counted: Vec<(Point, Result<Outcome, DropReason>)>,
+    /// Drop events that were sent.
+    pub events: Vec<DropEvent>,
+}
+
+/// Loaded programs with maps of their own.
+pub struct Kernel {
+    datapath: Datapath,
+    events: Events,
+}
+
+impl Kernel {
+    /// Loads, with empty maps.
+    pub fn empty() -> Self {
+        let mut datapath = Datapath::load(None).unwrap_or_else(|e| panic!("{}", cni_agent::error_chain(&e)));
+        let events = Events::new(datapath.take_events().expect("the ring is there")).expect("the ring opens");
+        Self { datapath, events }
+    }
+
+    /// Loads, with the maps of [`world::world`].
+    pub fn loaded() -> Self {
+        let kernel = Self::empty();
+        fill::fill(&kernel.datapath, &world::world());
+        kernel
+    }
+
+    /// The datapath.
+    pub fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
+    }
+
+    /// Runs one frame through a program. `Err`: the kernel does not take such a frame for a test run.
+    pub fn run(&mut self, point: Point, frame: &[u8]) -> Result<Ran, String> {
+        self.run_gso(point, frame, 0)
+    }
+
+    /// The same with `gso_size`.
+    pub fn run_gso(&mut self, point: Point, frame: &[u8], gso: u32) -> Result<Ran, String> {
+        let before = self.all_counts();
+        let mut data = vec![0; frame.len() + 256];
+        let mut ctx = [0_u8; GSO_SIZE_AT + 4];
+        ctx[GSO_SIZE_AT..].copy_from_slice(&gso.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut data),
+            ctx_in: (gso != 0).then_some(&ctx[..]),
+            repeat: 1,
+            ..TestRunOptions::default()
+        };
+        let program = self.datapath.classifier(program(point)).expect("is in the object");
+        let r = program.test_run(options).map_err(|e| cni_agent::error_chain(&e))?;
+        data.truncate(r.data_size_out as usize);
+        let mut counted = Vec::new();
+        for (k, n) in self.all_counts() {
+            let was = before.iter().find(|(b, _)| *b == k).map_or(0, |(_, n)| *n);
+            for _ in was..n {
+                counted.push(k);
+            }
+        }
+        let mut events = Vec::new();
+        self.events.drain(|e| events.push(e));
+        Ok(Ran { code: r.return_value, data, counted, events })
+    }
+
+    fn all_counts(&self) -> Vec<((Point, Result<Outcome, DropReason>), u64)> {
+        let drops = counters::drops(&self.datapath).expect("counters are read");
+        let outcomes = counters::outcomes(&self.datapath).expect("counters are read");
+        let drops = drops.into_iter().map(|Counted { point, what, count }| ((point, Err(what)), count.packets));
+        drops.chain(outcomes.into_iter().map(|Counted { point, what, count }| ((point, Ok(what)), count.packets))).collect()
+    }
+
+    /// Whether this kernel changes the family on decapsulation (Linux 6.3): found by trying.
+    pub fn decap_l3(&mut self) -> bool {
+        let (proto, inner) = frame::Ip::default().packet(
+            world::pod(true, 1, 1),
+            world::server(true),
+            frame::udp(1, 2, &[0; 32]),
+        );
+        let inner = frame::eth(cni_common::net::Mac::WEFT, cni_common::net::Mac::WEFT, (proto, inner));
+        let outer = frame::Ip::default().packet(
+            world::underlay(false, 1),
+            world::underlay(false, 0),
+            frame::vxlan(world::PORT, 0, &inner),
+        );
+        let frame = frame::eth(world::NEXT_HOP_MAC, world::UNDERLAY_MAC, outer);
+        self.run(Point::FromNetdev, &frame).expect("an ordinary frame").code == REDIRECT
+    }
+}
