@@ -44,11 +44,13 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let datapath = Arc::new(datapath);
     let mut socket = Socket::open()?;
     let ours = devices::ensure(&mut socket, settings.tunnel_port).context("make the node's devices")?;
-    for (program, device) in
-        [(object::FROM_HOST, (names::NET, ours.weft_net)), (object::FROM_OVERLAY, (names::VXLAN, ours.weft_vxlan))]
-    {
-        attach::device(&mut socket, &pin_dir, program, datapath.program(program)?, device)?;
-    }
+    let mut hook = |program, device| {
+        anyhow::Ok(attach::device(&mut socket, &pin_dir, program, datapath.program(program)?, device)?)
+    };
+    let own_hooks = [
+        hook(object::FROM_HOST, (names::NET, ours.weft_net))?,
+        hook(object::FROM_OVERLAY, (names::VXLAN, ours.weft_vxlan))?,
+    ];
     attach::block(&mut socket, object::FROM_POD, datapath.program(object::FROM_POD)?)?;
 
     let facts = Facts {
@@ -80,12 +82,11 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         facts,
         tables: Arc::clone(&tables),
         datapath,
-        endpoints: Arc::clone(&endpoints),
         report,
         source: manifests.report(),
         observer,
         began,
-        ours,
+        own_hooks,
     };
     let cni = Server::start(ServerConfig::new(settings.run_dir.join("cni.sock")), endpoints)?;
     info!(node = settings.node_name, took = ?began.elapsed(), "weft-agent is up");

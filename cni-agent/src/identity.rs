@@ -46,11 +46,14 @@ mod tests {
 
     use super::*;
 
+    /// Namespace, labels, hash.
+    type Vector = (&'static str, &'static [(&'static str, &'static str)], u32);
+
     /// Made with another implementation of the definition above (Python's hashlib). Never change one: nodes of two
     /// versions must agree.
     #[test]
     fn golden_vectors() {
-        let vectors: [(&str, &[(&str, &str)], u32); 6] = [
+        let vectors: [Vector; 6] = [
             ("", &[], 0xaf5570),
             ("default", &[], 0x41bbc3),
             ("default", &[("app", "web")], 0xb6fe2b),

@@ -4,14 +4,19 @@
 //! routes; [`reconcile`] alone makes the kernel follow them, through [`datapath`] (the only module that knows aya) and [`netlink`]
 //! (the only one that knows rtnetlink); [`api`] and [`cli`] show both. [`app`] wires the parts.
 
+pub mod api;
+pub mod cli;
+pub mod app;
 pub mod cni;
 pub mod compile;
 pub mod datapath;
 pub mod endpoint;
 pub mod identity;
+mod inspect;
 pub mod ipam;
 pub mod netlink;
 pub mod node;
+pub mod observe;
 pub mod reconcile;
 pub mod settings;
 pub mod sources;

@@ -1,5 +1,8 @@
 //! The node agent. See `weft-agent --help`.
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use cni_agent::settings::{LogFormat, Settings};
 use tracing_subscriber::EnvFilter;
@@ -18,7 +21,10 @@ fn main() -> ExitCode {
 fn start() -> anyhow::Result<()> {
     let settings = Settings::load()?;
     // The filter was tried when the settings were read.
-    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(&settings.log_level)?).with_writer(io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(&settings.log_level)?)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     match settings.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),

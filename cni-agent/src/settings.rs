@@ -28,11 +28,12 @@ BPF file system. No setting is required on a node with one network interface.";
 
 const AFTER: &str = "\
 Precedence:
-  A setting is taken from the first of: flag, environment variable, file given by --config, built-in default.
+  A setting is taken from the first of: flag, environment variable, file given by --config,
+  built-in default.
   A list given at one level replaces the lists of the levels below it.
 
 The configuration file:
-  TOML. Its keys are the names of the flags without the dashes in front, at the top level. Example:
+  TOML. Its keys are the names of the flags without the dashes in front. Example:
 
       node-name = \"node-1\"
       mtu = 9000
@@ -201,7 +202,7 @@ pub enum SettingsError {
     #[error(transparent)]
     Usage(#[from] clap::Error),
     /// The file cannot be read.
-    #[error("read the configuration file {}: correct --config, or make the file readable", path.display())]
+    #[error("read the configuration file {} (correct --config, or make the file readable)", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -209,14 +210,15 @@ pub enum SettingsError {
         #[source]
         source: io::Error,
     },
-    /// The file is no TOML. The cause says where.
-    #[error("the configuration file {} is not valid TOML", path.display())]
+    /// The file is no TOML.
+    #[error("{} is not valid TOML, line {line}: {cause}: correct the file", path.display())]
     Toml {
         /// The file.
         path: PathBuf,
-        /// The cause.
-        #[source]
-        source: Box<toml::de::Error>,
+        /// Counted from 1.
+        line: usize,
+        /// What the parser says.
+        cause: String,
     },
     /// The file has a key that is no setting.
     #[error("unknown key `{key}` in {}; valid keys are: {valid}", path.display())]
@@ -277,9 +279,11 @@ impl Settings {
         let Some(path) = &first.config else { return Ok(first) };
         let text =
             std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.clone(), source })?;
-        let table = text
-            .parse::<toml::Table>()
-            .map_err(|source| SettingsError::Toml { path: path.clone(), source: Box::new(source) })?;
+        let table = text.parse::<toml::Table>().map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let (line, cause) = (before.matches('\n').count() + 1, error.message().replace('\n', "; "));
+            SettingsError::Toml { path: path.clone(), line, cause }
+        })?;
         let mut command = Self::command();
         for (key, value) in table {
             command = with_default(command, path, &key, value)?;

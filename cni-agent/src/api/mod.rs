@@ -102,7 +102,10 @@ fn router(inspect: Arc<dyn Inspect>) -> Router {
         .route("/v1/nodes", get(async |i: Shared| list(i, |i| i.nodes()).await))
         .route("/v1/pods", get(async |i: Shared| list(i, |i| i.pods()).await))
         .route("/v1/maps", get(async |i: Shared| read(i, |i| i.maps()).await))
-        .route("/v1/maps/{name}", get(async |i: Shared, name: UrlPath<String>| read(i, move |i| i.map_dump(&name)).await))
+        .route(
+            "/v1/maps/{name}",
+            get(async |i: Shared, name: UrlPath<String>| read(i, move |i| i.map_dump(&name)).await),
+        )
         .route("/v1/drops", get(async |i: Shared| read(i, |i| i.drops()).await))
         .route("/v1/observe", get(observe))
         .fallback(no_such_path)

@@ -152,8 +152,7 @@ impl Stream {
     async fn frame(&mut self) -> Result<Option<Bytes>, ClientError> {
         loop {
             let Some(frame) = self.body.frame().await else { return Ok(None) };
-            let frame =
-                frame.map_err(|e| ClientError::Broken { path: self.socket.clone(), cause: e.to_string() })?;
+            let frame = frame.map_err(|e| ClientError::Broken { path: self.socket.clone(), cause: e.to_string() })?;
             if let Ok(data) = frame.into_data() {
                 return Ok(Some(data));
             }

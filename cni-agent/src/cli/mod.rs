@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::client::{Client, ClientError};
-use crate::api::types::{Drops, EndpointStatus, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status};
+use crate::api::types::{EndpointStatus, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status};
 
 const ABOUT: &str = "\
 weft shows what the Weft agent of this node does: its state, the endpoints, the cluster's objects as it knows them, the \
@@ -24,8 +24,8 @@ over the agent's unix socket.";
 
 const AFTER: &str = "\
 Output:
-  Text for people by default. --json prints what the API answers, for programs; weft observe --json prints one object a
-  line. Fields are added from version to version, never renamed.
+  Text for people by default. --json prints what the API answers, for programs; with observe, one
+  object a line. Fields are added from version to version, never renamed.
 
 Exit status:
   0  done
@@ -171,9 +171,7 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Endpoint(List::List(o)) => {
             show(&client, *o, "/v1/endpoints", |l: &Vec<EndpointStatus>| show::endpoints(l), out).await
         }
-        Command::Node(List::List(o)) => {
-            show(&client, *o, "/v1/nodes", |l: &Vec<NodeStatus>| show::nodes(l), out).await
-        }
+        Command::Node(List::List(o)) => show(&client, *o, "/v1/nodes", |l: &Vec<NodeStatus>| show::nodes(l), out).await,
         Command::Pod(List::List(o)) => show(&client, *o, "/v1/pods", |l: &Vec<PodStatus>| show::pods(l), out).await,
         Command::Map(Map::List(o)) => show(&client, *o, "/v1/maps", |l: &Vec<MapInfo>| show::maps(l), out).await,
         Command::Map(Map::Dump { name, output }) => {

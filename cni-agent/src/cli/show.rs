@@ -1,13 +1,11 @@
 //! Answers of the API as text for people. Pure.
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::table::Table;
-use crate::api::types::{
-    DropEvent, Drops, EndpointStatus, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status,
-};
+use crate::api::types::{DropEvent, Drops, EndpointStatus, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status};
 
 pub(super) fn status(s: &Status) -> String {
     let d = &s.datapath;
@@ -45,7 +43,7 @@ pub(super) fn status(s: &Status) -> String {
     if r.pending + r.failed.len() == 0 {
         state.push_str(", all is in the kernel");
     } else {
-        write_to(&mut state, format_args!(", {} waiting, {} failing", count(r.pending, "row"), r.failed.len()));
+        state.push_str(&format!(", {} waiting, {} failing", count(r.pending, "row"), r.failed.len()));
     }
     if !r.pruning {
         state.push_str("; leftovers stay until all sources are in sync");
@@ -65,7 +63,7 @@ pub(super) fn status(s: &Status) -> String {
     for (head, line) in lines {
         // A head that repeats stands once.
         let shown = if head == last { "" } else { head };
-        write_to(&mut text, format_args!("{shown:<11}{line}\n"));
+        text.push_str(&format!("{shown:<11}{line}\n"));
         last = if head.is_empty() { last } else { head };
     }
     text
@@ -97,7 +95,9 @@ pub(super) fn nodes(list: &[NodeStatus]) -> String {
     for n in list {
         let hop = n.next_hop.as_ref();
         let next = match hop {
-            Some(hop) => format!("{} on device {}", hop.mac.as_deref().unwrap_or("resolved by the kernel"), hop.ifindex),
+            Some(hop) => {
+                format!("{} on device {}", hop.mac.as_deref().unwrap_or("resolved by the kernel"), hop.ifindex)
+            }
             None if n.own => "this node".into(),
             None => String::new(),
         };
@@ -178,7 +178,7 @@ pub(super) fn drops(d: &Drops) -> String {
         ]);
     }
     if !table.is_empty() {
-        write_to(&mut text, format_args!("\n{table}"));
+        text.push_str(&format!("\n{table}"));
     }
     text
 }
@@ -280,11 +280,6 @@ fn span(seconds: u64) -> String {
         (0, _, _) => format!("{h}h {m}m"),
         _ => format!("{d}d {h}h"),
     }
-}
-
-fn write_to(text: &mut String, args: std::fmt::Arguments<'_>) {
-    // A string takes all that is written to it.
-    drop(text.write_fmt(args));
 }
 
 #[cfg(test)]

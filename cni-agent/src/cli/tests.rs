@@ -5,7 +5,7 @@ use clap::CommandFactory;
 use super::*;
 use crate::api::{
     tests::{Fake, Served, event},
-    types::DropCount,
+    types::{DropCount, Drops},
 };
 
 #[test]

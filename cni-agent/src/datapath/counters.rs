@@ -45,8 +45,8 @@ fn read<T: Copy>(datapath: &Datapath, headings: &[T], number: impl Fn(&T) -> u64
     Ok(all)
 }
 
-/// One [`Count`] for each CPU, side by side.
-fn sum(per_cpu: &[u8]) -> Count {
+/// The sum of one [`Count`] for each CPU, side by side, as a look-up returns them.
+pub fn sum(per_cpu: &[u8]) -> Count {
     per_cpu.chunks_exact(size_of::<Count>()).map(bytemuck::pod_read_unaligned::<Count>).fold(
         Count::default(),
         |a, c| Count { packets: a.packets.wrapping_add(c.packets), bytes: a.bytes.wrapping_add(c.bytes) },

@@ -3,4 +3,4 @@ mod manager;
 mod reaper;
 pub mod record;
 
-pub use manager::{EndpointManager, RestoreError};
+pub use manager::{EndpointManager, RestoreError, missing};

@@ -86,6 +86,7 @@ impl PodLink<'_> {
             vec![
                 link::create_veth(&end, &peer),
                 tc::add_clsact(self.host_ifindex, Some(self.block)),
+                link::no_link_local(self.host_ifindex),
                 link::up(self.host_ifindex),
             ],
         );

@@ -215,23 +215,28 @@ impl Follower {
 
     /// Sees to it that the watch is on the directory that has the name now.
     fn watch(&mut self) -> anyhow::Result<()> {
-        let what = || format!("watch the manifest directory {}", self.directory.display());
-        let meta = fs::metadata(&self.directory).with_context(what)?;
+        let directory = self.directory.display();
+        let meta =
+            fs::metadata(&self.directory).with_context(|| format!("look at the manifest directory {directory}"))?;
         let inode = (meta.dev(), meta.ino());
         if self.watch.as_ref().is_some_and(|(_, watched)| *watched == inode) {
             return Ok(());
         }
         let wake = self.wake.clone();
-        let cure = "when limits are reached, raise fs.inotify.max_user_instances and fs.inotify.max_user_watches";
+        let what = || {
+            format!(
+                "watch the manifest directory {directory} (when a limit is reached, raise fs.inotify.max_user_instances or \
+                 fs.inotify.max_user_watches)"
+            )
+        };
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             if let Some(message) = meaning(event) {
                 // It fails only when the follower has ended.
                 drop(wake.send(message));
             }
         })
-        .with_context(what)
-        .context(cure)?;
-        watcher.watch(&self.directory, RecursiveMode::NonRecursive).with_context(what).context(cure)?;
+        .with_context(what)?;
+        watcher.watch(&self.directory, RecursiveMode::NonRecursive).with_context(what)?;
         self.watch = Some((watcher, inode));
         Ok(())
     }

@@ -146,6 +146,7 @@ enum Op {
     SetEndpoint(u8, u8),
     RemoveEndpoint(u8),
     SetAddresses(u8),
+    SetDevices(u8),
     SetNextHop(u8, u8),
     RemoveNextHop(u8),
     Take,
@@ -162,6 +163,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         (k.clone(), v.clone()).prop_map(|(k, v)| Op::SetEndpoint(k, v)),
         k.clone().prop_map(Op::RemoveEndpoint),
         v.clone().prop_map(Op::SetAddresses),
+        v.clone().prop_map(Op::SetDevices),
         (k.clone(), v).prop_map(|(k, v)| Op::SetNextHop(k, v)),
         k.prop_map(Op::RemoveNextHop),
         Just(Op::Take),
@@ -254,6 +256,10 @@ fn run(tables: &Tables, op: &Op) -> Option<Row> {
         Op::SetAddresses(v) => {
             tables.set_node_addresses(BTreeSet::from([ip(v)]));
             Some(Row::NodeAddresses)
+        }
+        Op::SetDevices(v) => {
+            tables.set_devices(BTreeMap::from([(2, Device { name: "eth0".into(), mtu: 1500 + u32::from(v) })]));
+            Some(Row::Devices)
         }
         Op::SetNextHop(k, v) => {
             tables.set_next_hop(ip(k), hop(v));

@@ -73,7 +73,10 @@ fn a_node_shows_the_way_to_it() {
     let text = nodes(&[own, other, unresolved]);
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[1].contains("this node"), "{text}");
-    assert!(lines[2].contains("10.2.0.0/24,fd00:2::/64  10.0.0.2   10.0.0.2   02:00:00:00:00:02 on device 2"), "{text}");
+    assert!(
+        lines[2].contains("10.2.0.0/24,fd00:2::/64  10.0.0.2   10.0.0.2   02:00:00:00:00:02 on device 2"),
+        "{text}"
+    );
     assert!(lines[3].contains("resolved by the kernel on device 2"), "{text}");
 }
 
@@ -89,13 +92,17 @@ fn map_entries_show_fields_without_padding() {
 fn verdicts_stand_apart_from_drops() {
     let verdict = VerdictCount { verdict: "peer".into(), point: "from_pod".into(), packets: 5, bytes: 500 };
     let text = drops(&Drops { drops: vec![], verdicts: vec![verdict] });
-    assert_eq!(text, "No packet was dropped.\n\nNOT DROPPED  WHERE     PACKETS  BYTES\npeer         from_pod        5    500\n");
+    assert_eq!(
+        text,
+        "No packet was dropped.\n\nNOT DROPPED  WHERE     PACKETS  BYTES\npeer         from_pod        5    500\n"
+    );
 }
 
 #[test]
 fn an_event_is_one_line() {
     let line = observed(&Observed::Drop(Box::new(an_event("Short"))));
-    let expected = "2023-11-14T22:13:20.123Z default/web TCP 10.1.0.1:4000 > [fd00::1]:80 74 bytes: Short at from_pod: it is so";
+    let expected =
+        "2023-11-14T22:13:20.123Z default/web TCP 10.1.0.1:4000 > [fd00::1]:80 74 bytes: Short at from_pod: it is so";
     assert_eq!(line, expected);
     let bare = DropEvent { pod: None, src: None, dst: None, protocol: None, ..an_event("Short") };
     assert!(event(&bare).contains(" device 7 no IP header 74 bytes: "), "{}", event(&bare));

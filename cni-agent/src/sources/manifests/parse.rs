@@ -9,6 +9,9 @@ use crate::{
     tables::{Node, Pod, Row},
 };
 
+/// Documents of a file at most.
+const MAX_DOCUMENTS: usize = 100_000;
+
 /// An object of a kind that we follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
@@ -74,7 +77,7 @@ pub fn objects(text: &str) -> Result<Vec<Object>, ParseError> {
     let json = text.trim_start().starts_with('{').then(|| serde_json::from_str::<Value>(text).ok()).flatten();
     let documents = match json {
         Some(value) => vec![(1, value)],
-        None => serde_saphyr::from_multiple::<Spanned<Value>>(text)
+        None => serde_saphyr::from_multiple_with_options::<Spanned<Value>>(text, limits())
             .map_err(|error| syntax(&error))?
             .into_iter()
             .map(|document| (document.referenced.line().max(1), document.value))
@@ -85,6 +88,11 @@ pub fn objects(text: &str) -> Result<Vec<Object>, ParseError> {
         take(line, document, &mut objects)?;
     }
     Ok(objects)
+}
+
+/// The parser's own limits on what a hostile file may cost hold, but one file may list a cluster's pods.
+fn limits() -> serde_saphyr::Options {
+    serde_saphyr::options! { budget: serde_saphyr::budget! { max_documents: MAX_DOCUMENTS } }
 }
 
 fn syntax(error: &serde_saphyr::Error) -> ParseError {
@@ -173,6 +181,13 @@ metadata:
         let item = |kind: &str, name: &str| format!("- {{apiVersion: v1, kind: {kind}, metadata: {{name: {name}}}}}\n");
         let text = format!("apiVersion: v1\nkind: List\nitems:\n{}{}", item("Pod", "a"), item("Node", "b"));
         assert_eq!(rows(&objects(&text).unwrap()), ["pod default/a", "node b"]);
+    }
+
+    #[test]
+    fn a_file_may_list_the_pods_of_a_cluster() {
+        let document = |n| format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: p{n}, labels: {{a: b}}}}\n");
+        let text: String = (0..3000).map(document).collect();
+        assert_eq!(objects(&text).unwrap().len(), 3000);
     }
 
     #[test]

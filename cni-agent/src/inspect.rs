@@ -1,0 +1,214 @@
+//! What the API shows of the running agent.
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use cni_common::schema::MapType;
+use tokio::sync::broadcast;
+
+use crate::{
+    api::{
+        Inspect, MapError,
+        types::{
+            Attachment, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus, MapEntry, MapInfo, NodeStatus, PodStatus,
+            ReconcilerStatus, Status, VerdictCount,
+        },
+    },
+    compile::Facts,
+    datapath::{Datapath, RawMap, attach::How, counters, object},
+    endpoint,
+    netlink::names,
+    observe::{Observer, render},
+    reconcile::Report,
+    settings::Settings,
+    sources,
+    tables::{Row, RowStatus, Tables},
+};
+
+/// Everything that can be asked.
+pub struct Inspector {
+    pub(crate) settings: Settings,
+    pub(crate) facts: Facts,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) datapath: Arc<Datapath>,
+    pub(crate) report: Arc<Mutex<Report>>,
+    pub(crate) source: Arc<sources::Report>,
+    pub(crate) observer: Observer,
+    pub(crate) began: Instant,
+    /// How `from_host` and `from_overlay` are attached.
+    pub(crate) own_hooks: [How; 2],
+}
+
+impl Inspector {
+    fn report(&self) -> Report {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn programs(&self) -> Vec<Attachment> {
+        let at = |program: &str, device: &str, how: &str| Attachment {
+            program: program.into(),
+            device: device.into(),
+            how: how.into(),
+        };
+        let text = |how| match how {
+            How::Tcx => "tcx",
+            How::Clsact => "clsact",
+        };
+        let [host, overlay] = self.own_hooks;
+        let mut all = vec![
+            at(object::FROM_POD, names::BLOCK, "block"),
+            at(object::FROM_HOST, names::NET, text(host)),
+            at(object::FROM_OVERLAY, names::VXLAN, text(overlay)),
+        ];
+        all.extend(self.report().devices.iter().map(|(device, how)| at(object::FROM_NETDEV, device, text(*how))));
+        all
+    }
+}
+
+fn read_failed(map: &RawMap) -> impl Fn(std::io::Error) -> MapError {
+    let name = map.spec().name.to_owned();
+    move |e| MapError::Read { name: name.clone(), cause: e.to_string() }
+}
+
+impl Inspect for Inspector {
+    fn health(&self) -> Result<(), String> {
+        if let Some(why) = endpoint::missing(&self.tables.read(), &self.facts) {
+            return Err(why);
+        }
+        for row in [Row::Devices, Row::Node(self.facts.node.clone())] {
+            match self.tables.status(&row) {
+                Some(RowStatus::Applied) => {}
+                Some(RowStatus::Failed { error, .. }) => return Err(format!("{row}: {error}")),
+                Some(RowStatus::Pending) | None => return Err(format!("{row} is being applied")),
+            }
+        }
+        if self.tables.all_synced() { Ok(()) } else { Err("not all sources have delivered what they know".into()) }
+    }
+
+    fn status(&self) -> Status {
+        let (tunnel, device_mtu, pod_mtu, nodes, pods, endpoints) = {
+            let c = self.tables.read();
+            (
+                self.facts.tunnel_address(&c),
+                self.facts.device_mtu(&c),
+                self.facts.route_mtu(&c),
+                c.nodes.len(),
+                c.pods.len(),
+                c.endpoints.len(),
+            )
+        };
+        Status {
+            node: self.facts.node.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            kernel: nix::sys::utsname::uname().map_or_else(|_| String::new(), |u| u.release().to_string_lossy().into_owned()),
+            pid: std::process::id(),
+            uptime_seconds: self.began.elapsed().as_secs(),
+            not_ready: self.health().err(),
+            datapath: DatapathStatus {
+                tunnel_address: tunnel,
+                tunnel_port: self.settings.tunnel_port,
+                underlay_mtu: device_mtu.unwrap_or(0),
+                pod_mtu: pod_mtu.unwrap_or(0),
+                programs: self.programs(),
+                features: [("encap-l2-eth".to_owned(), self.datapath.encap_l2_eth())].into(),
+            },
+            sources: vec![self.source.get()],
+            reconciler: ReconcilerStatus { pruning: self.report().pruned, ..ReconcilerStatus::of(&self.tables) },
+            nodes,
+            pods,
+            endpoints,
+            dropped_packets: counters::drops(&self.datapath).map_or(0, |d| d.iter().map(|c| c.count.packets).sum()),
+        }
+    }
+
+    fn endpoints(&self) -> Vec<EndpointStatus> {
+        let all: Vec<_> = {
+            let c = self.tables.read();
+            c.endpoints.values().map(|e| (e.clone(), c.pods.get(&e.pod()).cloned())).collect()
+        };
+        let status = |id| self.tables.status(&Row::Endpoint(id));
+        all.iter().map(|(e, pod)| EndpointStatus::new(e, pod.as_ref(), status(e.id))).collect()
+    }
+
+    fn nodes(&self) -> Vec<NodeStatus> {
+        let all: Vec<_> = {
+            let c = self.tables.read();
+            let own = |name: &str| name == self.facts.node;
+            let tunnel = |n: &crate::tables::Node| self.facts.tunnel_to(&c, &n.internal_ips);
+            c.nodes
+                .values()
+                .map(|n| {
+                    let to = tunnel(n);
+                    let hop = to.and_then(|a| c.next_hops.get(&a)).cloned();
+                    (n.clone(), own(&n.name), to, hop)
+                })
+                .collect()
+        };
+        let status = |name: &str| self.tables.status(&Row::Node(name.to_owned()));
+        all.iter().map(|(n, own, to, hop)| NodeStatus::new(n, *own, *to, hop.as_ref(), status(&n.name))).collect()
+    }
+
+    fn pods(&self) -> Vec<PodStatus> {
+        self.tables.read().pods.values().map(PodStatus::new).collect()
+    }
+
+    fn maps(&self) -> Result<Vec<MapInfo>, MapError> {
+        self.datapath
+            .maps()
+            .map(|map| {
+                let spec = map.spec();
+                let entries = match spec.kind {
+                    MapType::RingBuf => None,
+                    MapType::PerCpuArray => Some(spec.max_entries.into()),
+                    MapType::Array => Some(map.dump().map_err(read_failed(map))?.len() as u64),
+                    MapType::Hash | MapType::LpmTrie => Some(map.keys().map_err(read_failed(map))?.len() as u64),
+                };
+                Ok(MapInfo {
+                    name: spec.name.into(),
+                    kind: format!("{:?}", spec.kind),
+                    about: spec.about.into(),
+                    key_size: spec.key_size,
+                    value_size: spec.value_size,
+                    entries,
+                    max_entries: spec.max_entries,
+                })
+            })
+            .collect()
+    }
+
+    fn map_dump(&self, name: &str) -> Result<Vec<MapEntry>, MapError> {
+        let map = self.datapath.map_by_name(name).ok_or_else(|| MapError::NoSuchMap { name: name.to_owned() })?;
+        let spec = *map.spec();
+        if spec.kind == MapType::RingBuf {
+            return Err(MapError::NotListable { name: name.to_owned(), kind: "ring buffer".into() });
+        }
+        let contents = map.dump().map_err(read_failed(map))?;
+        let shown = |v: &[u8]| spec.kind != MapType::PerCpuArray || v.iter().any(|b| *b != 0);
+        Ok(contents
+            .iter()
+            .filter(|(_, v)| shown(v))
+            .map(|(k, v)| MapEntry { key: render::key(&spec, k), value: render::value(&spec, v) })
+            .collect())
+    }
+
+    fn drops(&self) -> Result<Drops, MapError> {
+        let failed = read_failed(self.datapath.map(&cni_common::schema::COUNTS));
+        Ok(Drops {
+            drops: counters::drops(&self.datapath)
+                .map_err(&failed)?
+                .into_iter()
+                .map(|c| DropCount::new(c.what, c.point, c.count))
+                .collect(),
+            verdicts: counters::outcomes(&self.datapath)
+                .map_err(&failed)?
+                .into_iter()
+                .map(|c| VerdictCount::new(c.what, c.point, c.count))
+                .collect(),
+        })
+    }
+
+    fn observe(&self) -> broadcast::Receiver<Arc<DropEvent>> {
+        self.observer.subscribe()
+    }
+}

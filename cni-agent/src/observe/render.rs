@@ -1,0 +1,116 @@
+//! Map entries by field, as JSON.
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use bytemuck::Pod;
+use cni_common::{
+    drop::{DropReason, Outcome, Point, SLOTS},
+    event::EventBudget,
+    maps::{Cidr, Config, Endpoint, Local, Remote, Tunnel},
+    schema::{self, MapSpec, MapType},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::datapath::counters;
+
+/// A key as people write it: an address, a prefix, a number.
+pub fn key(spec: &MapSpec, key: &[u8]) -> Value {
+    if spec.id == schema::COUNTS.id {
+        return number(key).map_or(Value::Null, |n| counter_name(n as u32));
+    }
+    match (spec.kind, key) {
+        (MapType::LpmTrie, [a, b, c, d, address @ ..]) => {
+            json!(format!("{}/{}", address_text(address), u32::from_ne_bytes([*a, *b, *c, *d])))
+        }
+        (MapType::Hash, bytes) if spec.id != schema::ENDPOINTS.id => json!(address_text(bytes)),
+        (_, bytes) => number(bytes).map_or_else(|| hex(bytes), |n| json!(n)),
+    }
+}
+
+/// A value by field. Of a per-CPU map the sum.
+pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
+    match spec.id {
+        id if id == schema::CONFIG.id => fields::<Config>(bytes),
+        id if id == schema::ENDPOINTS.id => fields::<Endpoint>(bytes),
+        id if id == schema::LOCAL4.id || id == schema::LOCAL6.id => fields::<Local>(bytes),
+        id if id == schema::REMOTE4.id || id == schema::REMOTE6.id => fields::<Remote>(bytes),
+        id if id == schema::CIDR4.id || id == schema::CIDR6.id => fields::<Cidr>(bytes),
+        id if id == schema::TUNNELS.id => fields::<Tunnel>(bytes),
+        id if id == schema::COUNTS.id => json!(counters::sum(bytes)),
+        id if id == schema::BUDGET.id => {
+            let each = bytes.chunks_exact(size_of::<EventBudget>()).map(fields::<EventBudget>);
+            Value::Array(each.collect())
+        }
+        _ => number(bytes).map_or_else(|| hex(bytes), |n| json!(n)),
+    }
+}
+
+fn fields<T: Pod + Serialize>(bytes: &[u8]) -> Value {
+    match bytemuck::try_pod_read_unaligned::<T>(bytes).map(serde_json::to_value) {
+        Ok(Ok(Value::Object(mut o))) => {
+            o.remove("pad");
+            Value::Object(o)
+        }
+        _ => hex(bytes),
+    }
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    match bytes.len() {
+        4 => bytes.try_into().ok().map(|b| u32::from_ne_bytes(b).into()),
+        8 => bytes.try_into().ok().map(u64::from_ne_bytes),
+        _ => None,
+    }
+}
+
+fn hex(bytes: &[u8]) -> Value {
+    json!(bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" "))
+}
+
+fn address_text(bytes: &[u8]) -> String {
+    if let Ok(a) = <[u8; 4]>::try_from(bytes) {
+        return Ipv4Addr::from(a).to_string();
+    }
+    <[u8; 16]>::try_from(bytes).map_or_else(|_| format!("{bytes:02x?}"), |a| Ipv6Addr::from(a).to_string())
+}
+
+fn counter_name(index: u32) -> Value {
+    let point = u8::try_from(index / SLOTS).ok().and_then(Point::from_number).map_or("?", Point::name);
+    let slot = index % SLOTS;
+    let what = u8::try_from(slot)
+        .ok()
+        .and_then(DropReason::from_number)
+        .map(DropReason::name)
+        .or_else(|| Outcome::ALL.into_iter().find(|o| *o as u64 == u64::from(slot)).map(Outcome::name));
+    json!(what.map_or_else(|| format!("{point} {slot}"), |w| format!("{point} {w}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::{Zeroable, bytes_of};
+    use cni_common::{
+        drop::Count,
+        net::{Ip4, Mac},
+    };
+
+    use super::*;
+
+    #[test]
+    fn keys_are_written_as_people_write_them() {
+        assert_eq!(key(&schema::LOCAL4, &[10, 0, 0, 1]), json!("10.0.0.1"));
+        assert_eq!(key(&schema::NODES6, &Ipv6Addr::LOCALHOST.octets()), json!("::1"));
+        assert_eq!(key(&schema::CIDR4, &[24, 0, 0, 0, 10, 244, 1, 0]), json!("10.244.1.0/24"));
+        assert_eq!(key(&schema::ENDPOINTS, &7_u32.to_ne_bytes()), json!(7));
+        let index = cni_common::drop::slot(Point::FromNetdev, DropReason::UnknownNode as u64);
+        assert_eq!(key(&schema::COUNTS, &index.to_ne_bytes()), json!("from_netdev UnknownNode"));
+    }
+
+    #[test]
+    fn values_show_their_fields_and_per_cpu_counters_their_sum() {
+        let e = Endpoint { addr4: Ip4::new([10, 0, 0, 1]), mac: Mac::WEFT, ..Endpoint::zeroed() };
+        let shown = value(&schema::ENDPOINTS, bytes_of(&e));
+        assert_eq!((&shown["addr4"], &shown["mac"], shown.get("pad")), (&json!("10.0.0.1"), &json!(Mac::WEFT), None));
+        let two = [Count { packets: 1, bytes: 10 }, Count { packets: 2, bytes: 20 }];
+        assert_eq!(value(&schema::COUNTS, bytemuck::cast_slice(&two)), json!({"packets": 3, "bytes": 30}));
+    }
+}
