@@ -103,6 +103,9 @@ impl Mac {
     /// The one MAC of every device of Weft's on every node, and so the pods' gateway MAC and the inner destination MAC
     /// of VXLAN. Locally administered; the rest spells "WEFT".
     pub const WEFT: Self = Self { bytes: [0x02, b'W', b'E', b'F', b'T', 0x01] };
+    /// Inner source MAC of VXLAN. Not [`Self::WEFT`]: the kernel's VXLAN device takes a packet with its own address as the source for a
+    /// loop and drops it (`vxlan_set_mac`).
+    pub const OVERLAY: Self = Self { bytes: [0x02, b'W', b'E', b'F', b'T', 0x02] };
     /// All zero: no address known.
     pub const ZERO: Self = Self { bytes: [0; 6] };
 }

@@ -51,7 +51,7 @@ pub fn to_node<P: Packet, S: Env>(p: &mut P, s: &S, cfg: &Config, node: u32, inn
             csum: Be16::ZERO,
         },
         vxlan: Vxlan { flags: VXLAN_VNI_VALID, vni: Be32::from_host(inner.vni << 8) },
-        eth: Eth { dst: Mac::WEFT, src: Mac::WEFT, proto: inner.proto },
+        eth: Eth { dst: Mac::WEFT, src: Mac::OVERLAY, proto: inner.proto },
     };
     let outer_proto = match tun.family {
         4 => {
