@@ -65,7 +65,6 @@ impl Route {
     }
 
     /// The default route of the gateway's family.
-    ///
     #[must_use]
     pub fn default_through(gateway: IpAddr, index: u32) -> Self {
         Self::through(gateway, whole_family(gateway), index)

@@ -1,1 +1,31 @@
-//! Weft.
+//! The lab: a cluster of network namespaces on one machine.
+//!
+//! A node is a namespace with an agent in it, its own bpffs, directories and manifests; the underlay is a bridge in a namespace
+//! of its own (or a wire between two nodes); a pod is a namespace that the real CNI plugin has connected. Processes and files
+//! are the machine's. A [`Lab`] is the fixture of tests and benchmarks; `weft-lab` is the same for people.
+//!
+//! There is one lab on a machine at a time. Its parts have well-known names ([`layout`]), so whatever a crash leaves behind
+//! the next lab finds and removes.
+pub mod api;
+mod clean;
+mod lab;
+pub mod layout;
+mod lock;
+mod manifest;
+mod node;
+mod pod;
+pub mod probe;
+mod process;
+pub mod snapshot;
+mod state;
+pub mod tour;
+mod underlay;
+mod watch;
+
+pub use lab::{Ending, Lab, LabConfig, exec};
+pub use lock::{HELD_BY_PARENT, Quiet};
+pub use node::Node;
+pub use pod::{Added, CniCall, Pod, PodSpec, Port};
+pub use snapshot::Snapshot;
+pub use underlay::Underlay;
+pub use watch::{Step, Watch};

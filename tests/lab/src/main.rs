@@ -1,2 +1,210 @@
-//! Weft.
-fn main() {}
+//! `weft-lab`: the lab for people. `cargo xtask lab` builds everything and becomes it.
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use lab::{Ending, Lab, LabConfig, PodSpec, Port, Step, Underlay, Watch, tour};
+
+const ABOUT: &str = "\
+A cluster on this machine, out of network namespaces: nodes with a real agent each, pods made by real CNI calls. Without a \
+verb it is a tour: everything comes up, is shown at work, and goes without a trace, in a few seconds. With the verbs the \
+same cluster stays until `down`. Needs root.";
+
+const AFTER: &str = "\
+Examples:
+  weft-lab                                            the tour
+  weft-lab up --nodes 3                               node-1, node-2 and node-3
+  weft-lab pod add node-1 web --label app=web --port http=TCP/80
+  weft-lab pod add node-2 client
+  weft-lab status
+  weft-lab exec client -- ping -c 3 10.244.1.2
+  weft-lab exec node-1 -- ip -d link
+  weft-lab restart-agent node-1 --kill                pods keep talking meanwhile
+  weft-lab down
+
+The lab's files are in /run/weft-lab, its network namespaces are called weft-...";
+
+#[derive(Parser)]
+#[command(name = "weft-lab", version, about = "A cluster of network namespaces on one machine", long_about = ABOUT)]
+#[command(after_long_help = AFTER)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Show everything once: up, pods, who reaches whom, the maps, down
+    Tour,
+    /// Build a cluster that stays
+    Up(Up),
+    /// Show nodes and pods
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add or delete a pod
+    #[command(subcommand)]
+    Pod(PodVerb),
+    /// Run a command inside a pod or a node
+    Exec {
+        /// Name of a pod or node
+        name: String,
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// End a node's agent and start it again
+    RestartAgent {
+        /// Name of the node
+        node: String,
+        /// Kill it, as in a crash, instead of asking it to end
+        #[arg(long)]
+        kill: bool,
+    },
+    /// Take the cluster down, or what a crashed one has left behind
+    Down,
+}
+
+#[derive(Args)]
+struct Up {
+    /// How many nodes
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(lab::layout::MAX_NODES)))]
+    nodes: u8,
+    /// Join two nodes by a wire instead of a bridge
+    #[arg(long)]
+    direct: bool,
+    /// Further arguments for every agent
+    #[arg(last = true, value_name = "AGENT ARGS")]
+    agent_args: Vec<String>,
+}
+
+#[derive(Subcommand)]
+enum PodVerb {
+    /// Make a pod: its object, its network namespace, CNI ADD
+    Add(PodAdd),
+    /// Delete a pod: CNI DEL, its network namespace, its object
+    Del {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Args)]
+struct PodAdd {
+    /// The node to make it on
+    node: String,
+    /// Its name
+    name: String,
+    /// Its Kubernetes namespace
+    #[arg(long, default_value = "default", value_name = "NAMESPACE")]
+    namespace: String,
+    /// A label; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// A named port; may be repeated
+    #[arg(long = "port", value_name = "NAME=PROTO/PORT")]
+    ports: Vec<Port>,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().verb.unwrap_or(Verb::Tour)) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("weft-lab: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Tour => return tour::run(),
+        Verb::Up(up) => {
+            let underlay = if up.direct { Underlay::Direct } else { Underlay::Bridge };
+            let config = LabConfig {
+                nodes: up.nodes,
+                underlay,
+                agent_args: up.agent_args,
+                watch: printing(),
+                ..LabConfig::default()
+            };
+            let lab = Lab::up(config)?;
+            print_status(&lab);
+            lab.keep()?;
+        }
+        Verb::Status { json } => {
+            let lab = Lab::open()?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&lab.status()).context("write JSON")?);
+            } else {
+                print_status(&lab);
+            }
+        }
+        Verb::Pod(PodVerb::Add(add)) => {
+            let mut lab = Lab::open()?;
+            lab.set_watch(printing());
+            let spec = PodSpec {
+                name: add.name,
+                namespace: add.namespace,
+                labels: add.labels.into_iter().collect(),
+                ports: add.ports,
+            };
+            let added = lab.pod_add(&add.node, &spec)?;
+            println!("pod {} on {}: {}", added.pod.name, added.pod.node, join(&added.pod.addresses));
+        }
+        Verb::Pod(PodVerb::Del { name }) => {
+            let mut lab = Lab::open()?;
+            lab.set_watch(printing());
+            lab.pod_del(&name)?;
+        }
+        Verb::Exec { name, command } => {
+            let [program, args @ ..] = command.as_slice() else { anyhow::bail!("no command") };
+            // Without the lock: the command may run for hours.
+            let place = Lab::open()?.place(&name)?;
+            let status = lab::exec(&place, Command::new(program).args(args))?;
+            return Ok(status.code().and_then(|c| u8::try_from(c).ok()).map_or(ExitCode::FAILURE, ExitCode::from));
+        }
+        Verb::RestartAgent { node, kill } => {
+            let mut lab = Lab::open()?;
+            let ending = if kill { Ending::Killed } else { Ending::Asked };
+            let took = lab.restart_agent(&node, ending)?;
+            println!("the agent of {node} is ready again after {} ms", took.as_millis());
+        }
+        Verb::Down => Lab::remove()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn printing() -> Watch {
+    Watch::new(|Step { what, took }| println!("{:>9.1} ms  {what}", took.as_secs_f64() * 1e3))
+}
+
+fn print_status(lab: &Lab) {
+    for node in lab.nodes() {
+        let agent = node.agent_pid().map_or("no agent runs".into(), |pid| format!("agent {pid}"));
+        let cidrs = node.pod_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        println!("{:<10} {:<24} pods {cidrs:<32} {agent}", node.name(), join(&node.addresses()));
+    }
+    for pod in lab.pods() {
+        let labels = pod.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
+        println!(
+            "{:<10} {:<32} on {:<8} {}/{} {labels}",
+            pod.name,
+            join(&pod.addresses),
+            pod.node,
+            pod.namespace,
+            pod.name
+        );
+    }
+}
+
+fn join(addresses: &[std::net::IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn label(text: &str) -> Result<(String, String)> {
+    let (key, value) = text.split_once('=').with_context(|| format!("`{text}` is not KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}

@@ -1,0 +1,79 @@
+//! The cluster's objects, written into every node's manifest directory as an API server would show them.
+use std::{fs, io, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use crate::{
+    layout::NodePaths,
+    pod::Pod,
+    state::{NodeState, write_whole},
+};
+
+pub(crate) fn node(node: &NodeState) -> Value {
+    let addresses: Vec<Value> =
+        node.addresses.iter().map(|a| json!({"type": "InternalIP", "address": a.addr()})).collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": node.name},
+        "spec": {"podCIDR": node.pod_cidrs.first(), "podCIDRs": node.pod_cidrs},
+        "status": {"addresses": addresses},
+    })
+}
+
+pub(crate) fn pod(pod: &Pod) -> Value {
+    let ports: Vec<Value> =
+        pod.ports.iter().map(|p| json!({"name": p.name, "protocol": p.protocol, "containerPort": p.port})).collect();
+    let mut status = json!({"phase": if pod.addresses.is_empty() { "Pending" } else { "Running" }});
+    if let Some(first) = pod.addresses.first() {
+        status["podIP"] = json!(first);
+        status["podIPs"] = pod.addresses.iter().map(|ip| json!({"ip": ip})).collect();
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.container_id, "labels": pod.labels},
+        "spec": {
+            "nodeName": pod.node,
+            "containers": [{"name": "main", "image": "none", "ports": ports}],
+        },
+        "status": status,
+    })
+}
+
+/// Writes a Node object into the directories of `nodes`.
+pub(crate) fn write_node(object: &NodeState, nodes: &[NodeState]) -> Result<()> {
+    write(nodes, &format!("node.{}.json", object.name), &node(object))
+}
+
+/// Writes a Pod object into the directories of `nodes`.
+pub(crate) fn write_pod(object: &Pod, nodes: &[NodeState]) -> Result<()> {
+    write(nodes, &pod_file(object), &pod(object))
+}
+
+/// Takes a Pod object out of the directories of `nodes`.
+pub(crate) fn remove_pod(object: &Pod, nodes: &[NodeState]) -> Result<()> {
+    for path in places(nodes, &pod_file(object)) {
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn write(nodes: &[NodeState], file: &str, object: &Value) -> Result<()> {
+    let text = serde_json::to_vec_pretty(object).with_context(|| format!("write {file}"))?;
+    places(nodes, file).try_for_each(|path| write_whole(&path, &text))
+}
+
+fn pod_file(pod: &Pod) -> String {
+    format!("pod.{}.{}.json", pod.namespace, pod.name)
+}
+
+fn places<'a>(nodes: &'a [NodeState], file: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
+    nodes.iter().map(move |n| NodePaths::of(&n.name).manifests().join(file))
+}
