@@ -1,0 +1,25 @@
+//! `cargo xtask bench`: builds the bench and becomes it.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::{lab, workspace::Workspace};
+
+/// Measure the datapath (`bench path`) and the CNI plugin (`bench add`).
+///
+/// `path` compares a veth pair, node to node, a bridge plugin's layout, a Flannel-like VXLAN layout and Weft on one node
+/// and across nodes, interleaved, as ratios to the limit of the same run. `add` measures CNI ADD and DEL. All arguments
+/// are those of `weft-bench`; `--json` prints figures for machines. Needs root, and a quiet machine for figures worth
+/// comparing.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Arguments of weft-bench: `path` or `add`, and their options
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS", required = true)]
+    args: Vec<String>,
+}
+
+/// The verb.
+pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
+    lab::become_program(ws, "weft-bench", "the bench", &args.args)
+}

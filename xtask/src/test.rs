@@ -1,0 +1,311 @@
+//! `cargo xtask test`: all suites, in order, and one line of figures at the end.
+
+mod binaries;
+
+use std::{
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+pub use self::binaries::{TestBinary, count_tests, test_binaries};
+use crate::{
+    build::{self, Built, Profile},
+    docs,
+    libtest::{self, Counts, Reader},
+    run::{self, Ended, Read},
+    setup::{self, Need},
+    ui::{self, Stage},
+    verifier, vm,
+    workspace::{self, Workspace},
+};
+
+/// Run the tests: native, packets, lab, cnitool, docs, and two virtual machines.
+///
+/// Suites run in that order and all of them, also after a failure. The last line is `N passed, N failed, N skipped`, and the
+/// exit code is 1 if a test failed or a suite ran none. Suites that open network namespaces or load BPF programs need root
+/// and say so before anything starts; `cargo test` and the suite `native` do not.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print the suites and end
+    #[arg(long)]
+    list: bool,
+    /// Run this suite only; may be given several times
+    #[arg(long, value_name = "NAME")]
+    suite: Vec<Suite>,
+}
+
+/// A group of tests that are run in one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Suite {
+    /// Logic, natively: `cargo test`
+    Native,
+    /// Packets through the loaded BPF programs
+    Packets,
+    /// Nodes and pods in network namespaces
+    Lab,
+    /// The plugin, driven by the reference CNI client
+    Cnitool,
+    /// The commands of README.md and docs/
+    Docs,
+    /// Packets and two pods on kernel 5.10, in a virtual machine
+    #[value(name = "vm-5.10")]
+    Vm510,
+    /// The same on the newest kernel of Debian's suites
+    VmNewest,
+}
+
+impl Suite {
+    const ALL: [Self; 7] =
+        [Self::Native, Self::Packets, Self::Lab, Self::Cnitool, Self::Docs, Self::Vm510, Self::VmNewest];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Packets => "packets",
+            Self::Lab => "lab",
+            Self::Cnitool => "cnitool",
+            Self::Docs => "docs",
+            Self::Vm510 => "vm-5.10",
+            Self::VmNewest => "vm-newest",
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Native => "logic, natively (cargo test)",
+            Self::Packets => "packets through the loaded BPF programs",
+            Self::Lab => "nodes and pods in network namespaces",
+            Self::Cnitool => "the plugin, driven by the reference CNI client",
+            Self::Docs => "the commands of README.md and docs/",
+            Self::Vm510 => "packets and two pods on kernel 5.10, in a virtual machine",
+            Self::VmNewest => "the same on the newest kernel of Debian's suites",
+        }
+    }
+
+    fn needs_root(self) -> bool {
+        matches!(self, Self::Packets | Self::Lab | Self::Cnitool | Self::Docs)
+    }
+
+    fn needs(self) -> &'static [Need] {
+        match self {
+            Self::Native => &[],
+            Self::Packets | Self::Lab | Self::Docs => &[Need::Bpf, Need::Lab],
+            Self::Cnitool => &[Need::Bpf, Need::Lab, Need::CniTool],
+            Self::Vm510 | Self::VmNewest => &[Need::Bpf, Need::Vm],
+        }
+    }
+}
+
+/// How long one test binary may run.
+const BINARY_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// One line of the final table.
+struct Row {
+    suite: Suite,
+    counts: Counts,
+    time: Duration,
+}
+
+/// The verb.
+pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
+    if args.list {
+        let rows: Vec<Vec<String>> = Suite::ALL
+            .iter()
+            .map(|s| {
+                vec![s.name().to_owned(), if s.needs_root() { "root" } else { "" }.to_owned(), s.what().to_owned()]
+            })
+            .collect();
+        print!("{}", ui::table(&["suite", "needs", "what"], &rows));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let suites: Vec<Suite> =
+        Suite::ALL.into_iter().filter(|s| args.suite.is_empty() || args.suite.contains(s)).collect();
+    let rooted: Vec<&str> = suites.iter().filter(|s| s.needs_root()).map(|s| s.name()).collect();
+    if !rooted.is_empty() && !workspace::is_root() {
+        bail!(
+            "root is missing, and these suites need it: {}. Run this again as root (`sudo -E env \"PATH=$PATH\" cargo xtask test`), \
+             or only what does without: `cargo xtask test --suite native`",
+            rooted.join(", ")
+        );
+    }
+    let needs: Vec<Need> = suites.iter().flat_map(|s| s.needs()).copied().collect();
+    setup::ensure(ws, &needs)?;
+    let mut shared = Shared { ws, made: None };
+    let mut rows = Vec::new();
+    for suite in suites {
+        let stage = Stage::start(format!("suite {}: {}", suite.name(), suite.what()));
+        let started = Instant::now();
+        // A suite that could not run has failed; the others still run.
+        let mut counts = run_suite(suite, &mut shared).unwrap_or_else(|e| {
+            ui::error(&format!("suite {}: {e:#}", suite.name()));
+            let mut counts = Counts::default();
+            counts.fail("the suite could not run");
+            counts
+        });
+        if counts.is_empty() {
+            counts.fail("the suite ran no test");
+        }
+        if counts.failed == 0 {
+            stage.done(&format!("{} passed", counts.passed));
+        } else {
+            stage.failed(&format!("{} failed", counts.failed));
+        }
+        rows.push(Row { suite, counts, time: started.elapsed() });
+    }
+    Ok(report(&rows))
+}
+
+fn report(rows: &[Row]) -> ExitCode {
+    let mut sum = Counts::default();
+    let mut cells = Vec::new();
+    for Row { suite, counts, time } in rows {
+        let figures = [counts.passed, counts.failed, counts.skipped].map(|n| n.to_string());
+        let seconds = format!("{:.1}", time.as_secs_f64());
+        cells.push([suite.name().to_owned()].into_iter().chain(figures).chain([seconds]).collect());
+        sum.add(counts);
+    }
+    println!("\n{}", ui::table(&["suite", "passed", "failed", "skipped", "seconds"], &cells));
+    for Row { suite, counts, .. } in rows {
+        for failure in &counts.failures {
+            println!("failed: {}: {failure}", suite.name());
+        }
+    }
+    println!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
+    if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What several suites use, built when the first one asks.
+struct Shared<'a> {
+    ws: &'a Workspace,
+    made: Option<(Built, Vec<TestBinary>)>,
+}
+
+impl Shared<'_> {
+    fn get(&mut self) -> Result<&(Built, Vec<TestBinary>)> {
+        let made = match self.made.take() {
+            Some(made) => made,
+            None => {
+                let built = build::all(self.ws, Profile::Release)?;
+                let binaries = test_binaries(self.ws, &built.object, &["packets", "lab"])?;
+                (built, binaries)
+            }
+        };
+        Ok(self.made.insert(made))
+    }
+}
+
+fn run_suite(suite: Suite, shared: &mut Shared<'_>) -> Result<Counts> {
+    let ws = shared.ws;
+    match suite {
+        Suite::Native => native(ws),
+        Suite::Packets => packets(shared),
+        Suite::Lab => run_binaries(shared, |b| b.package == "lab" && b.name != "cnitool", &[]),
+        Suite::Cnitool => {
+            let client = cnitool(ws)?;
+            run_binaries(shared, |b| b.package == "lab" && b.name == "cnitool", &[("WEFT_CNITOOL", client.as_os_str())])
+        }
+        Suite::Docs => docs::run(ws),
+        Suite::Vm510 => in_vm(shared, "5.10"),
+        Suite::VmNewest => in_vm(shared, "newest"),
+    }
+}
+
+fn native(ws: &Workspace) -> Result<Counts> {
+    let mut command = ws.cargo();
+    command.args(["test", "--no-fail-fast"]);
+    let mut reader = Reader::default();
+    let ended = run::stream(&mut command, Read::Stdout, 2 * BINARY_LIMIT, |line| {
+        println!("{line}");
+        reader.line(line);
+    })?;
+    let mut counts = reader.finish();
+    note_end(&mut counts, "cargo test", ended);
+    Ok(counts)
+}
+
+/// A program that ended badly has failed, even if no test of it says so.
+fn note_end(counts: &mut Counts, what: &str, ended: Ended) {
+    match ended {
+        Ended::TimedOut => counts.fail(format!("{what}: killed, as it took too long")),
+        Ended::Badly(code) if counts.failed == 0 => {
+            counts.fail(format!("{what}: ended with {}", code.map_or("a signal".to_owned(), |c| format!("code {c}"))));
+        }
+        Ended::Badly(_) | Ended::Well => {}
+    }
+}
+
+fn packets(shared: &mut Shared<'_>) -> Result<Counts> {
+    let ws = shared.ws;
+    let mut figures = Vec::new();
+    let mut counts =
+        run_watched(shared, |b| b.package == "packets", &[], &mut |line| figures.extend(libtest::verified(line)))?;
+    let kernel = verifier::running_kernel()?;
+    for growth in verifier::compare(ws, &kernel, &figures)? {
+        counts.fail(growth);
+    }
+    Ok(counts)
+}
+
+fn in_vm(shared: &mut Shared<'_>, kernel: &str) -> Result<Counts> {
+    let ws = shared.ws;
+    let (built, binaries) = shared.get()?;
+    let outcome = vm::boot(ws, kernel, &vm::Plan::Tests, built, binaries)?;
+    print!("{}", outcome.table());
+    Ok(outcome.counts(ws))
+}
+
+type Env<'a> = [(&'a str, &'a std::ffi::OsStr)];
+
+fn run_binaries(shared: &mut Shared<'_>, which: impl Fn(&TestBinary) -> bool, env: &Env<'_>) -> Result<Counts> {
+    run_watched(shared, which, env, &mut |_| {})
+}
+
+fn run_watched(
+    shared: &mut Shared<'_>,
+    which: impl Fn(&TestBinary) -> bool,
+    env: &Env<'_>,
+    watch: &mut dyn FnMut(&str),
+) -> Result<Counts> {
+    let ws = shared.ws;
+    let (built, binaries) = shared.get()?;
+    let mut counts = Counts::default();
+    for binary in binaries.iter().filter(|b| which(b)) {
+        let mut reader = Reader::default();
+        println!("running {} ({})", binary.name, ws.show(&binary.file));
+        let mut command: Command = ws.command(&binary.file);
+        // Tests that share one machine's lab would disturb each other: one at a time. What passing tests print is shown too.
+        command
+            .args(["--show-output", "--test-threads=1"])
+            .env("WEFT_BIN_DIR", &built.bin_dir)
+            .envs(env.iter().copied());
+        let ended = run::stream(&mut command, Read::Stdout, BINARY_LIMIT, |line| {
+            println!("{line}");
+            reader.line(line);
+            watch(line);
+        })?;
+        let mut own = reader.finish();
+        note_end(&mut own, &binary.name, ended);
+        counts.add(&own);
+    }
+    Ok(counts)
+}
+
+/// Builds the reference client from the versions that tests/cnitool pins.
+fn cnitool(ws: &Workspace) -> Result<std::path::PathBuf> {
+    let file = ws.target.join("tools/cnitool");
+    let mut command = ws.command("go");
+    command
+        .current_dir(ws.root.join("tests/cnitool"))
+        .env("CGO_ENABLED", "0")
+        .args(["build", "-mod=readonly", "-trimpath", "-o"])
+        .arg(&file)
+        .arg("github.com/containernetworking/cni/cnitool");
+    run::capture(&mut command)
+        .context("build cnitool (the module comes from the Go proxy: check GOPROXY and the network)")?;
+    if !file.exists() {
+        return Err(anyhow!("go built cnitool, but it is not at {}", file.display()));
+    }
+    Ok(file)
+}
