@@ -1,1 +1,16 @@
-//! Weft.
+//! Measures Weft's datapath and its CNI calls, side by side with the physical limit and with peers, in namespaces of its own.
+//!
+//! [`path`] interleaves the layouts of [`layout`] round by round and reports ratios to the limit *of the same round*; [`inline`] has the tests and why
+//! they repeat on a busy machine; [`no_tso`] shows that receive coalescing survives the tunnel; [`report`] holds the budgets and prints.
+#![forbid(unsafe_code)]
+
+pub mod add;
+pub mod cli;
+pub mod inline;
+pub mod interrupt;
+pub mod layout;
+pub mod netns;
+pub mod no_tso;
+pub mod path;
+pub mod report;
+pub mod stats;

@@ -1,0 +1,176 @@
+//! The command line.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::inline::Test;
+use crate::layout::{Family, LayoutName};
+use crate::{add, interrupt, netns, path, report};
+
+/// Measures Weft's datapath and CNI calls side by side with the physical limit and with peers.
+///
+/// Everything is built in network namespaces of its own (names begin with wb-, the Weft lab's with weft-) and is removed at the end, after an error and
+/// after Ctrl-C; what a killed run left is removed by the next one. Nothing in the host's own network namespace is touched. Needs root.
+#[derive(Debug, Parser)]
+#[command(name = "weft-bench", version, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Path(PathArgs),
+    Add(AddArgs),
+}
+
+/// Cost of a packet's way, as a ratio to the physical limit of the same run.
+///
+/// METHOD: one thread owns both ends of a path. What it sends runs through the whole path in softirq on its own CPU and lies in the peer's socket when
+/// send() returns, so no wake-up and no scheduler is in the figure. A round measures every layout in turn, test by test; of each measurement the 10th percentile
+/// of the batches' averages counts. Shown are the median over the rounds and the median of the ratios to the limit of the same round. These ratios
+/// repeat within 1 to 2 % even when the machine is busy; the absolute figures depend on the machine.
+///
+/// TESTS: udp_rr and tcp_rr: one byte there and back, ns. tcp_crr: connect, one byte there, one back, close, ns. tcp_stream: Gbit per second of CPU time.
+///
+/// LAYOUTS on one node, with veth as limit: veth, bridge, weft-same. Across two nodes, with node as limit: node, flannel, weft-vxlan. Then, each with a TCP
+/// stream over an underlay without segmentation offload and with receive coalescing (GRO): node-notso, flannel-notso, weft-vxlan-notso; there the average
+/// size of the packets that reach the pod is the figure: about 1400 bytes when GRO is lost, tens of thousands when it works.
+///
+/// OUTPUT: a table, then one line a figure, `figure LAYOUT TEST FAMILY ratio X` and, the worse of the families measured, `figure LAYOUT TEST ratio X`, for
+/// programs to read. Progress goes to standard error. With --json one document instead, with every round in it.
+///
+/// EXIT STATUS: 0; 1 when something could not be built or measured, or with --check when a budget is broken; 2 for a wrong command line.
+#[derive(Debug, Args)]
+#[command(after_help = PATH_EXAMPLES)]
+pub struct PathArgs {
+    /// Print one JSON document instead of the table and the figures.
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 when a ratio is over its budget.
+    #[arg(long)]
+    check: bool,
+    /// How often everything is measured; medians are taken over the rounds.
+    #[arg(long, value_name = "N", default_value_t = 13, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Measure only these layouts; the limit of each is added.
+    #[arg(long, value_name = "LAYOUT", value_delimiter = ',')]
+    only: Vec<LayoutName>,
+    /// Measure only these tests.
+    #[arg(long, value_name = "TEST", value_delimiter = ',')]
+    tests: Vec<Test>,
+    /// The address family of the measured packets.
+    #[arg(long, value_enum, default_value_t = Families::Both)]
+    family: Families,
+    /// Length of one measurement in milliseconds; a run takes about rounds x layouts x tests x families x 1.2 of it.
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..))]
+    duration: u64,
+}
+
+const PATH_EXAMPLES: &str = "\
+Examples:
+  weft-bench path                              everything, under three minutes
+  weft-bench path --check                      the same as a gate
+  weft-bench path --only weft-same --family 4  Weft on one node and its limit
+  weft-bench path --rounds 3 --json | jq '.results[] | {layout, test, family, ratio}'";
+
+/// Time of CNI calls, one after another, as a container runtime sees them.
+///
+/// A Weft lab of one node is built; each call executes the real weft-cni binary with a network namespace that was made before, as runtimes do, and the clock
+/// runs from its start to its end. First all VERSION calls, which never reach the agent and so show what starting a process costs, then all ADDs, then all DELs.
+///
+/// OUTPUT: a table, then one line a figure, `figure add p50_ms X`, for programs to read. With --json one document instead.
+///
+/// EXIT STATUS: 0; 1 when a call failed, or with --check when ADD's median is over its budget; 2 for a wrong command line.
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// Print one JSON document instead of the table and the figures.
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 when the budget is broken.
+    #[arg(long)]
+    check: bool,
+    /// Calls of each verb. A node has 253 addresses.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=250))]
+    count: u32,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Families {
+    /// IPv4.
+    #[value(name = "4")]
+    Four,
+    /// IPv6.
+    #[value(name = "6")]
+    Six,
+    /// IPv4 and IPv6, interleaved.
+    Both,
+}
+
+impl Families {
+    fn list(self) -> &'static [Family] {
+        match self {
+            Self::Four => &[Family::Ipv4],
+            Self::Six => &[Family::Ipv6],
+            Self::Both => &[Family::Ipv4, Family::Ipv6],
+        }
+    }
+}
+
+impl Cli {
+    /// Does what the command line asks for; `false` when it was done, but something is not as it should be.
+    pub fn run(self) -> Result<bool> {
+        match self.verb {
+            Verb::Path(arguments) => arguments.run(),
+            Verb::Add(arguments) => arguments.run(),
+        }
+    }
+}
+
+impl AddArgs {
+    fn run(self) -> Result<bool> {
+        interrupt::watch()?;
+        let _claim = netns::claim()?;
+        let report = add::measure(self.count)?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&report).context("write the report as JSON")?);
+        } else {
+            print!("{}", add::text(&report));
+        }
+        let broken = report.broken();
+        if let Some(over) = &broken {
+            eprintln!("weft-bench: over budget: {over}");
+        }
+        Ok(broken.is_none() || !self.check)
+    }
+}
+
+impl PathArgs {
+    fn run(self) -> Result<bool> {
+        interrupt::watch()?;
+        let _claim = netns::claim()?;
+        let plan = path::Plan {
+            layouts: LayoutName::with_limits(&self.only),
+            tests: if self.tests.is_empty() { Test::ALL.to_vec() } else { self.tests },
+            families: self.family.list().to_vec(),
+            rounds: self.rounds,
+            duration: Duration::from_millis(self.duration),
+        };
+        let report = path::run(&plan)?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&report).context("write the report as JSON")?);
+        } else {
+            print!("{}", report::text(&report));
+        }
+        for failure in report.failures() {
+            eprintln!("weft-bench: {failure}");
+        }
+        let broken = report.broken();
+        for over in &broken {
+            eprintln!("weft-bench: over budget: {over}");
+        }
+        Ok(report.failures().is_empty() && (broken.is_empty() || !self.check))
+    }
+}

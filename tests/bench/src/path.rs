@@ -1,0 +1,206 @@
+//! `weft-bench path`: all layouts, interleaved.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{IsTerminal as _, Write as _, stderr};
+use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::inline::{Sample, Test, await_delivery, choose_cpu, measure};
+use crate::layout::{Bridge, Cluster, Direct, Ends, Family, Flannel, Layout, LayoutName, Weft};
+use crate::report::{Built, Cell, Machine, Report};
+use crate::{interrupt, no_tso};
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The layouts, limits among them.
+    pub layouts: BTreeSet<LayoutName>,
+    /// The tests.
+    pub tests: Vec<Test>,
+    /// The address families.
+    pub families: Vec<Family>,
+    /// How often.
+    pub rounds: u32,
+    /// Length of one measurement.
+    pub duration: Duration,
+}
+
+/// One cell of the table: what is measured once a round.
+type Key = (LayoutName, Test, Family);
+
+/// Builds the layouts, measures them and takes them down, also after an error.
+pub fn run(plan: &Plan) -> Result<Report> {
+    let cpu = choose_cpu()?;
+    let load_before = load();
+    let mut site = Site::default();
+    site.up(plan)?;
+
+    let cells = measure_rounds(plan, &site, cpu)?;
+    let without_tso: BTreeSet<_> = plan.layouts.iter().copied().filter(|layout| layout.is_without_tso()).collect();
+    let no_tso =
+        if without_tso.is_empty() { Vec::new() } else { no_tso::run(&without_tso, &plan.families, &site, cpu)? };
+
+    let machine = Machine {
+        kernel: kernel(),
+        cpus: thread::available_parallelism().map_or(1, usize::from),
+        cpu,
+        load_before,
+        load_after: load(),
+    };
+    let built = std::mem::take(&mut site.built);
+    site.down()?;
+    Ok(Report::new(plan, machine, built, cells, no_tso))
+}
+
+/// The layouts that are up.
+#[derive(Default)]
+pub struct Site {
+    layouts: Vec<Box<dyn Layout>>,
+    cluster: Rc<RefCell<Cluster>>,
+    built: Vec<Built>,
+}
+
+impl Site {
+    /// Builds what the plan needs. A layout that cannot be built is left out and shown with its error; the others are measured.
+    fn up(&mut self, plan: &Plan) -> Result<()> {
+        for name in plan.layouts.iter().map(|layout| layout.built_as()).collect::<BTreeSet<_>>() {
+            interrupt::check()?;
+            let start = Instant::now();
+            let mut layout = self.make(name);
+            let up = layout.up().and_then(|()| layout.ends()).and_then(|ends| {
+                // A family that is never delivered shows in the cells; the other one can be measured.
+                plan.families.iter().try_for_each(|family| await_delivery(&ends, *family).map(drop))
+            });
+            let error = up.err().map(|error| format!("{error:#}"));
+            let took = start.elapsed();
+            eprintln!(
+                "{:12} {} in {} ms",
+                name.as_str(),
+                if error.is_none() { "up" } else { "failed" },
+                took.as_millis()
+            );
+            if error.is_none() {
+                self.layouts.push(layout);
+            } else {
+                layout.down()?;
+            }
+            let description = name.description();
+            self.built.push(Built { name, limit: name.limit(), description, up_ms: took.as_secs_f64() * 1e3, error });
+        }
+        Ok(())
+    }
+
+    /// The layout that `name` is measured on, when it is up.
+    pub fn layout(&self, name: LayoutName) -> Option<&dyn Layout> {
+        self.layouts.iter().find(|layout| layout.name() == name.built_as()).map(AsRef::as_ref)
+    }
+
+    fn make(&self, name: LayoutName) -> Box<dyn Layout> {
+        match name {
+            LayoutName::Bridge => Box::new(Bridge::default()),
+            LayoutName::Flannel => Box::new(Flannel::default()),
+            LayoutName::WeftSame | LayoutName::WeftVxlan => Box::new(Weft::new(name, &self.cluster)),
+            // The names without segmentation offload are not built: `built_as` has been asked.
+            LayoutName::Veth
+            | LayoutName::Node
+            | LayoutName::NodeNotso
+            | LayoutName::FlannelNotso
+            | LayoutName::WeftVxlanNotso => Box::new(Direct::new(name)),
+        }
+    }
+
+    fn down(mut self) -> Result<()> {
+        self.layouts.iter_mut().try_for_each(|layout| layout.down())
+    }
+}
+
+/// Measures every cell once a round. A cell that fails is not tried again; what it said stands in the report.
+fn measure_rounds(plan: &Plan, site: &Site, cpu: usize) -> Result<BTreeMap<Key, Cell>> {
+    let layouts = plan.layouts.iter().filter(|layout| !layout.is_without_tso());
+    let ends: Vec<(LayoutName, Ends)> = layouts
+        .filter_map(|name| Some((*name, site.layout(*name)?.ends())))
+        .map(|(name, ends)| Ok((name, ends?)))
+        .collect::<Result<_>>()?;
+    let mut cells = BTreeMap::<Key, Cell>::new();
+    let start = Instant::now();
+    for round in 0..plan.rounds {
+        progress(&format!("round {}/{}, {} s", round + 1, plan.rounds, start.elapsed().as_secs()));
+        for test in &plan.tests {
+            for family in &plan.families {
+                for (name, ends) in rotated(&ends, round as usize) {
+                    let cell = cells.entry((*name, *test, *family)).or_default();
+                    if cell.error.is_some() {
+                        cell.rounds.push(None);
+                        continue;
+                    }
+                    let sample = measure(*test, ends, *family, plan.duration, cpu);
+                    interrupt::check()?;
+                    cell.push(sample);
+                }
+            }
+        }
+    }
+    progress_end();
+    Ok(cells)
+}
+
+/// The layouts in another order each round, so that none always follows the same neighbour.
+fn rotated<T>(items: &[T], by: usize) -> impl Iterator<Item = &T> {
+    let (before, after) = items.split_at(by % items.len().max(1));
+    after.iter().chain(before)
+}
+
+impl Cell {
+    fn push(&mut self, sample: Result<Sample>) {
+        match sample {
+            Ok(sample) => {
+                self.rounds.push(Some(sample.value));
+                self.waits += sample.waits;
+            }
+            Err(error) => {
+                self.rounds.push(None);
+                self.error = Some(format!("{error:#}"));
+            }
+        }
+    }
+}
+
+/// One line on standard error that overwrites itself on a terminal.
+pub fn progress(text: &str) {
+    let mut stderr = stderr();
+    let written = if stderr.is_terminal() { write!(stderr, "\r{text}   ") } else { writeln!(stderr, "{text}") };
+    // A standard error that is closed is no reason to stop measuring.
+    drop(written);
+}
+
+/// Ends the line that [`progress`] overwrites.
+pub fn progress_end() {
+    if stderr().is_terminal() {
+        eprintln!();
+    }
+}
+
+fn load() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split_ascii_whitespace().next()?.parse().ok()
+}
+
+fn kernel() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release");
+    release.map_or_else(|error| format!("{error:#}"), |text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_start_with_another_layout_and_leave_none_out() {
+        assert_eq!(rotated(&['a', 'b', 'c'], 4).collect::<String>(), "bca");
+        assert_eq!(rotated::<char>(&[], 4).count(), 0);
+    }
+}
