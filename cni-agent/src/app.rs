@@ -141,7 +141,11 @@ fn bpffs(dir: &Path) -> anyhow::Result<PathBuf> {
     if kind != BPF_FS_MAGIC {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("bpf"), dir, Some("bpf"), flags, Some("mode=0700")).with_context(|| {
-            format!("mount a BPF file system on {} (needs CAP_SYS_ADMIN; or mount it yourself: `mount -t bpf bpf {}`)", dir.display(), dir.display())
+            format!(
+                "mount a BPF file system on {} (needs CAP_SYS_ADMIN; or mount it yourself: `mount -t bpf bpf {}`)",
+                dir.display(),
+                dir.display()
+            )
         })?;
         info!(path = %dir.display(), "mounted a BPF file system");
     }

@@ -11,8 +11,8 @@ use crate::{
     api::{
         Inspect, MapError,
         types::{
-            Attachment, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus, MapEntry, MapInfo, NodeStatus, PodStatus,
-            ReconcilerStatus, Status, VerdictCount,
+            Attachment, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus, MapEntry, MapInfo, NodeStatus,
+            PodStatus, ReconcilerStatus, Status, VerdictCount,
         },
     },
     compile::Facts,
@@ -101,7 +101,8 @@ impl Inspect for Inspector {
         Status {
             node: self.facts.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            kernel: nix::sys::utsname::uname().map_or_else(|_| String::new(), |u| u.release().to_string_lossy().into_owned()),
+            kernel: nix::sys::utsname::uname()
+                .map_or_else(|_| String::new(), |u| u.release().to_string_lossy().into_owned()),
             pid: std::process::id(),
             uptime_seconds: self.began.elapsed().as_secs(),
             not_ready: self.health().err(),

@@ -5,8 +5,8 @@
 //! (the only one that knows rtnetlink); [`api`] and [`cli`] show both. [`app`] wires the parts.
 
 pub mod api;
-pub mod cli;
 pub mod app;
+pub mod cli;
 pub mod cni;
 pub mod compile;
 pub mod datapath;

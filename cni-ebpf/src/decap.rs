@@ -3,7 +3,7 @@ use cni_common::{maps::Config, net::Mac, wire::*};
 
 use crate::{
     DropReason as D, Packet, Res, System, Tables, Verdict, ecn,
-    family::{Family, L3, V4, V6},
+    family::{Family, L3, Outer, V4, V6},
     flow::way_to,
     packet::TunnelSource,
 };
@@ -48,44 +48,36 @@ fn netdev<U: Family, P: Packet, S: System + Tables<U>>(p: &mut P, s: &S, cfg: &C
     if tail.vxlan.flags.bytes[0] & VXLAN_VNI_VALID.bytes[0] == 0 {
         return Err(D::BadTunnel);
     }
-    let node = <S as Tables<U>>::node_of(s, &ip.src).ok_or(D::UnknownNode)?;
-    let outer = Hull { bytes: U::HEADER + TAIL, family: U::NUMBER, ecn: ecn::bits(ip.tos), node };
     match tail.eth.proto {
-        ETH_IP4 => tunnelled::<V4, P, S>(p, s, &outer),
-        ETH_IP6 => tunnelled::<V6, P, S>(p, s, &outer),
+        ETH_IP4 => tunnelled::<U, V4, P, S>(p, s, &ip),
+        ETH_IP6 => tunnelled::<U, V6, P, S>(p, s, &ip),
         _ => Err(D::UnknownL3),
     }
 }
 
-/// What stands before the inner packet.
-struct Hull {
-    /// Outer IP to inner Ethernet header, bytes.
-    bytes: u32,
-    family: u8,
-    ecn: u32,
-    /// Who sent it.
-    node: u32,
-}
-
 #[inline(always)]
-fn tunnelled<F: Family, P: Packet, S: Tables<F>>(p: &mut P, s: &S, outer: &Hull) -> Res<Verdict> {
-    let at = ETH_LEN + outer.bytes as usize;
+fn tunnelled<U: Family, F: Family, P: Packet, S: System + Tables<U> + Tables<F>>(
+    p: &mut P,
+    s: &S,
+    outer: &Outer<U>,
+) -> Res<Verdict> {
+    let at = ETH_LEN + (U::HEADER + TAIL) as usize;
     p.linear(at as u32 + F::HEADER);
     let ip = F::l3(p, at)?;
-    belongs_to::<F, S>(s, &ip, outer.node)?;
+    sent_by::<U, F, S>(s, &outer.src, &ip)?;
     // The kernel's tunnel GSO marks outlive our decapsulation, and a socket would take the packet for a tunnel's: what is not TCP
     // goes through the device. So does what is not for a pod here.
     if p.gso_size() != 0 && ip.proto != u32::from(TCP) {
         return Ok(Verdict::Pass);
     }
-    let Some(l) = s.local(&ip.dst) else { return Ok(Verdict::Pass) };
-    let inner_ecn = ecn::bits(ip.tos);
-    if outer.ecn != ecn::NOT_ECT && outer.ecn != inner_ecn {
-        ecn::carry::<F, P>(p, at, outer.ecn, inner_ecn)?;
+    let Some(l) = <S as Tables<F>>::local(s, &ip.dst) else { return Ok(Verdict::Pass) };
+    let (outer_ecn, inner_ecn) = (ecn::bits(outer.tos), ecn::bits(ip.tos));
+    if outer_ecn != ecn::NOT_ECT && outer_ecn != inner_ecn {
+        ecn::carry::<F, P>(p, at, outer_ecn, inner_ecn)?;
     }
-    let other = (F::NUMBER != outer.family).then_some(F::NUMBER);
+    let other = (F::NUMBER != U::NUMBER).then_some(F::NUMBER);
     // Before 6.3 the kernel cannot change the family here, nor make a short packet out of a long outer header: its device can.
-    if p.shrink(outer.bytes, other).is_err() {
+    if p.shrink(U::HEADER + TAIL, other).is_err() {
         return Ok(Verdict::Pass);
     }
     p.for_this_host();
@@ -93,12 +85,19 @@ fn tunnelled<F: Family, P: Packet, S: Tables<F>>(p: &mut P, s: &S, outer: &Hull)
     Ok(Verdict::Peer(l.ifindex))
 }
 
-/// The inner source must be an address or in a pod CIDR of the very node that sent it.
+/// The inner source must be an address or in a pod CIDR of the very node that sent the packet: the node behind the inner source has the outer
+/// source as its tunnel address. That way an honest packet costs no look-up of its node; which reason a dishonest one has is found out
+/// afterwards.
 #[inline(always)]
-fn belongs_to<F: Family, S: Tables<F>>(s: &S, ip: &L3<F>, node: u32) -> Res<()> {
-    match way_to::<F, S>(s, &ip.src) {
-        Some((n, _)) if n == node => Ok(()),
-        _ => Err(D::InnerSource),
+fn sent_by<U: Family, F: Family, S: System + Tables<U> + Tables<F>>(s: &S, outer: &U::Addr, inner: &L3<F>) -> Res<()> {
+    if let Some((node, _)) = way_to::<F, S>(s, &inner.src)
+        && s.tunnel(node).is_some_and(|tun| U::is_end_of(tun, outer))
+    {
+        return Ok(());
+    }
+    match <S as Tables<U>>::node_of(s, outer) {
+        Some(_) => Err(D::InnerSource),
+        None => Err(D::UnknownNode),
     }
 }
 
@@ -106,31 +105,29 @@ fn belongs_to<F: Family, S: Tables<F>>(s: &S, ip: &L3<F>, node: u32) -> Res<()> 
 #[inline(always)]
 pub fn from_overlay<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
     s.config().ok_or(D::NoConfig)?;
-    let node = match p.tunnel_source() {
-        Some(TunnelSource::V4(a)) => <S as Tables<V4>>::node_of(s, &a),
-        Some(TunnelSource::V6(a)) => <S as Tables<V6>>::node_of(s, &a),
-        None => None,
-    }
-    .ok_or(D::UnknownNode)?;
+    let source = p.tunnel_source().ok_or(D::UnknownNode)?;
     let eth: Eth = p.read(0)?;
     match eth.proto {
-        ETH_IP4 => overlay::<V4, P, S>(p, s, node),
-        ETH_IP6 => overlay::<V6, P, S>(p, s, node),
+        ETH_IP4 => overlay::<V4, P, S>(p, s, source),
+        ETH_IP6 => overlay::<V6, P, S>(p, s, source),
         _ => Err(D::UnknownL3),
     }
 }
 
 #[inline(always)]
-fn overlay<F: Family, P: Packet, S: Tables<F>>(p: &mut P, s: &S, node: u32) -> Res<Verdict> {
+fn overlay<F: Family, P: Packet, S: System + Tables<F>>(p: &mut P, s: &S, source: TunnelSource) -> Res<Verdict> {
     p.linear(ETH_LEN as u32 + F::HEADER);
     let ip = F::l3(p, ETH_LEN)?;
-    belongs_to::<F, S>(s, &ip, node)?;
-    if let Some(l) = s.local(&ip.dst) {
+    match source {
+        TunnelSource::V4(a) => sent_by::<V4, F, S>(s, &a, &ip)?,
+        TunnelSource::V6(a) => sent_by::<V6, F, S>(s, &a, &ip)?,
+    }
+    if let Some(l) = <S as Tables<F>>::local(s, &ip.dst) {
         p.for_this_host();
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));
     }
-    if !s.own(&ip.dst) {
+    if !<S as Tables<F>>::own(s, &ip.dst) {
         return Err(D::NoPod);
     }
     // A redirect into `weft_host` with another destination MAC is lost.

@@ -1,7 +1,7 @@
 //! IPv4 and IPv6 as type parameters: one copy of every decision.
 use bytemuck::Pod;
 use cni_common::{
-    maps::{Config, Endpoint},
+    maps::{Config, Endpoint, Tunnel},
     net::{Be16, Ip4, Ip6, Ports},
     wire::*,
 };
@@ -60,6 +60,8 @@ pub trait Family: Copy + 'static {
     fn is_source(ep: &Endpoint, a: &F4or6<Self>) -> bool;
     /// This node's tunnel address on an underlay of this family, and whether there is one.
     fn is_tunnel_address(cfg: &Config, a: &F4or6<Self>) -> bool;
+    /// Whether the node's tunnel ends at this address of its underlay.
+    fn is_end_of(tun: &Tunnel, a: &F4or6<Self>) -> bool;
     /// Multicast, or IPv4's limited broadcast.
     fn is_multicast(a: &F4or6<Self>) -> bool;
     /// Mixes an address for the tunnel's source port.
@@ -153,6 +155,10 @@ impl Family for V4 {
         cfg.tunnel4.raw() == a.raw() && a.raw() != 0
     }
     #[inline(always)]
+    fn is_end_of(tun: &Tunnel, a: &Ip4) -> bool {
+        tun.addr4.raw() == a.raw() && a.raw() != 0
+    }
+    #[inline(always)]
     fn is_multicast(a: &Ip4) -> bool {
         a.bytes[0] & 0xf0 == 0xe0 || a.raw() == u32::MAX
     }
@@ -162,7 +168,9 @@ impl Family for V4 {
     }
     #[inline(always)]
     fn widen(a: &Ip4) -> Ip6 {
-        Ip6::mapped(*a)
+        // `Ip6::mapped` by words: sixteen single bytes become a call of memcpy.
+        let [x, y, z, w] = a.bytes;
+        bytemuck::must_cast([0, u64::from_ne_bytes([0, 0, 0xff, 0xff, x, y, z, w])])
     }
     #[inline(always)]
     fn set_ecn<P: Packet>(p: &mut P, off: usize, ecn: u32) -> Res<()> {
@@ -219,6 +227,11 @@ impl Family for V6 {
     fn is_tunnel_address(cfg: &Config, a: &Ip6) -> bool {
         let ([c0, c1], [a0, a1]) = (cfg.tunnel6.raw(), a.raw());
         c0 == a0 && c1 == a1 && (a0 | a1) != 0
+    }
+    #[inline(always)]
+    fn is_end_of(tun: &Tunnel, a: &Ip6) -> bool {
+        let ([t0, t1], [a0, a1]) = (tun.addr6.raw(), a.raw());
+        t0 == a0 && t1 == a1 && (a0 | a1) != 0
     }
     #[inline(always)]
     fn is_multicast(a: &Ip6) -> bool {

@@ -78,7 +78,8 @@ fn pod<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config,
 /// A frame that the node's own stack sent into `weft_host`. What the stack forwards, it has already counted a hop for.
 #[inline(always)]
 pub fn from_host<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
-    let cfg = s.config().ok_or(D::NoConfig)?;
+    // Nothing but neighbour discovery comes this way before there are routes.
+    let Some(cfg) = s.config() else { return Ok(Verdict::Pass) };
     let eth: Eth = p.read(0)?;
     if p.has_vlan() {
         return Err(D::Vlan);

@@ -28,6 +28,7 @@ pub enum TunnelSource {
 ///
 /// Offsets count from the Ethernet header. [`crate::DropReason::Short`] answers what lies outside of the frame or, in the kernel, outside
 /// of its linear part.
+#[expect(clippy::len_without_is_empty, reason = "a frame has at least an Ethernet header")]
 pub trait Packet {
     /// Length of the frame, bytes, with Ethernet header.
     fn len(&self) -> u32;

@@ -45,8 +45,8 @@ pub fn from_overlay(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn probe_encap(ctx: TcContext) -> i32 {
     match Skb::new(ctx.skb.skb).grow(Room::Vxlan4, true) {
-        Ok(()) => TC_ACT_OK as i32,
-        Err(_) => TC_ACT_SHOT as i32,
+        Ok(()) => TC_ACT_OK,
+        Err(_) => TC_ACT_SHOT,
     }
 }
 
@@ -70,7 +70,7 @@ fn finish(p: &Skb, point: Point, r: Res<Verdict>) -> i32 {
         Ok(Verdict::Neigh(ifindex)) => redirect::out_by_neighbour(ifindex),
         Err(reason) => {
             count::report(p, point, reason);
-            TC_ACT_SHOT as i32
+            TC_ACT_SHOT
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader, TestRunOptions, VerifierLogLevel,
+    Ebpf, EbpfError, EbpfLoader, TestRunOptions, VerifierLogLevel,
     maps::{Map, MapData},
     programs::{ProgramError, SchedClassifier, TestRun as _},
 };
@@ -67,9 +67,8 @@ impl Datapath {
         }
         raise_memlock_limit();
         let mut loader = EbpfLoader::new();
-        // Absent on kernels built without it; maps and programs then load without type information.
-        let btf = Btf::from_sys_fs().ok();
-        loader.btf(btf.as_ref()).verifier_log_level(VerifierLogLevel::STATS);
+        // The kernel's own types are for CO-RE, which we do not use, and would cost 15 MiB; those of our maps are in the object.
+        loader.btf(None).verifier_log_level(VerifierLogLevel::STATS);
         if let Some(dir) = pin_dir {
             pins::check(dir)?;
             for spec in schema::ALL {
@@ -129,9 +128,10 @@ impl Datapath {
         &self.maps[spec.name]
     }
 
-    /// An open map, by name.
+    /// An open map, by its name with or without the version.
     pub fn map_by_name(&self, name: &str) -> Option<&RawMap> {
-        self.maps.get(name)
+        let plain = |full: &str| full.rsplit_once("_v").map_or(full, |(plain, _)| plain) == name;
+        self.maps.get(name).or_else(|| self.maps.iter().find(|(full, _)| plain(full)).map(|(_, map)| map))
     }
 
     /// All maps, in the order of their names.

@@ -62,7 +62,8 @@ pub fn ensure(socket: &mut Socket, tunnel_port: u16) -> Result<Devices, DeviceEr
     for gateway in [IpAddr::V4(GATEWAY4), IpAddr::V6(GATEWAY6)] {
         socket.run(neigh::set_permanent(host, gateway, Mac::WEFT))?;
     }
-    let (block, _) = pair(socket, names::BLOCK, names::BLOCK_PEER)?;
+    let (block, block_peer) = pair(socket, names::BLOCK, names::BLOCK_PEER)?;
+    socket.batch(vec![link::no_link_local(block), link::no_link_local(block_peer)])?;
     match socket.run(tc::add_clsact(block, Some(names::BLOCK_INDEX))) {
         Err(e) if !e.is_exists() => return Err(e.into()),
         _ => {}

@@ -1,12 +1,7 @@
 //! What the programs tell: drop events, with the pods' names put to them, and map entries by field.
 pub mod render;
 
-use std::{
-    io,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{io, sync::Arc, thread, time::Duration};
 
 use aya::maps::{Map, MapError};
 use nix::time::{ClockId, clock_gettime};

@@ -50,7 +50,8 @@ fn l4(r: &mut Rng, v6: bool) -> (u8, Vec<u8>) {
 }
 
 fn header(r: &mut Rng, v6: bool) -> Ip {
-    let mut ip = Ip { ttl: r.pick(&[64, 64, 64, 255, 2, 1, 0]), tos: if r.one_in(3) { r.byte() } else { 0 }, ..Ip::default() };
+    let mut ip =
+        Ip { ttl: r.pick(&[64, 64, 64, 255, 2, 1, 0]), tos: if r.one_in(3) { r.byte() } else { 0 }, ..Ip::default() };
     if !v6 && r.one_in(4) {
         ip.options = vec![1; 4 * r.below(11)];
     }

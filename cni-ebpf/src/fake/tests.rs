@@ -55,6 +55,12 @@ fn what_goes_in_on_one_node_comes_out_on_the_other() {
             IpAddr::V6(_) => unreachable!("asked for IPv4"),
         }];
         let sender = cni_common::maps::Remote { node: 1, ..Zeroable::zeroed() };
+        let mut back: cni_common::maps::Tunnel = Zeroable::zeroed();
+        match underlay(outer_v6, 0) {
+            IpAddr::V4(a) => back.addr4 = a.into(),
+            IpAddr::V6(a) => back.addr6 = a.into(),
+        }
+        there.tunnels.insert(1, back);
         match (client(inner_v6), pod(inner_v6, node as u8, 7)) {
             (IpAddr::V4(s), IpAddr::V4(d)) => {
                 there.v4.remote.insert(s.into(), sender);
@@ -119,7 +125,9 @@ fn a_segment_that_fits_may_be_part_of_a_packet_that_does_not() {
 fn fragments_of_one_datagram_take_one_way_and_later_ones_need_no_ports() {
     let w = world();
     let mut sources = std::collections::BTreeSet::new();
-    for (frag, body) in [(0x2000, frame::udp(4000, 53, &[0; 64])), (0x2009, (UDP, vec![0xaa; 3])), (0x0012, (UDP, Vec::new()))] {
+    for (frag, body) in
+        [(0x2000, frame::udp(4000, 53, &[0; 64])), (0x2009, (UDP, vec![0xaa; 3])), (0x0012, (UDP, Vec::new()))]
+    {
         let packet = Ip { frag, ..Ip::default() }.packet(client(false), pod(false, 1, 1), body);
         let mut f = Frame::new(frame::eth(CLIENT_MAC, Mac::WEFT, packet), CLIENT_IFINDEX);
         assert_eq!(from_pod(&mut f, &w), Ok(Verdict::Device(UNDERLAY_IFINDEX)));
@@ -198,7 +206,8 @@ fn headers_in_pages_are_pulled_once_and_no_further_than_needed() {
     let w = world();
     let inner = Ip::default().packet(pod(false, 1, 1), server(false), frame::tcp(1, 2, 0x10, &[0; 600]));
     let outer = frame::vxlan(PORT, 1, &frame::eth(Mac::WEFT, Mac::WEFT, inner));
-    let data = frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, Ip::default().packet(underlay(false, 1), underlay(false, 0), outer));
+    let data =
+        frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, Ip::default().packet(underlay(false, 1), underlay(false, 0), outer));
     let mut f = Frame { linear: 14, ..Frame::new(data.clone(), UNDERLAY_IFINDEX) };
     assert_eq!(decap::from_netdev(&mut f, &w), Ok(Verdict::Peer(SERVER_IFINDEX)));
     assert_eq!(f.pulls.get(), 2);
@@ -223,6 +232,7 @@ fn before_the_agent_has_configured_pods_are_cut_off_and_the_node_is_not() {
     let mut f = to(server(false), &Ip::default());
     assert_eq!(from_pod(&mut f, &w), Err(D::NoConfig));
     assert_eq!(decap::from_netdev(&mut f, &w), Ok(Verdict::Pass));
+    assert_eq!(flow::from_host(&mut f, &w), Ok(Verdict::Pass));
 }
 
 #[test]
@@ -315,7 +325,8 @@ fn decide(point: Point, f: &mut Frame, w: &Fake) -> Res<Verdict> {
 fn an_event_names_the_inner_packet_where_that_is_what_was_wrong() {
     let inner = Ip::default().packet(pod(true, 2, 1), server(true), frame::udp(1, 2, b"x"));
     let outer = frame::vxlan(PORT, 1, &frame::eth(Mac::WEFT, Mac::WEFT, inner));
-    let data = frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, Ip::default().packet(underlay(false, 1), underlay(false, 0), outer));
+    let data =
+        frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, Ip::default().packet(underlay(false, 1), underlay(false, 0), outer));
     let f = Frame::new(data, UNDERLAY_IFINDEX);
     let described = |reason| {
         let mut e = DropEvent::zeroed();
@@ -324,5 +335,4 @@ fn an_event_names_the_inner_packet_where_that_is_what_was_wrong() {
     };
     assert_eq!(described(D::InnerSource), (pod(true, 2, 1), server(true), 2));
     assert_eq!(described(D::UnknownNode), (underlay(false, 1), underlay(false, 0), PORT));
-
 }

@@ -1,12 +1,12 @@
 //! One small cluster, the same for the native maps and for the kernel's: roles, not numbers.
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::Fake;
 use bytemuck::Zeroable;
 use cni_common::{
     maps::{CONFIG_READY, Cidr, Config, Endpoint, Local, NODE_SELF, REMOTE_NODE, Remote, Tunnel},
     net::{Be16, Ip4, Ip6, Mac},
 };
-use super::Fake;
 
 /// Frames of TEST_RUN come in by the loopback device.
 pub const CLIENT_IFINDEX: u32 = 1;

@@ -1,5 +1,8 @@
 //! A frame at tc: direct access to its linear part.
-use core::{arch::asm, mem::offset_of};
+use core::{
+    arch::asm,
+    mem::{MaybeUninit, offset_of},
+};
 
 use aya_ebpf::{
     bindings::{
@@ -11,7 +14,7 @@ use aya_ebpf::{
 };
 use bytemuck::{Pod, Zeroable};
 use cni_common::{
-    net::{Ip4, Ip6},
+    net::Ip4,
     wire::{ETH_LEN, OVERHEAD4, OVERHEAD6},
 };
 use cni_ebpf::{DropReason as D, Packet, Res, Room, packet::TunnelSource};
@@ -72,20 +75,20 @@ impl Skb {
     #[inline(always)]
     fn adjust_room(&mut self, by: i32, flags: u64) -> Res<()> {
         // SAFETY: `ctx` is the program's context; pointers into the packet are made anew at every access.
-        match unsafe { bpf_skb_adjust_room(self.ctx, by, BPF_ADJ_ROOM_MAC as u32, flags) } {
+        match unsafe { bpf_skb_adjust_room(self.ctx, by, BPF_ADJ_ROOM_MAC, flags) } {
             0 => Ok(()),
             _ => Err(D::AdjustRoom),
         }
     }
 
-    /// The tunnel key that the VXLAN device recorded; fails for the other family.
+    /// The tunnel key that the VXLAN device recorded, if it is of the family that `flags` name.
     #[inline(always)]
-    fn tunnel_key(&self, flags: u64) -> Option<bpf_tunnel_key> {
-        let mut key = core::mem::MaybeUninit::<bpf_tunnel_key>::zeroed();
+    fn tunnel_key(&self, flags: u64) -> Option<MaybeUninit<bpf_tunnel_key>> {
+        // Not zeroed: that would be a call of memset.
+        let mut key = MaybeUninit::<bpf_tunnel_key>::uninit();
         // SAFETY: `key` has at least TUNNEL_KEY bytes, and `ctx` is the program's context.
         let rc = unsafe { bpf_skb_get_tunnel_key(self.ctx, key.as_mut_ptr(), TUNNEL_KEY, flags) };
-        // SAFETY: all zero is a valid key, and the helper wrote into it.
-        if rc == 0 { Some(unsafe { key.assume_init() }) } else { None }
+        if rc == 0 { Some(key) } else { None }
     }
 }
 
@@ -169,15 +172,26 @@ impl Packet for Skb {
     #[inline(always)]
     fn tunnel_source(&self) -> Option<TunnelSource> {
         if let Some(key) = self.tunnel_key(0) {
-            // SAFETY: both members of the union are plain numbers, and the helper took the key for one of IPv4.
-            let host_order = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+            // SAFETY: the helper wrote the first TUNNEL_KEY bytes, which hold the address; any bytes are a valid one.
+            let host_order: u32 = unsafe { remote_address(&key).cast::<u32>().read() };
             return Some(TunnelSource::V4(Ip4::new(host_order.to_be_bytes())));
         }
         let key = self.tunnel_key(u64::from(BPF_F_TUNINFO_IPV6))?;
-        // SAFETY: both members of the union are plain numbers, and the helper took the key for one of IPv6.
-        let words: [u32; 4] = unsafe { key.__bindgen_anon_1.remote_ipv6 };
-        let mut a = Ip6::zeroed();
-        a.bytes = bytemuck::must_cast(words);
-        Some(TunnelSource::V6(a))
+        // SAFETY: as above.
+        let words: [u32; 4] = unsafe { remote_address(&key).cast::<[u32; 4]>().read() };
+        Some(TunnelSource::V6(bytemuck::must_cast(Words { words })))
     }
+}
+
+/// The union of remote addresses.
+#[inline(always)]
+fn remote_address(key: &MaybeUninit<bpf_tunnel_key>) -> *const u8 {
+    key.as_ptr().cast::<u8>().wrapping_add(offset_of!(bpf_tunnel_key, __bindgen_anon_1))
+}
+
+/// Sixteen bytes under the alignment of an [`Ip6`].
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Words {
+    words: [u32; 4],
 }

@@ -19,7 +19,7 @@ impl Env for Kernel {
     #[inline(always)]
     fn endpoint(&self, ifindex: u32) -> Option<&Endpoint> {
         // SAFETY: programs only read these maps, and entries are freed after an RCU grace period, which a program's run holds off.
-        unsafe { ENDPOINTS.get(&ifindex) }
+        unsafe { ENDPOINTS.get(ifindex) }
     }
     #[inline(always)]
     fn tunnel(&self, node: u32) -> Option<&Tunnel> {

@@ -65,6 +65,9 @@ pub fn code(r: &Res<Verdict>) -> u32 {
     }
 }
 
+/// A heading of the counters.
+pub type Heading = (Point, Result<Outcome, DropReason>);
+
 /// What a run did.
 #[derive(Debug)]
 pub struct Ran {
@@ -73,7 +76,7 @@ pub struct Ran {
     /// The frame as it came out.
     pub data: Vec<u8>,
     /// What was counted, which must be one thing.
-    pub counted: Vec<(Point, Result<Outcome, DropReason>)>,
+    pub counted: Vec<Heading>,
     /// Drop events that were sent.
     pub events: Vec<DropEvent>,
 }
@@ -137,20 +140,19 @@ impl Kernel {
         Ok(Ran { code: r.return_value, data, counted, events })
     }
 
-    fn all_counts(&self) -> Vec<((Point, Result<Outcome, DropReason>), u64)> {
+    fn all_counts(&self) -> Vec<(Heading, u64)> {
         let drops = counters::drops(&self.datapath).expect("counters are read");
         let outcomes = counters::outcomes(&self.datapath).expect("counters are read");
         let drops = drops.into_iter().map(|Counted { point, what, count }| ((point, Err(what)), count.packets));
-        drops.chain(outcomes.into_iter().map(|Counted { point, what, count }| ((point, Ok(what)), count.packets))).collect()
+        drops
+            .chain(outcomes.into_iter().map(|Counted { point, what, count }| ((point, Ok(what)), count.packets)))
+            .collect()
     }
 
     /// Whether this kernel changes the family on decapsulation (Linux 6.3): found by trying.
     pub fn decap_l3(&mut self) -> bool {
-        let (proto, inner) = frame::Ip::default().packet(
-            world::pod(true, 1, 1),
-            world::server(true),
-            frame::udp(1, 2, &[0; 32]),
-        );
+        let (proto, inner) =
+            frame::Ip::default().packet(world::pod(true, 1, 1), world::server(true), frame::udp(1, 2, &[0; 32]));
         let inner = frame::eth(cni_common::net::Mac::WEFT, cni_common::net::Mac::WEFT, (proto, inner));
         let outer = frame::Ip::default().packet(
             world::underlay(false, 1),

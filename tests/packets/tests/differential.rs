@@ -35,7 +35,10 @@ fn native_logic_and_loaded_program_agree_on_every_frame() {
                     }
                     Err(e) => panic!("frame {n} of seed {seed} for {point:?}: {e}"),
                 };
-                let what = format!("frame {n} of seed {seed} for {point:?}: native {decision:?}\nin     {f:02x?}\nnative {:02x?}\nkernel {:02x?}", frame.data, ran.data);
+                let what = format!(
+                    "frame {n} of seed {seed} for {point:?}: native {decision:?}\nin     {f:02x?}\nnative {:02x?}\nkernel {:02x?}",
+                    frame.data, ran.data
+                );
                 assert_eq!(ran.code, kernel::code(&decision), "{what}");
                 assert_eq!(ran.counted, [(point, kernel::counted(&decision))], "{what}");
                 assert_eq!(ran.events.len(), usize::from(decision.is_err()), "{what}");

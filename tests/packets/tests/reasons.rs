@@ -43,24 +43,64 @@ fn cases(v6: bool) -> Vec<Case> {
     let (me, srv, far) = (client(v6), server(v6), pod(v6, 1, 1));
     let ours = (underlay(v6, 1), underlay(v6, 0));
     let mut all = vec![
-        case(FromPod, D::SourceMac, frame::eth(Mac::new([2; 6]), Mac::WEFT, plain.packet(me, srv, question())), Some((me, srv))),
+        case(
+            FromPod,
+            D::SourceMac,
+            frame::eth(Mac::new([2; 6]), Mac::WEFT, plain.packet(me, srv, question())),
+            Some((me, srv)),
+        ),
         case(
             FromPod,
             D::SourceAddress,
             frame::eth(CLIENT_MAC, Mac::WEFT, plain.packet(pod(v6, 0, 99), srv, question())),
             Some((pod(v6, 0, 99), srv)),
         ),
-        case(FromPod, D::Multicast, frame::eth(CLIENT_MAC, Mac::new([0xff; 6]), plain.packet(me, srv, question())), Some((me, srv))),
-        case(FromPod, D::TtlExceeded, from_client(v6, srv, &Ip { ttl: 1, ..Ip::default() }, question()), Some((me, srv))),
-        case(FromPod, D::TtlExceeded, from_client(v6, far, &Ip { ttl: 1, ..Ip::default() }, question()), Some((me, far))),
+        case(
+            FromPod,
+            D::Multicast,
+            frame::eth(CLIENT_MAC, Mac::new([0xff; 6]), plain.packet(me, srv, question())),
+            Some((me, srv)),
+        ),
+        case(
+            FromPod,
+            D::TtlExceeded,
+            from_client(v6, srv, &Ip { ttl: 1, ..Ip::default() }, question()),
+            Some((me, srv)),
+        ),
+        case(
+            FromPod,
+            D::TtlExceeded,
+            from_client(v6, far, &Ip { ttl: 1, ..Ip::default() }, question()),
+            Some((me, far)),
+        ),
         case(FromPod, D::TunnelPort, from_client(v6, ours.0, &plain, frame::udp(4000, PORT, b"x")), Some((me, ours.0))),
         case(FromPod, D::TunnelPort, from_client(v6, ours.1, &plain, frame::udp(4000, PORT, b"x")), Some((me, ours.1))),
-        case(FromPod, D::UnknownNode, from_client(v6, pod(v6, NODE_EMPTY as u8, 1), &plain, question()), Some((me, pod(v6, NODE_EMPTY as u8, 1)))),
+        case(
+            FromPod,
+            D::UnknownNode,
+            from_client(v6, pod(v6, NODE_EMPTY as u8, 1), &plain, question()),
+            Some((me, pod(v6, NODE_EMPTY as u8, 1))),
+        ),
         case(FromPod, D::NoPod, from_client(v6, pod(v6, 0, 99), &plain, question()), Some((me, pod(v6, 0, 99)))),
         case(FromPod, D::TooBig, from_client(v6, far, &plain, frame::udp(1, 2, &[0; 1450])), Some((me, far))),
-        case(FromHost, D::NoPod, frame::eth(Mac::WEFT, Mac::WEFT, plain.packet(ours.1, pod(v6, 0, 99), question())), Some((ours.1, pod(v6, 0, 99)))),
-        case(FromHost, D::Multicast, frame::eth(Mac::WEFT, Mac::new([0xff; 6]), plain.packet(ours.1, srv, question())), Some((ours.1, srv))),
-        case(FromNetdev, D::UnknownNode, tunnelled((underlay(v6, 9), ours.1), (far, srv), 0), Some((underlay(v6, 9), ours.1))),
+        case(
+            FromHost,
+            D::NoPod,
+            frame::eth(Mac::WEFT, Mac::WEFT, plain.packet(ours.1, pod(v6, 0, 99), question())),
+            Some((ours.1, pod(v6, 0, 99))),
+        ),
+        case(
+            FromHost,
+            D::Multicast,
+            frame::eth(Mac::WEFT, Mac::new([0xff; 6]), plain.packet(ours.1, srv, question())),
+            Some((ours.1, srv)),
+        ),
+        case(
+            FromNetdev,
+            D::UnknownNode,
+            tunnelled((underlay(v6, 9), ours.1), (far, srv), 0),
+            Some((underlay(v6, 9), ours.1)),
+        ),
         case(FromNetdev, D::InnerSource, tunnelled(ours, (pod(v6, 2, 1), srv), 0), Some((pod(v6, 2, 1), srv))),
         case(FromNetdev, D::InnerSource, tunnelled(ours, (outside(v6), srv), 0), Some((outside(v6), srv))),
         case(FromNetdev, D::EcnNotCapable, tunnelled(ours, (far, srv), 3), Some((far, srv))),
@@ -70,7 +110,12 @@ fn cases(v6: bool) -> Vec<Case> {
             frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, plain.packet(ours.1, srv, question())),
             Some((ours.1, srv)),
         ),
-        case(FromOverlay, D::UnknownNode, frame::eth(Mac::WEFT, Mac::WEFT, plain.packet(far, srv, question())), Some((far, srv))),
+        case(
+            FromOverlay,
+            D::UnknownNode,
+            frame::eth(Mac::WEFT, Mac::WEFT, plain.packet(far, srv, question())),
+            Some((far, srv)),
+        ),
     ];
     // A UDP header of which two bytes are there.
     let mut short = from_client(v6, srv, &plain, (UDP, vec![0; 2]));
@@ -80,7 +125,10 @@ fn cases(v6: bool) -> Vec<Case> {
     bad[14] = 0x10;
     all.push(case(FromPod, D::BadHeader, bad, None));
     // What the kernel cannot make room in: a super-packet of no kind that it knows.
-    all.push(Case { gso: 500, ..case(FromPod, D::AdjustRoom, from_client(v6, far, &plain, frame::udp(1, 2, &[0; 1200])), Some((me, far))) });
+    all.push(Case {
+        gso: 500,
+        ..case(FromPod, D::AdjustRoom, from_client(v6, far, &plain, frame::udp(1, 2, &[0; 1200])), Some((me, far)))
+    });
     let mut no_vni = tunnelled(ours, (far, srv), 0);
     no_vni[14 + if v6 { 40 } else { 20 } + 8] = 0;
     all.push(case(FromNetdev, D::BadTunnel, no_vni, Some(ours)));
@@ -88,10 +136,20 @@ fn cases(v6: bool) -> Vec<Case> {
     all.push(case(FromPod, D::Multicast, from_client(v6, multicast, &plain, question()), Some((me, multicast))));
     if v6 {
         let extensions = vec![(60, vec![0; 8]); 5];
-        all.push(case(FromPod, D::ExtHdrLimit, from_client(v6, srv, &Ip { extensions, ..Ip::default() }, question()), None));
+        all.push(case(
+            FromPod,
+            D::ExtHdrLimit,
+            from_client(v6, srv, &Ip { extensions, ..Ip::default() }, question()),
+            None,
+        ));
     } else {
         let second = std::net::Ipv4Addr::from(second_own()).into();
-        all.push(case(FromNetdev, D::TunnelAddress, tunnelled((ours.0, second), (far, srv), 0), Some((ours.0, second))));
+        all.push(case(
+            FromNetdev,
+            D::TunnelAddress,
+            tunnelled((ours.0, second), (far, srv), 0),
+            Some((ours.0, second)),
+        ));
         let mut arp = from_client(v6, srv, &plain, question());
         arp[12..14].copy_from_slice(&[0x08, 0x06]);
         all.push(case(FromPod, D::UnknownL3, arp, None));

@@ -75,17 +75,15 @@ pub enum ParseError {
 pub fn objects(text: &str) -> Result<Vec<Object>, ParseError> {
     // JSON is YAML, but a JSON file may be indented by tabs, which YAML forbids.
     let json = text.trim_start().starts_with('{').then(|| serde_json::from_str::<Value>(text).ok()).flatten();
-    let documents = match json {
-        Some(value) => vec![(1, value)],
-        None => serde_saphyr::from_multiple_with_options::<Spanned<Value>>(text, limits())
-            .map_err(|error| syntax(&error))?
-            .into_iter()
-            .map(|document| (document.referenced.line().max(1), document.value))
-            .collect(),
-    };
     let mut objects = Vec::new();
-    for (line, document) in documents {
-        take(line, document, &mut objects)?;
+    if let Some(document) = json {
+        take(1, document, &mut objects)?;
+        return Ok(objects);
+    }
+    // One document in memory at a time: a file may list the pods of a cluster.
+    for document in serde_saphyr::read_with_options::<_, Spanned<Value>>(&mut text.as_bytes(), limits()) {
+        let document = document.map_err(|error| syntax(&error))?;
+        take(document.referenced.line().max(1), document.value, &mut objects)?;
     }
     Ok(objects)
 }
