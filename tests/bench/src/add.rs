@@ -1,7 +1,8 @@
 //! `weft-bench add`: what a CNI call takes, as a container runtime sees it.
 //!
-//! The clock runs from the start of the plugin's process to the end of it, one call after another. The pods' namespaces exist before: making them is the
-//! runtime's work. VERSION, which does not speak to the agent, shows how much of it is starting a process.
+//! The clock runs from the start of the plugin's process to the end of it, one call after another. The pods'
+//! namespaces exist before: making them is the runtime's work. VERSION, which does not speak to the agent, shows how
+//! much of it is starting a process.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -64,6 +65,12 @@ impl AddReport {
     pub fn broken(&self) -> Option<String> {
         let p50 = self.add.p50_ms;
         (p50 > ADD_P50_MS).then(|| format!("ADD p50 {p50:.2} ms, budget <= {ADD_P50_MS:.0} ms"))
+    }
+
+    /// Whether half of the processes started much later than they can: then the figures tell of other load, not of
+    /// the plugin.
+    pub fn machine_is_busy(&self) -> bool {
+        self.version.p50_ms > 2.0 * self.version.min_ms
     }
 }
 
@@ -178,4 +185,29 @@ pub fn text(report: &AddReport) -> String {
         line(format_args!("figure {name} {value:.2}"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(version: Times, add: Times) -> AddReport {
+        AddReport { count: 1, version, add, del: add, figures: BTreeMap::new() }
+    }
+
+    #[test]
+    fn only_a_median_over_the_budget_breaks_it() {
+        let quiet = Times::of(&[0.5, 0.5, 0.6]).unwrap();
+        let late_tail = Times::of(&[1.0, 2.0, 80.0]).unwrap();
+        let slow = Times::of(&[5.1, 5.1, 5.1]).unwrap();
+        assert_eq!(report(quiet, late_tail).broken(), None);
+        assert!(report(quiet, slow).broken().is_some_and(|text| text.contains("5.10 ms")));
+    }
+
+    #[test]
+    fn a_machine_on_which_processes_start_late_is_called_busy() {
+        let add = Times::of(&[1.0]).unwrap();
+        assert!(!report(Times::of(&[0.5, 0.6, 4.0]).unwrap(), add).machine_is_busy());
+        assert!(report(Times::of(&[0.5, 4.0, 4.0]).unwrap(), add).machine_is_busy());
+    }
 }

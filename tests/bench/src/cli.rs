@@ -11,8 +11,9 @@ use crate::{add, interrupt, netns, path, report};
 
 /// Measures Weft's datapath and CNI calls side by side with the physical limit and with peers.
 ///
-/// Everything is built in network namespaces of its own (names begin with wb-, the Weft lab's with weft-) and is removed at the end, after an error and
-/// after Ctrl-C; what a killed run left is removed by the next one. Nothing in the host's own network namespace is touched. Needs root.
+/// Everything is built in network namespaces of its own (names begin with wb-, the Weft lab's with weft-) and is
+/// removed at the end, after an error and after Ctrl-C; what a killed run left is removed by the next one. Nothing in
+/// the host's own network namespace is touched. Needs root.
 #[derive(Debug, Parser)]
 #[command(name = "weft-bench", version, max_term_width = 120)]
 pub struct Cli {
@@ -28,21 +29,26 @@ enum Verb {
 
 /// Cost of a packet's way, as a ratio to the physical limit of the same run.
 ///
-/// METHOD: one thread owns both ends of a path. What it sends runs through the whole path in softirq on its own CPU and lies in the peer's socket when
-/// send() returns, so no wake-up and no scheduler is in the figure. A round measures every layout in turn, test by test; of each measurement the 10th percentile
-/// of the batches' averages counts. Shown are the median over the rounds and the median of the ratios to the limit of the same round. These ratios
-/// repeat within 1 to 2 % even when the machine is busy; the absolute figures depend on the machine.
+/// METHOD: one thread owns both ends of a path. What it sends runs through the whole path in softirq on its own CPU
+/// and lies in the peer's socket when send() returns, so no wake-up and no scheduler is in the figure. A round
+/// measures every layout in turn, test by test; of each measurement the 10th percentile of the batches' averages
+/// counts. Shown are the median over the rounds and the median of the ratios to the limit of the same round. These
+/// ratios repeat within 1 to 2 % even when the machine is busy; the absolute figures depend on the machine.
 ///
-/// TESTS: udp_rr and tcp_rr: one byte there and back, ns. tcp_crr: connect, one byte there, one back, close, ns. tcp_stream: Gbit per second of CPU time.
+/// TESTS: udp_rr and tcp_rr: one byte there and back, ns. tcp_crr: connect, one byte there, one back, close, ns.
+/// tcp_stream: Gbit per second of CPU time.
 ///
-/// LAYOUTS on one node, with veth as limit: veth, bridge, weft-same. Across two nodes, with node as limit: node, flannel, weft-vxlan. Then, each with a TCP
-/// stream over an underlay without segmentation offload and with receive coalescing (GRO): node-notso, flannel-notso, weft-vxlan-notso; there the average
-/// size of the packets that reach the pod is the figure: about 1400 bytes when GRO is lost, tens of thousands when it works.
+/// LAYOUTS on one node, with veth as limit: veth, bridge, weft-same. Across two nodes, with node as limit: node,
+/// flannel, weft-vxlan. Then, each with a TCP stream over an underlay without segmentation offload and with receive
+/// coalescing (GRO): node-notso, flannel-notso, weft-vxlan-notso; there the average size of the packets that reach
+/// the pod is the figure: about 1400 bytes when GRO is lost, tens of thousands when it works.
 ///
-/// OUTPUT: a table, then one line a figure, `figure LAYOUT TEST FAMILY ratio X` and, the worse of the families measured, `figure LAYOUT TEST ratio X`, for
-/// programs to read. Progress goes to standard error. With --json one document instead, with every round in it.
+/// OUTPUT: a table, then one line a figure, `figure LAYOUT TEST FAMILY ratio X` and, the worse of the families
+/// measured, `figure LAYOUT TEST ratio X`, for programs to read. Progress goes to standard error. With --json one
+/// document instead, with every round in it.
 ///
-/// EXIT STATUS: 0; 1 when something could not be built or measured, or with --check when a budget is broken; 2 for a wrong command line.
+/// EXIT STATUS: 0; 1 when something could not be built or measured, or with --check when a budget is broken; 2 for a
+/// wrong command line.
 #[derive(Debug, Args)]
 #[command(after_help = PATH_EXAMPLES)]
 pub struct PathArgs {
@@ -78,12 +84,15 @@ Examples:
 
 /// Time of CNI calls, one after another, as a container runtime sees them.
 ///
-/// A Weft lab of one node is built; each call executes the real weft-cni binary with a network namespace that was made before, as runtimes do, and the clock
-/// runs from its start to its end. First all VERSION calls, which never reach the agent and so show what starting a process costs, then all ADDs, then all DELs.
+/// A Weft lab of one node is built; each call executes the real weft-cni binary with a network namespace that was
+/// made before, as runtimes do, and the clock runs from its start to its end. First all VERSION calls, which never
+/// reach the agent and so show what starting a process costs, then all ADDs, then all DELs.
 ///
-/// OUTPUT: a table, then one line a figure, `figure add p50_ms X`, for programs to read. With --json one document instead.
+/// OUTPUT: a table, then one line a figure, `figure add p50_ms X`, for programs to read. With --json one document
+/// instead.
 ///
-/// EXIT STATUS: 0; 1 when a call failed, or with --check when ADD's median is over its budget; 2 for a wrong command line.
+/// EXIT STATUS: 0; 1 when a call failed, or with --check when ADD's median is over its budget; 2 for a wrong command
+/// line.
 #[derive(Debug, Args)]
 pub struct AddArgs {
     /// Print one JSON document instead of the table and the figures.
@@ -138,6 +147,12 @@ impl AddArgs {
             println!("{}", serde_json::to_string_pretty(&report).context("write the report as JSON")?);
         } else {
             print!("{}", add::text(&report));
+        }
+        if report.machine_is_busy() {
+            eprintln!(
+                "weft-bench: this machine is busy: half of the VERSION calls, which only start a process, took over {:.1} ms where {:.1} are enough; measure again when it is quiet",
+                report.version.p50_ms, report.version.min_ms
+            );
         }
         let broken = report.broken();
         if let Some(over) = &broken {

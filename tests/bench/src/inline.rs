@@ -1,8 +1,9 @@
 //! The inline tests: one thread owns both ends of a path.
 //!
-//! `send()` runs the whole path in the sender's softirq, on the same CPU, and the packet lies in the peer's socket when the call returns. No thread is
-//! woken, no other CPU is interrupted, the scheduler has no say: the figure is the CPU cost of the path plus the same few system calls for every layout.
-//! Where a packet does take longer (a hop left to ksoftirqd), the thread waits for it and the sample counts the wait.
+//! `send()` runs the whole path in the sender's softirq, on the same CPU, and the packet lies in the peer's socket
+//! when the call returns. No thread is woken, no other CPU is interrupted, the scheduler has no say: the figure is
+//! the CPU cost of the path plus the same few system calls for every layout. Where a packet does take longer (a hop
+//! left to ksoftirqd), the thread waits for it and the sample counts the wait.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -26,12 +27,14 @@ use crate::{interrupt, stats};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes moved by one batch of a stream: long enough for the clock, short enough that most batches see no timer tick.
 const STREAM_BATCH: u64 = 2 << 20;
-/// Connections that a stream is measured with, one after another: where a connection's memory happens to lie makes some 10 % of difference to the caches.
+/// Connections that a stream is measured with, one after another: where a connection's memory happens to lie makes
+/// some 10 % of difference to the caches.
 const STREAM_CONNECTIONS: u32 = 4;
 /// Batches that each connection moves before it is measured.
 const STREAM_WARM_UP: u32 = 8;
-/// Bytes offered to one `send()`, and room for one `recv()`. Every MTU here cuts them into two super-packets of nearly full size, as in a steady stream. A
-/// little more, and the rest would travel as a third, tiny one; much more overflows the receive buffer now and then, as nobody reads meanwhile.
+/// Bytes offered to one `send()`, and room for one `recv()`. Every MTU here cuts them into two super-packets of
+/// nearly full size, as in a steady stream. A little more, and the rest would travel as a third, tiny one; much more
+/// overflows the receive buffer now and then, as nobody reads meanwhile.
 const STREAM_CHUNK: usize = 124 << 10;
 /// Fewer batches than this make no percentile; on a busy machine a measurement lasts until it has them.
 const MIN_BATCHES: usize = 10;
@@ -111,8 +114,9 @@ pub fn measure(test: Test, ends: &Ends, family: Family, duration: Duration, cpu:
     })
 }
 
-/// Waits until a datagram goes there and back, sending one every 50 ms; `false` when none did for 10 seconds. IPv6 addresses answer neighbour solicitations
-/// only when the kernel's worker has joined their multicast groups, and a solicitation that is lost costs a second for each hop.
+/// Waits until a datagram goes there and back, sending one every 50 ms; `false` when none did for 10 seconds. IPv6
+/// addresses answer neighbour solicitations only when the kernel's worker has joined their multicast groups, and a
+/// solicitation that is lost costs a second for each hop.
 pub fn await_delivery(ends: &Ends, family: Family) -> Result<bool> {
     let address = ends.address(family);
     let server = ends.server.enter(|| UdpSocket::bind((address, 0)).with_context(|| format!("bind {address}")))?;
@@ -149,8 +153,9 @@ fn pin(cpu: usize) -> Result<()> {
 
 fn listen(ends: &Ends, family: Family) -> Result<TcpListener> {
     let address = ends.address(family);
-    // The server closes first, so it would collect a TIME_WAIT socket for each connection: thousands a second, whose timers would disturb the layouts that
-    // are measured later. Without any, the closing handshake is still complete and the client's ports are free at once.
+    // The server closes first, so it would collect a TIME_WAIT socket for each connection: thousands a second, whose
+    // timers would disturb the layouts that are measured later. Without any, the closing handshake is still complete
+    // and the client's ports are free at once.
     ends.server.sysctl("net/ipv4/tcp_max_tw_buckets", "0")?;
     ends.server.enter(|| {
         let listener = TcpListener::bind((address, 0)).with_context(|| format!("listen on {address}"))?;
@@ -276,7 +281,8 @@ fn cpu_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read the CPU time of the thread")?.into())
 }
 
-/// Runs `operation` in batches for `duration`, after a short warm-up, and returns the 10th percentile of the batches' averages in ns an operation.
+/// Runs `operation` in batches for `duration`, after a short warm-up, and returns the 10th percentile of the batches'
+/// averages in ns an operation.
 fn batches(test: Test, duration: Duration, mut operation: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut averages = Vec::new();
     let start = Instant::now();

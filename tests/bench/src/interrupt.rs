@@ -9,7 +9,8 @@ use signal_hook::flag;
 
 static STOPPED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Turns SIGINT, SIGTERM and SIGHUP into the flag that [`check`] reads. A handler, not a blocked mask: the processes that we start inherit only the latter.
+/// Turns SIGINT, SIGTERM and SIGHUP into the flag that [`check`] reads. A handler, not a blocked mask: the processes
+/// that we start inherit only the latter.
 pub fn watch() -> Result<()> {
     let stopped = STOPPED.get_or_init(Arc::default);
     for signal in [SIGINT, SIGTERM, SIGHUP] {

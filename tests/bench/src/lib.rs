@@ -1,7 +1,9 @@
-//! Measures Weft's datapath and its CNI calls, side by side with the physical limit and with peers, in namespaces of its own.
+//! Measures Weft's datapath and its CNI calls, side by side with the physical limit and with peers, in namespaces of
+//! its own.
 //!
-//! [`path`] interleaves the layouts of [`layout`] round by round and reports ratios to the limit *of the same round*; [`inline`] has the tests and why
-//! they repeat on a busy machine; [`no_tso`] shows that receive coalescing survives the tunnel; [`report`] holds the budgets and prints.
+//! [`path`] interleaves the layouts of [`layout`] round by round and reports ratios to the limit *of the same round*;
+//! [`inline`] has the tests and why they repeat on a busy machine; [`no_tso`] shows that receive coalescing survives
+//! the tunnel; [`report`] holds the budgets and prints.
 #![forbid(unsafe_code)]
 
 pub mod add;

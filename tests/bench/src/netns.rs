@@ -1,7 +1,8 @@
 //! Network namespaces of the bench's own, and code that runs in them.
 //!
-//! A thread enters a namespace and stays there until it ends; it is never taken back. Sockets belong to the namespace of the thread that made them,
-//! wherever they are used later, and a child process inherits the namespace of the thread that started it.
+//! A thread enters a namespace and stays there until it ends; it is never taken back. Sockets belong to the namespace
+//! of the thread that made them, wherever they are used later, and a child process inherits the namespace of the
+//! thread that started it.
 
 use std::fs;
 use std::io;

@@ -1,8 +1,9 @@
 //! Whether receive coalescing survives the tunnel.
 //!
-//! A real NIC often cannot segment inside a tunnel, and always puts packets of MTU size on the wire. Here the veth underlay is made to do the same: TCP and
-//! tunnel segmentation off, so that the sender's stack cuts before the wire, and GRO on at the receiver. A datapath that loses GRO hands the pod packets of
-//! about 1400 bytes, one that keeps it tens of thousands; nothing else fails, so only this average shows it.
+//! A real NIC often cannot segment inside a tunnel, and always puts packets of MTU size on the wire. Here the veth
+//! underlay is made to do the same: TCP and tunnel segmentation off, so that the sender's stack cuts before the wire,
+//! and GRO on at the receiver. A datapath that loses GRO hands the pod packets of about 1400 bytes, one that keeps it
+//! tens of thousands; nothing else fails, so only this average shows it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -29,8 +30,8 @@ pub struct NoTso {
     pub layout: LayoutName,
     /// The family of the stream.
     pub family: Family,
-    /// Average bytes per packet into the pod as its device counts them, over all rounds. Absent for the limit: there the counting device is the wire's own
-    /// end, which counts before packets are coalesced.
+    /// Average bytes per packet into the pod as its device counts them, over all rounds. Absent for the limit: there
+    /// the counting device is the wire's own end, which counts before packets are coalesced.
     pub bytes_per_packet: Option<f64>,
     /// Gbit per second of CPU time; median over the rounds.
     pub gbit_per_cpu_s: Option<f64>,
@@ -49,7 +50,8 @@ pub struct NoTso {
     rounds: Vec<Option<f64>>,
 }
 
-/// Changes the wires of the layouts and measures a stream over each. The layouts are not fit for the other tests afterwards.
+/// Changes the wires of the layouts and measures a stream over each. The layouts are not fit for the other tests
+/// afterwards.
 pub fn run(names: &BTreeSet<LayoutName>, families: &[Family], site: &Site, cpu: usize) -> Result<Vec<NoTso>> {
     let mut rows = Vec::new();
     for name in names {

@@ -66,7 +66,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// Builds what the plan needs. A layout that cannot be built is left out and shown with its error; the others are measured.
+    /// Builds what the plan needs. A layout that cannot be built is left out and shown with its error; the others are
+    /// measured.
     fn up(&mut self, plan: &Plan) -> Result<()> {
         for name in plan.layouts.iter().map(|layout| layout.built_as()).collect::<BTreeSet<_>>() {
             interrupt::check()?;

@@ -326,3 +326,46 @@ fn verdict(ok: Option<bool>, failed: bool) -> &'static str {
         (None, _) => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_judged_as_it_is_printed() {
+        assert!(Budget::AtMost(1.12).allows(1.124));
+        assert!(!Budget::AtMost(1.12).allows(1.126));
+        assert!(Budget::AtLeast(0.90).allows(0.896));
+        assert!(!Budget::AtLeast(0.90).allows(0.894));
+    }
+
+    #[test]
+    fn the_figure_without_a_family_is_the_worse_one() {
+        let row = |test, family, ratio| Row {
+            layout: LayoutName::WeftSame,
+            test,
+            family,
+            unit: "",
+            value: None,
+            ratio: Some(ratio),
+            budget: None,
+            ok: None,
+            waits: 0,
+            rounds: Vec::new(),
+            ratios: Vec::new(),
+            error: None,
+        };
+        let rows = [
+            row(Test::TcpRr, Family::Ipv4, 1.08),
+            row(Test::TcpRr, Family::Ipv6, 1.05),
+            row(Test::TcpStream, Family::Ipv4, 0.95),
+            row(Test::TcpStream, Family::Ipv6, 0.92),
+        ];
+
+        let figures = figures(&rows, &[]);
+
+        assert_eq!(figures["weft-same tcp_rr ratio"], 1.08);
+        assert_eq!(figures["weft-same tcp_rr ipv6 ratio"], 1.05);
+        assert_eq!(figures["weft-same tcp_stream ratio"], 0.92);
+    }
+}

@@ -1,7 +1,8 @@
 //! The few statistics the figures are made of.
 //!
-//! Within a round: a low percentile of batch averages, which is the cost of the path without the moments in which something else had the CPU. Between
-//! rounds: medians, and the median of the ratios *within each round*, because both halves of such a ratio saw the same machine.
+//! Within a round: a low percentile of batch averages, which is the cost of the path without the moments in which
+//! something else had the CPU. Between rounds: medians, and the median of the ratios *within each round*, because
+//! both halves of such a ratio saw the same machine.
 
 /// The `q` quantile (0 to 1) of `values`, linear between the two nearest ranks; `None` when there are none.
 pub fn quantile(values: &[f64], q: f64) -> Option<f64> {

@@ -62,7 +62,8 @@ impl Layout for Direct {
     }
 }
 
-/// Joins two namespaces by a veth pair with an `eth0` at each end: addresses .1 and .2 of `v4`.0/24, ::1 and ::2 of `v6`:/64.
+/// Joins two namespaces by a veth pair with an `eth0` at each end: addresses .1 and .2 of `v4`.0/24, ::1 and ::2 of
+/// `v6`:/64.
 pub(super) fn join(a: &Netns, b: &Netns, v4: &str, v6: &str) -> Result<()> {
     a.enter(|| {
         crate::netns::sh("ip link add eth0 mtu 1500 type veth peer name wb0 mtu 1500")?;

@@ -35,7 +35,8 @@ impl Layout for Flannel {
             let subnet = Subnet { v4: &v4, v6: &v6, mtu: 1450 };
             subnet.bridge(node)?;
             subnet.plug(node, pod, 2)?;
-            // Flannel announces one MTU for both families; the larger outer header of the second overlay leaves room for less.
+            // Flannel announces one MTU for both families; the larger outer header of the second overlay leaves room
+            // for less.
             pod.sh(&format!("ip -6 route replace default via {v6}1 mtu 1430"))?;
             tunnels(node, own, other)?;
             rules(node, "iptables", CLUSTER4, &format!("{v4}.0/24"), "224.0.0.0/4")?;
@@ -65,7 +66,8 @@ impl Layout for Flannel {
     }
 }
 
-/// The vxlan device of each family and the way to the other node through it: neighbour, forwarding entry, route. What flanneld does for each lease.
+/// The vxlan device of each family and the way to the other node through it: neighbour, forwarding entry, route. What
+/// flanneld does for each lease.
 fn tunnels(node: &Netns, own: u8, other: u8) -> Result<()> {
     node.script(&format!(
         "ip link add flannel.1 address 02:57:04:00:00:0{own} mtu 1450 type vxlan id 1 dev eth0 local 192.168.203.{own} dstport 8472 nolearning
@@ -83,7 +85,8 @@ fn tunnels(node: &Netns, own: u8, other: u8) -> Result<()> {
     ))
 }
 
-/// flanneld's chains: traffic between pods keeps its addresses, what leaves or enters the cluster is masqueraded, forwarding is allowed.
+/// flanneld's chains: traffic between pods keeps its addresses, what leaves or enters the cluster is masqueraded,
+/// forwarding is allowed.
 fn rules(node: &Netns, iptables: &str, cluster: &str, own: &str, multicast: &str) -> Result<()> {
     node.script(&format!(
         "{iptables} -w -t nat -N FLANNEL-POSTRTG
