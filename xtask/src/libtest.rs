@@ -35,8 +35,23 @@ impl Counts {
 }
 
 /// A test binary between its first line and its summary.
+#[derive(Default)]
 struct Open {
+    /// Names on lines `test NAME ... FAILED`; what a test itself prints may break such a line.
     failed: Vec<String>,
+    /// Names in the list at the end, which is there if the binary came that far; none: not in the list.
+    listed: Option<Vec<String>>,
+}
+
+impl Open {
+    /// The names of failed tests, as well as they are known.
+    fn names(self, failed: usize) -> Vec<String> {
+        let mut names = self.listed.filter(|l| l.len() >= self.failed.len()).unwrap_or(self.failed);
+        if names.len() < failed {
+            names.push(format!("{} more, whose names were lost", failed - names.len()));
+        }
+        names
+    }
 }
 
 /// Follows the output of one test binary or of several after one another.
@@ -54,19 +69,24 @@ impl Reader {
         let line = line.trim_end();
         if is_start(line) {
             self.close();
-            self.open = Some(Open { failed: Vec::new() });
+            self.open = Some(Open::default());
         } else if let Some(rest) = line.strip_prefix("test result: ") {
             if let Some((passed, failed, ignored)) = summary(rest) {
-                let names = self.open.take().map(|o| o.failed).unwrap_or_default();
+                let names = self.open.take().unwrap_or_default().names(failed);
                 self.counts.passed += passed;
                 self.counts.failed += failed;
                 self.counts.skipped += ignored;
                 self.counts.failures.extend(names);
             }
-        } else if let Some(name) = line.strip_prefix("test ").and_then(|r| r.strip_suffix(" ... FAILED"))
-            && let Some(open) = &mut self.open
-        {
-            open.failed.push(name.to_owned());
+        } else if let Some(open) = &mut self.open {
+            if let Some(name) = line.strip_prefix("test ").and_then(|r| r.strip_suffix(" ... FAILED")) {
+                open.failed.push(name.to_owned());
+            } else if line == "failures:" {
+                // Stands twice: above what the failed tests printed, and above their names.
+                open.listed = Some(Vec::new());
+            } else if let (Some(listed), Some(name)) = (&mut open.listed, line.strip_prefix("    ")) {
+                listed.push(name.to_owned());
+            }
         }
     }
 
@@ -127,6 +147,15 @@ mod tests {
              test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s\n",
         );
         assert_eq!(counts, Counts { passed: 3, failed: 1, skipped: 1, failures: vec!["d".to_owned()] });
+    }
+
+    #[test]
+    fn a_failed_test_is_named_even_if_its_line_was_broken() {
+        let counts = read(
+            "running 1 test\ntest a ... Error: no such device\nFAILED\n\nfailures:\n\n---- a stdout ----\n    indented\n\n\
+             failures:\n    a\n\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
+        );
+        assert_eq!(counts.failures, ["a"]);
     }
 
     #[test]

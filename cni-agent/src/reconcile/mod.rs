@@ -1,10 +1,11 @@
 //! The only writer: makes maps, routes and hooks follow the tables. Level-triggered: it reads the tables, never events.
 pub mod delta;
+mod desired;
 mod hooks;
 mod routes;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
@@ -13,7 +14,7 @@ use std::{
 use cni_common::schema;
 use tracing::{debug, info, warn};
 
-use self::{delta::Delta, hooks::Hooks, routes::Routes};
+use self::{delta::Delta, desired::Desired, hooks::Hooks, routes::Routes};
 use crate::{
     compile::{self, Facts, NodeNumbers},
     datapath::{Datapath, attach::How},
@@ -45,9 +46,7 @@ pub struct Report {
 pub struct Reconciler {
     tables: Arc<Tables>,
     datapath: Arc<Datapath>,
-    facts: Facts,
-    numbers: NodeNumbers,
-    delta: Delta,
+    desired: Desired,
     routes: Routes,
     hooks: Hooks,
     report: Arc<Mutex<Report>>,
@@ -84,9 +83,7 @@ impl Reconciler {
         Ok(Self {
             tables,
             datapath,
-            facts,
-            numbers,
-            delta,
+            desired: Desired { facts, numbers, delta },
             routes,
             hooks,
             report,
@@ -108,8 +105,8 @@ impl Reconciler {
             if rows.is_empty() && self.verified.elapsed() >= VERIFY_EVERY {
                 self.verify();
             }
-            let mut failures = self.compile(&mut rows);
-            failures.extend(self.delta.flush(&mut self.datapath.clone()));
+            let mut failures = self.desired.follow(&self.tables.read(), &mut rows);
+            failures.extend(self.desired.delta.flush(&mut self.datapath.clone()));
             if rows.is_empty() || rows.iter().any(|r| matches!(r, Row::Node(_) | Row::NodeAddresses | Row::Devices)) {
                 failures.extend(self.network());
             }
@@ -120,41 +117,15 @@ impl Reconciler {
         }
     }
 
-    /// Compiles the rows, and those that depend on them, which are added to the set.
-    fn compile(&mut self, rows: &mut BTreeSet<Row>) -> BTreeMap<Row, String> {
-        let contents = self.tables.read();
-        let mut todo: Vec<Row> = rows.iter().cloned().collect();
-        while let Some(row) = todo.pop() {
-            for dependent in compile::dependents(&row, &contents, &self.facts) {
-                if rows.insert(dependent.clone()) {
-                    todo.push(dependent);
-                }
-            }
-        }
-        // The tunnel's family follows the own node: all others hang on it.
-        if rows.contains(&Row::Node(self.facts.node.clone())) {
-            rows.extend(contents.nodes.keys().cloned().map(Row::Node));
-            rows.extend(contents.pods.keys().cloned().map(Row::Pod));
-        }
-        let mut failures = BTreeMap::new();
-        for row in rows.iter() {
-            match compile::row(row, &contents, &self.facts, &mut self.numbers) {
-                Ok(entries) => self.delta.set_row(row, entries),
-                Err(e) => drop(failures.insert(row.clone(), e)),
-            }
-        }
-        failures
-    }
-
     /// Routes and hooks.
     fn network(&mut self) -> BTreeMap<Row, String> {
         let (routes, devices) = {
             let contents = self.tables.read();
-            (compile::cluster_routes(&contents, &self.facts), contents.devices.clone())
+            (compile::cluster_routes(&contents, &self.desired.facts), contents.devices.clone())
         };
         let mut failures = BTreeMap::new();
         if let Err(e) = self.routes.apply(self.hooks.socket(), routes, self.tables.all_synced()) {
-            failures.insert(Row::Node(self.facts.node.clone()), e.to_string());
+            failures.insert(Row::Node(self.desired.facts.node.clone()), e.to_string());
         }
         if let Err(e) = self.hooks.apply(&self.datapath, &devices) {
             failures.insert(Row::Devices, e);
@@ -164,27 +135,23 @@ impl Reconciler {
 
     /// Once every source is in sync, what no row asks for may go: before that it may be a row that nobody has read yet.
     fn prune(&mut self) {
+        if !self.tables.all_synced() || self.desired.facts.tunnel_address(&self.tables.read()).is_none() {
+            return;
+        }
+        self.desired.forget_nodes(&self.tables.read());
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        if report.pruned || !self.tables.all_synced() {
+        if report.pruned {
             return;
         }
-        // Numbers of nodes that no longer exist rest until all others have been given.
-        let contents = self.tables.read();
-        let tunnels = self.facts.tunnels(&contents);
-        drop(contents);
-        if self.facts.tunnel_address(&self.tables.read()).is_none() {
-            return;
-        }
-        self.numbers.retain(&tunnels);
-        self.delta.prune();
-        self.delta.flush(&mut self.datapath.clone());
+        self.desired.delta.prune();
+        self.desired.delta.flush(&mut self.datapath.clone());
         report.pruned = true;
         info!("all sources are in sync; what nobody asks for is removed");
     }
 
     fn verify(&mut self) {
         self.verified = Instant::now();
-        match self.delta.verify(&mut self.datapath.clone()) {
+        match self.desired.delta.verify(&mut self.datapath.clone()) {
             Ok(0) => debug!("maps are as they should be"),
             Ok(n) => {
                 warn!(entries = n, "map entries were changed by somebody else; mending them");
@@ -196,13 +163,13 @@ impl Reconciler {
 
     fn tell(&self) {
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        report.map_writes = self.delta.writes();
+        report.map_writes = self.desired.delta.writes();
         report.devices.clone_from(self.hooks.attached());
     }
 
     /// How long to wait for the next change.
     fn pause(&mut self, failures: &BTreeMap<Row, String>) -> Duration {
-        if failures.is_empty() && !self.delta.has_pending() {
+        if failures.is_empty() && !self.desired.delta.has_pending() {
             self.retry = FIRST_RETRY;
             return VERIFY_EVERY;
         }

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::inline::Test;
 use crate::layout::{Family, LayoutName};
-use crate::{add, interrupt, netns, path, report};
+use crate::{add, agent, interrupt, netns, path, report};
 
 /// Measures Weft's datapath and CNI calls side by side with the physical limit and with peers.
 ///
@@ -25,6 +25,7 @@ pub struct Cli {
 enum Verb {
     Path(PathArgs),
     Add(AddArgs),
+    Agent(AgentArgs),
 }
 
 /// Cost of a packet's way, as a ratio to the physical limit of the same run.
@@ -106,6 +107,47 @@ pub struct AddArgs {
     count: u32,
 }
 
+/// Time until a restarted agent is ready, and its resident memory, with 20 pods on its node.
+///
+/// A Weft lab of two nodes is built; the agent of the first is killed and started again, and the clock runs from its start until
+/// /v1/healthz says that it is ready.
+///
+/// OUTPUT: one line a figure, `figure agent ready_p50_ms X`, for programs to read. With --json one document instead.
+///
+/// EXIT STATUS: 0; 1 when something failed, or with --check when a budget is broken; 2 for a wrong command line.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Print one JSON document instead of the figures.
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 when a budget is broken.
+    #[arg(long)]
+    check: bool,
+    /// Starts.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+}
+
+impl AgentArgs {
+    fn run(self) -> Result<bool> {
+        interrupt::watch()?;
+        let _claim = netns::claim()?;
+        let figures = agent::measure(self.rounds)?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&figures).context("write the report as JSON")?);
+        } else {
+            for (name, value) in &figures {
+                println!("figure {name} {value:.1}");
+            }
+        }
+        let broken = agent::broken(&figures);
+        if let Some(broken) = &broken {
+            eprintln!("weft-bench: over budget: {broken}");
+        }
+        Ok(!self.check || broken.is_none())
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Families {
     /// IPv4.
@@ -134,6 +176,7 @@ impl Cli {
         match self.verb {
             Verb::Path(arguments) => arguments.run(),
             Verb::Add(arguments) => arguments.run(),
+            Verb::Agent(arguments) => arguments.run(),
         }
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod add;
+pub mod agent;
 pub mod cli;
 pub mod inline;
 pub mod interrupt;

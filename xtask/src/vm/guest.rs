@@ -25,7 +25,7 @@ pub const MARK: &str = "weft-vm: ";
 const LAB_FILTER: &str = "two_pods";
 
 /// Modules that disks, the console's luck and our datapath may need, in a sensible order; their own needs are added.
-const MODULES: [&str; 17] = [
+const MODULES: [&str; 18] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_rng",
@@ -43,6 +43,7 @@ const MODULES: [&str; 17] = [
     "tun",
     "overlay",
     "nf_tables",
+    "8021q",
 ];
 
 /// Tools of the host that tests and people use in the guest; their shared libraries come along.
@@ -207,7 +208,7 @@ fn init(steps: &[Step]) -> String {
     let mut script = format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin 2>/dev/null # names that are taken stay as they are\n\
-         export PATH=/sbin:/bin HOME=/root WEFT_BIN_DIR=/weft/bin WEFT_VM=1 RUST_BACKTRACE=1\n\
+         export PATH=/sbin:/bin HOME=/root WEFT_BIN_DIR=/weft/bin WEFT_VM=1 WEFT_CORPUS=150 RUST_BACKTRACE=1\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
          mount -t tmpfs run /run; mount -t tmpfs tmp /tmp; mkdir -p /run/netns /dev/pts\n\
          mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cg /sys/fs/cgroup; mount -t tracefs t /sys/kernel/tracing\n\

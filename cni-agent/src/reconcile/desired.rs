@@ -1,0 +1,244 @@
+//! From changed rows to pending entries: everything of the reconciler that needs neither kernel nor thread.
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::delta::Delta;
+use crate::{
+    compile::{self, Facts, NodeNumbers},
+    tables::{Contents, Row},
+};
+
+/// What the maps should hold, and the numbers given to nodes.
+pub struct Desired {
+    pub(super) facts: Facts,
+    pub(super) numbers: NodeNumbers,
+    pub(super) delta: Delta,
+}
+
+impl Desired {
+    /// Compiles the rows, and those that depend on them, which are added to the set. What cannot be compiled is in the answer.
+    pub fn follow(&mut self, contents: &Contents, rows: &mut BTreeSet<Row>) -> BTreeMap<Row, String> {
+        let own = Row::Node(self.facts.node.clone());
+        // The tunnel's family follows the own node: all others hang on it.
+        if rows.contains(&own) {
+            rows.extend(contents.nodes.keys().cloned().map(Row::Node));
+        }
+        let mut todo: Vec<Row> = rows.iter().cloned().collect();
+        while let Some(row) = todo.pop() {
+            for dependent in compile::dependents(&row, contents, &self.facts) {
+                if rows.insert(dependent.clone()) {
+                    todo.push(dependent);
+                }
+            }
+        }
+        let mut failures = BTreeMap::new();
+        // Nodes before pods, as their numbers are in the pods' entries: `Row` sorts so.
+        for row in rows.iter() {
+            match compile::row(row, contents, &self.facts, &mut self.numbers) {
+                Ok(entries) => self.delta.set_row(row, entries),
+                Err(e) => drop(failures.insert(row.clone(), e)),
+            }
+        }
+        failures
+    }
+
+    /// Lets go of the numbers of nodes that are no more. Not before all sources are in sync: a node may not have been read yet.
+    pub fn forget_nodes(&mut self, contents: &Contents) {
+        if self.facts.tunnel_address(contents).is_some() {
+            self.numbers.retain(&self.facts.tunnels(contents));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Each kind of event, and the map writes that it causes: no more than it must.
+    use std::{collections::BTreeMap, io};
+
+    use super::*;
+    use crate::{
+        compile::{Entry, EntryKey},
+        reconcile::delta::Target,
+        settings::Underlay,
+        tables::{Endpoint, EndpointState, NextHop, Node, Phase, Pod, PodKey, Tables},
+    };
+
+    #[derive(Default)]
+    struct Memory(BTreeMap<EntryKey, Vec<u8>>);
+    impl Target for Memory {
+        fn dump(&mut self) -> io::Result<Vec<Entry>> {
+            Ok(self.0.clone().into_iter().collect())
+        }
+        fn upsert(&mut self, key: &EntryKey, value: &[u8]) -> io::Result<()> {
+            self.0.insert(key.clone(), value.to_vec());
+            Ok(())
+        }
+        fn delete(&mut self, key: &EntryKey) -> io::Result<()> {
+            self.0.remove(key);
+            Ok(())
+        }
+    }
+
+    struct Rig {
+        tables: Tables,
+        desired: Desired,
+        kernel: Memory,
+        written: u64,
+    }
+    impl Rig {
+        fn new() -> Self {
+            let facts = Facts {
+                node: "here".into(),
+                underlay: Underlay::Auto,
+                tunnel_port: 8472,
+                cluster_cidrs: Vec::new(),
+                mtu: 0,
+                event_rate: 100,
+                weft_host: 3,
+                encap_l2_eth: true,
+                hz: 250,
+            };
+            let desired = Desired { facts, numbers: NodeNumbers::default(), delta: Delta::default() };
+            let mut rig = Self { tables: Tables::new(), desired, kernel: Memory::default(), written: 0 };
+            rig.tables.set_node(node("here", 1));
+            rig.tables.set_node(node("there", 2));
+            rig.tables.set_next_hop("192.0.2.2".parse().expect("an address"), hop(true));
+            rig.writes();
+            rig
+        }
+        /// Map writes of what has changed since the last call.
+        fn writes(&mut self) -> u64 {
+            let (_, mut rows) = self.tables.wait_dirty(std::time::Duration::ZERO);
+            assert!(self.desired.follow(&self.tables.read(), &mut rows).is_empty());
+            assert!(self.desired.delta.flush(&mut self.kernel).is_empty());
+            let before = std::mem::replace(&mut self.written, self.desired.delta.writes());
+            self.written - before
+        }
+    }
+
+    fn node(name: &str, n: u8) -> Node {
+        Node {
+            name: name.into(),
+            pod_cidrs: vec![
+                format!("10.244.{n}.0/24").parse().expect("a CIDR"),
+                format!("fd10:{n}::/64").parse().expect("a CIDR"),
+            ],
+            internal_ips: vec![
+                format!("192.0.2.{n}").parse().expect("an address"),
+                format!("fd00::{n}").parse().expect("an address"),
+            ],
+        }
+    }
+    fn hop(resolved: bool) -> NextHop {
+        let mac = cni_common::net::Mac::new([2, 0, 0, 0, 0, 2]);
+        NextHop { ifindex: 7, source_mac: mac, next_hop_mac: resolved.then_some(mac), mtu: 1500 }
+    }
+    fn pod(name: &str, node: &str, ips: &[&str]) -> Pod {
+        Pod {
+            namespace: "default".into(),
+            name: name.into(),
+            node: Some(node.into()),
+            labels: BTreeMap::from([("app".into(), name.into())]),
+            ips: ips.iter().map(|a| a.parse().expect("an address")).collect(),
+            phase: Phase::Running,
+            host_network: false,
+            ports: BTreeSet::new(),
+        }
+    }
+    fn endpoint(pod: &str) -> Endpoint {
+        Endpoint {
+            id: 9,
+            container_id: "c".into(),
+            ifname: "eth0".into(),
+            namespace: "default".into(),
+            pod_name: pod.into(),
+            netns: "/run/netns/c".into(),
+            ifindex: 77,
+            device: "weft9".into(),
+            mac: cni_common::net::Mac::new([10, 1, 2, 3, 4, 5]),
+            ipv4: Some([10, 244, 1, 5].into()),
+            ipv6: Some("fd10:1::5".parse().expect("an address")),
+            mtu: 1450,
+            state: EndpointState::Ready,
+        }
+    }
+
+    #[test]
+    fn a_pod_of_this_node_costs_an_entry_an_address_and_one_for_its_device() {
+        let mut rig = Rig::new();
+        rig.tables.set_endpoint(endpoint("web"));
+        assert_eq!(rig.writes(), 3);
+        rig.tables.set_endpoint(endpoint("web"));
+        assert_eq!(rig.writes(), 0, "set again");
+        rig.tables.remove_endpoint(9);
+        assert_eq!(rig.writes(), 3);
+    }
+
+    #[test]
+    fn a_pod_object_of_this_node_costs_one_write_when_its_endpoint_is_there_and_none_before() {
+        let mut rig = Rig::new();
+        rig.tables.set_pod(pod("web", "here", &[]));
+        assert_eq!(rig.writes(), 0);
+        rig.tables.set_endpoint(endpoint("web"));
+        assert_eq!(rig.writes(), 3);
+        let mut relabelled = pod("web", "here", &["10.244.1.5"]);
+        rig.tables.set_pod(relabelled.clone());
+        assert_eq!(rig.writes(), 0, "an address changes nothing that the maps hold");
+        relabelled.labels.clear();
+        rig.tables.set_pod(relabelled);
+        assert_eq!(rig.writes(), 1, "its label class does");
+    }
+
+    #[test]
+    fn a_pod_of_another_node_costs_an_entry_an_address() {
+        let mut rig = Rig::new();
+        rig.tables.set_pod(pod("db", "there", &[]));
+        assert_eq!(rig.writes(), 0);
+        rig.tables.set_pod(pod("db", "there", &["10.244.2.5", "fd10:2::5"]));
+        assert_eq!(rig.writes(), 2);
+        rig.tables.remove_pod(&PodKey::new("default", "db"));
+        assert_eq!(rig.writes(), 2);
+    }
+
+    #[test]
+    fn another_node_costs_its_tunnel_its_addresses_and_its_cidrs() {
+        let mut rig = Rig::new();
+        rig.tables.set_node(node("third", 3));
+        // Tunnel, tunnel address, two addresses, two CIDRs.
+        assert_eq!(rig.writes(), 6);
+        rig.tables.set_next_hop("192.0.2.3".parse().expect("an address"), hop(false));
+        assert_eq!(rig.writes(), 1);
+        rig.tables.remove_node("third");
+        assert_eq!(rig.writes(), 6);
+    }
+
+    #[test]
+    fn a_next_hop_that_changes_its_mac_costs_one_write_however_many_pods_there_are() {
+        let mut rig = Rig::new();
+        for n in 1..100 {
+            rig.tables.set_pod(pod(&format!("p{n}"), "there", &[&format!("10.244.2.{n}")]));
+        }
+        rig.writes();
+        rig.tables.set_next_hop("192.0.2.2".parse().expect("an address"), hop(false));
+        assert_eq!(rig.writes(), 1);
+    }
+
+    #[test]
+    fn own_addresses_cost_one_write_each_way() {
+        let mut rig = Rig::new();
+        rig.tables.set_node_addresses(["192.0.2.1".parse().expect("an address")].into());
+        assert_eq!(rig.writes(), 1);
+        rig.tables.set_node_addresses(["192.0.2.1", "fd00::1"].map(|a| a.parse().expect("an address")).into());
+        assert_eq!(rig.writes(), 1);
+        rig.tables.set_devices(BTreeMap::from([(7, crate::tables::Device { name: "eth0".into(), mtu: 1500 })]));
+        assert_eq!(rig.writes(), 0, "devices are no map entries");
+    }
+
+    #[test]
+    fn a_pod_read_before_its_node_is_reachable_as_soon_as_the_node_is_read() {
+        let mut rig = Rig::new();
+        rig.tables.set_pod(pod("early", "later", &["10.244.5.5"]));
+        assert_eq!(rig.writes(), 0);
+        rig.tables.set_node(node("later", 5));
+        assert_eq!(rig.writes(), 7);
+    }
+}
