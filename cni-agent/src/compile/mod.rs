@@ -1,5 +1,7 @@
 //! Compilers: pure functions from rows of the tables to entries of the maps and to routes. No clock, no kernel, no client.
 mod entries;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod nodes;
 mod routes;
 #[cfg(test)]

@@ -8,47 +8,20 @@ use cni_common::{
     schema,
 };
 
-use super::*;
-use crate::tables::{Device, Endpoint, EndpointState, NextHop, Node, Phase, Pod, Tables};
+use super::{
+    fixtures::{HOP_MAC, facts, hop, node},
+    *,
+};
+use crate::tables::{Device, Endpoint, EndpointState, Phase, Pod, Tables};
 
-const HOP_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 2]);
 const POD_MAC: Mac = Mac::new([10, 1, 2, 3, 4, 5]);
 
-fn facts() -> Facts {
-    Facts {
-        node: "here".into(),
-        underlay: Underlay::Auto,
-        tunnel_port: 8472,
-        cluster_cidrs: Vec::new(),
-        mtu: 0,
-        event_rate: 100,
-        weft_host: 3,
-        encap_l2_eth: true,
-        hz: 250,
-    }
-}
-fn node(name: &str, n: u8) -> Node {
-    Node {
-        name: name.into(),
-        pod_cidrs: vec![
-            format!("10.244.{n}.0/24").parse().expect("a CIDR"),
-            format!("fd10:{n}::/64").parse().expect("a CIDR"),
-        ],
-        internal_ips: vec![
-            format!("192.0.2.{n}").parse().expect("an address"),
-            format!("fd00::{n}").parse().expect("an address"),
-        ],
-    }
-}
-fn hop() -> NextHop {
-    NextHop { ifindex: 7, source_mac: Mac::new([2, 0, 0, 0, 0, 1]), next_hop_mac: Some(HOP_MAC), mtu: 1500 }
-}
 fn cluster() -> Tables {
     let t = Tables::new();
     t.set_node(node("here", 1));
     t.set_node(node("there", 2));
     t.set_devices(BTreeMap::from([(7, Device { name: "eth0".into(), mtu: 1500 })]));
-    t.set_next_hop("192.0.2.2".parse().expect("an address"), hop());
+    t.set_next_hop("192.0.2.2".parse().expect("an address"), hop(true));
     t.set_pod(Pod {
         namespace: "default".into(),
         name: "web".into(),
@@ -122,7 +95,7 @@ fn a_node_without_a_way_to_it_has_an_empty_tunnel() {
     t.remove_next_hop("192.0.2.2".parse().expect("an address"));
     let entries = compiled(&t, &Row::Node("there".into()));
     assert_eq!(value::<Tunnel>(&entries, &schema::TUNNELS, &1_u32.to_ne_bytes()).family, 0);
-    t.set_next_hop("192.0.2.2".parse().expect("an address"), NextHop { next_hop_mac: None, ..hop() });
+    t.set_next_hop("192.0.2.2".parse().expect("an address"), hop(false));
     let entries = compiled(&t, &Row::Node("there".into()));
     let tunnel: Tunnel = value(&entries, &schema::TUNNELS, &1_u32.to_ne_bytes());
     assert_eq!((tunnel.family, tunnel.ready), (4, 0));

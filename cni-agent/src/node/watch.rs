@@ -63,10 +63,7 @@ pub fn start(tables: Arc<Tables>, facts: Facts, devices: Vec<String>) -> Result<
     thread::Builder::new().name("node-changes".into()).spawn(move || {
         let mut last = None;
         loop {
-            let now = tables.wait_for(Duration::MAX, |c| {
-                let now = c.nodes.clone();
-                (Some(&now) != last.as_ref()).then_some(now)
-            });
+            let now = tables.wait_for(Duration::MAX, |c| (Some(&c.nodes) != last.as_ref()).then(|| c.nodes.clone()));
             if now.is_some() {
                 last = now;
             }

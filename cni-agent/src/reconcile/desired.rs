@@ -56,10 +56,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        compile::{Entry, EntryKey},
+        compile::{
+            Entry, EntryKey,
+            fixtures::{facts, hop, node},
+        },
         reconcile::delta::Target,
-        settings::Underlay,
-        tables::{Endpoint, EndpointState, NextHop, Node, Phase, Pod, PodKey, Tables},
+        tables::{Endpoint, EndpointState, Phase, Pod, PodKey, Tables},
     };
 
     #[derive(Default)]
@@ -86,18 +88,7 @@ mod tests {
     }
     impl Rig {
         fn new() -> Self {
-            let facts = Facts {
-                node: "here".into(),
-                underlay: Underlay::Auto,
-                tunnel_port: 8472,
-                cluster_cidrs: Vec::new(),
-                mtu: 0,
-                event_rate: 100,
-                weft_host: 3,
-                encap_l2_eth: true,
-                hz: 250,
-            };
-            let desired = Desired { facts, numbers: NodeNumbers::default(), delta: Delta::default() };
+            let desired = Desired { facts: facts(), numbers: NodeNumbers::default(), delta: Delta::default() };
             let mut rig = Self { tables: Tables::new(), desired, kernel: Memory::default(), written: 0 };
             rig.tables.set_node(node("here", 1));
             rig.tables.set_node(node("there", 2));
@@ -115,23 +106,6 @@ mod tests {
         }
     }
 
-    fn node(name: &str, n: u8) -> Node {
-        Node {
-            name: name.into(),
-            pod_cidrs: vec![
-                format!("10.244.{n}.0/24").parse().expect("a CIDR"),
-                format!("fd10:{n}::/64").parse().expect("a CIDR"),
-            ],
-            internal_ips: vec![
-                format!("192.0.2.{n}").parse().expect("an address"),
-                format!("fd00::{n}").parse().expect("an address"),
-            ],
-        }
-    }
-    fn hop(resolved: bool) -> NextHop {
-        let mac = cni_common::net::Mac::new([2, 0, 0, 0, 0, 2]);
-        NextHop { ifindex: 7, source_mac: mac, next_hop_mac: resolved.then_some(mac), mtu: 1500 }
-    }
     fn pod(name: &str, node: &str, ips: &[&str]) -> Pod {
         Pod {
             namespace: "default".into(),
