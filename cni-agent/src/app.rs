@@ -1,6 +1,8 @@
 //! Wires the parts: the one file that knows all of them.
 use std::{
+    collections::BTreeMap,
     fs, io,
+    net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -9,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use cni_common::{maps::Endpoint, schema};
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
@@ -40,6 +43,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let pin_dir = bpffs(&settings.bpffs)?;
 
     let mut datapath = Datapath::load(Some(&pin_dir)).context("load the datapath; what ran before runs on")?;
+    #[cfg(feature = "bpf-log")]
+    datapath.follow_log().context("read the programs' log")?;
     let ring = datapath.take_events()?;
     let datapath = Arc::new(datapath);
     let mut socket = Socket::open()?;
@@ -67,7 +72,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let tables = Arc::new(Tables::new());
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     let records = RecordStore::open(&settings.state_dir, boot_id.trim())?;
-    let endpoints = Arc::new(EndpointManager::restore(Arc::clone(&tables), facts.clone(), records)?);
+    let served = served(&datapath).context("read the endpoints that a former agent left")?;
+    let endpoints = Arc::new(EndpointManager::restore(Arc::clone(&tables), facts.clone(), records, &served)?);
 
     let reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), pin_dir)?;
     let report = reconciler.report();
@@ -102,6 +108,18 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     }
     info!("weft-agent stops; programs and maps stay");
     ended
+}
+
+/// Interface index and addresses of each endpoint in the maps.
+fn served(datapath: &Datapath) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
+    let endpoints = datapath.map(&schema::ENDPOINTS).dump()?;
+    let read = |(key, value): (Vec<u8>, Vec<u8>)| {
+        let index = u32::from_ne_bytes(key.try_into().ok()?);
+        let e: Endpoint = bytemuck::try_pod_read_unaligned(&value).ok()?;
+        let all = [IpAddr::V4(e.addr4.into()), IpAddr::V6(e.addr6.into())];
+        Some((index, all.into_iter().filter(|a| !a.is_unspecified()).collect()))
+    };
+    Ok(endpoints.into_iter().filter_map(read).collect())
 }
 
 async fn serve(socket: PathBuf, inspector: Inspector) -> anyhow::Result<()> {

@@ -62,6 +62,8 @@ fn finish(p: &Skb, point: Point, r: Res<Verdict>) -> i32 {
         Err(reason) => reason as u64,
     };
     count::count(point, what, p.len());
+    #[cfg(feature = "log")]
+    log(p, point as u32, what);
     match r {
         Ok(Verdict::Pass) => TC_ACT_UNSPEC,
         Ok(Verdict::Host) => redirect::into(Kernel.config().map_or(0, |c| c.weft_host)),
@@ -73,4 +75,11 @@ fn finish(p: &Skb, point: Point, r: Res<Verdict>) -> i32 {
             TC_ACT_SHOT
         }
     }
+}
+
+/// Numbers of [`Point`] and of outcome or drop reason. Out of line: its code is larger than a program.
+#[cfg(feature = "log")]
+#[inline(never)]
+fn log(p: &Skb, point: u32, what: u64) {
+    aya_log_ebpf::debug!(p.context(), "point {}: device {}, {} bytes, outcome {}", point, p.ifindex(), p.len(), what);
 }

@@ -39,7 +39,8 @@ pub struct Args {
     /// Optimised programs; this is the default
     #[arg(long, conflicts_with = "dev")]
     release: bool,
-    /// Programs that compile faster, run slower and keep line numbers
+    /// Programs that compile faster, run slower, keep line numbers, and log every packet's verdict (with
+    /// WEFT_LOG_LEVEL=debug) from the BPF programs
     #[arg(long)]
     dev: bool,
 }
@@ -68,7 +69,10 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
     setup::ensure(ws, &[Need::Bpf])?;
     let profile = if args.dev { Profile::Dev } else { Profile::Release };
     let stage = Stage::start("BPF object");
-    let object = bpf_object(ws)?;
+    let object = match profile {
+        Profile::Release => bpf_object(ws)?,
+        Profile::Dev => logging_object(ws)?,
+    };
     stage.done(&size(&object)?);
     let stage = Stage::start(format!("programs ({})", profile.dir()));
     programs(ws, &object, profile)?;
@@ -121,6 +125,15 @@ pub fn bpf_object(ws: &Workspace) -> Result<PathBuf> {
     Ok(object)
 }
 
+/// Builds the BPF object that logs, beside the one that is shipped; gives its path.
+fn logging_object(ws: &Workspace) -> Result<PathBuf> {
+    let target = ws.target.join("bpf-log");
+    let mut cargo = bpf_cargo(ws, "build");
+    cargo.env("CARGO_TARGET_DIR", &target).args(["--features", "log"]);
+    run::cargo(&mut cargo).context("build the BPF object that logs")?;
+    Ok(target.join("bpfel-unknown-none/bpf/weft-bpf"))
+}
+
 /// Makes a cargo command link statically and embed the BPF object.
 pub fn embed(command: &mut Command, object: &Path) {
     command
@@ -140,9 +153,10 @@ fn programs(ws: &Workspace, object: &Path, profile: Profile) -> Result<()> {
         command.args(["-p", package]);
     }
     command.arg("--bins");
-    if profile == Profile::Release {
-        command.arg("--release");
-    }
+    match profile {
+        Profile::Release => command.arg("--release"),
+        Profile::Dev => command.args(["--features", "cni-agent/bpf-log"]),
+    };
     run::cargo(&mut command).context("build the programs")?;
     let plugin = ws.bin_dir(profile.dir()).join("weft-cni");
     let bytes = fs::metadata(&plugin).with_context(|| format!("look at {}", plugin.display()))?.len();

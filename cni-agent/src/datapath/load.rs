@@ -152,6 +152,19 @@ impl Datapath {
         classifier(&mut self.ebpf, name)
     }
 
+    /// Hands what the programs log to `tracing`, on a thread that ends with the process. Only in debugging builds.
+    #[cfg(feature = "bpf-log")]
+    pub fn follow_log(&mut self) -> anyhow::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut log = aya_log::EbpfLogger::init(&mut self.ebpf)?;
+        std::thread::Builder::new().name("bpf-log".into()).spawn(move || {
+            while poll(&mut [PollFd::new(log.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).is_ok() {
+                log.flush();
+            }
+        })?;
+        Ok(())
+    }
+
     /// Takes the event ring out, to be read; once.
     pub fn take_events(&mut self) -> Result<Map, LoadError> {
         self.ebpf.take_map(schema::EVENTS.name).ok_or(LoadError::Missing(schema::EVENTS.name))

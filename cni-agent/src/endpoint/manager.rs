@@ -44,6 +44,20 @@ const READY_WITHIN: Duration = Duration::from_secs(5);
 /// How long ADD and DEL wait for the maps: a few writes.
 const APPLIED_WITHIN: Duration = Duration::from_secs(10);
 
+/// MTU of a pod's routes if the devices vanish while it is wired: the least that IPv6 allows (RFC 8200 section 5).
+const FALLBACK_MTU: u32 = 1280;
+
+/// An ADD that failed, and the device that it leaves behind.
+struct Failed {
+    error: CniError,
+    device: Option<u32>,
+}
+impl From<CniError> for Failed {
+    fn from(error: CniError) -> Self {
+        Self { error, device: None }
+    }
+}
+
 /// Container and interface: what CNI names an attachment by.
 type Attachment = (String, String);
 
@@ -54,6 +68,8 @@ pub struct EndpointManager {
     records: RecordStore,
     reaper: Reaper,
     state: Arc<Mutex<Ids>>,
+    /// Addresses of pods whose records were lost.
+    unrecorded: Vec<IpAddr>,
 }
 
 /// What is given out.
@@ -88,9 +104,20 @@ pub enum RestoreError {
 }
 
 impl EndpointManager {
-    /// Takes over the endpoints that the records name and whose devices are there; the rest is removed.
-    pub fn restore(tables: Arc<Tables>, facts: Facts, records: RecordStore) -> Result<Self, RestoreError> {
-        let manager = Self { tables, facts, records, reaper: Reaper::start()?, state: Arc::default() };
+    /// Takes over the endpoints that the records name and whose devices are there; the rest is removed. `served` is what the maps hold:
+    /// interface index and addresses.
+    ///
+    /// A device that is served, but of which no record tells, is a pod whose record was lost (a state directory that was emptied or
+    /// exchanged). It is left alone, its addresses are not given again, and because the records are then not in sync, nothing is
+    /// pruned from the maps: its packets flow on.
+    pub fn restore(
+        tables: Arc<Tables>,
+        facts: Facts,
+        records: RecordStore,
+        served: &BTreeMap<u32, Vec<IpAddr>>,
+    ) -> Result<Self, RestoreError> {
+        let mut manager =
+            Self { tables, facts, records, reaper: Reaper::start()?, state: Arc::default(), unrecorded: Vec::new() };
         let mut socket = Socket::open()?;
         let links: BTreeMap<String, u32> = link::list(&mut socket)?.into_iter().map(|l| (l.name, l.index)).collect();
         let loaded = manager.records.load_all()?;
@@ -118,13 +145,21 @@ impl EndpointManager {
                 }
             }
         }
-        // Devices of ours that no record names: an ADD or a DEL that a dead agent did not end.
         for (name, index) in links {
-            if names::endpoint_of(&name).is_some() && !adopted.contains(&name) {
-                manager.reaper.delete(index, || {});
+            let Some(id) = names::endpoint_of(&name).filter(|_| !adopted.contains(&name)) else { continue };
+            match served.get(&index) {
+                // An ADD or a DEL that a dead agent did not end.
+                None => manager.reaper.delete(index, || {}),
+                Some(addresses) => {
+                    warn!(device = name, ?addresses, "a pod is served of which no record tells; leaving it as it is");
+                    manager.ids().taken.insert(id, ());
+                    manager.unrecorded.extend(addresses);
+                }
             }
         }
-        manager.tables.mark_synced(Source::Records);
+        if manager.unrecorded.is_empty() {
+            manager.tables.mark_synced(Source::Records);
+        }
         Ok(manager)
     }
 
@@ -163,7 +198,7 @@ impl EndpointManager {
             let c = self.tables.read();
             (
                 c.nodes.get(&self.facts.node).map(|n| n.pod_cidrs.clone()).unwrap_or_default(),
-                c.endpoints.values().flat_map(Endpoint::ips).collect(),
+                c.endpoints.values().flat_map(Endpoint::ips).chain(self.unrecorded.iter().copied()).collect(),
             )
         };
         if let Err(e) = ids.ipam.set_cidrs(&cidrs) {
@@ -181,29 +216,29 @@ impl EndpointManager {
         })
     }
 
-    fn give_back(&self, id: u16, lease: Lease) {
-        let mut ids = self.ids();
-        ids.taken.remove(&id);
+    /// Takes id and addresses back. Where a device may still hold them they are free only when it is gone.
+    fn give_back(&self, id: u16, lease: Lease, device: Option<u32>) {
         for a in lease.addresses() {
-            ids.ipam.release(a);
-            ids.ipam.settle(a);
+            self.ids().ipam.release(a);
+        }
+        let state = Arc::clone(&self.state);
+        let settle = move || {
+            let mut ids = state.lock().unwrap_or_else(PoisonError::into_inner);
+            ids.taken.remove(&id);
+            for a in lease.addresses() {
+                ids.ipam.settle(a);
+            }
+        };
+        match device {
+            Some(index) => self.reaper.delete(index, settle),
+            None => settle(),
         }
     }
 
-    /// Connects, once id and addresses are given.
-    fn wire(&self, request: &Request, id: u16, lease: Lease) -> Result<Endpoint, CniError> {
-        let io_failure =
-            |what: &str, e: &dyn std::fmt::Display| CniError::new(ErrorCode::IO_FAILURE, format!("{what}: {e}"));
-        let target = netns::open(&request.netns).map_err(|e| {
-            CniError::new(ErrorCode::INVALID_ENVIRONMENT, format!("open the network namespace {}: {e}", request.netns))
-                .with_details("CNI_NETNS must be the path of a network namespace that the agent can open")
-        })?;
-        let (device_mtu, route_mtu) = {
-            let c = self.tables.read();
-            (self.facts.device_mtu(&c).unwrap_or(1500), self.facts.route_mtu(&c).unwrap_or(1430))
-        };
+    /// The endpoint that a request asks for, once id and addresses are given.
+    fn describe(&self, request: &Request, id: u16, lease: Lease) -> Endpoint {
         let arg = |name: &str| request.args.get(name).cloned().unwrap_or_default();
-        let endpoint = Endpoint {
+        Endpoint {
             id,
             container_id: request.container_id.clone(),
             ifname: request.ifname.clone(),
@@ -215,45 +250,63 @@ impl EndpointManager {
             mac: mac_of(&request.container_id, &request.ifname),
             ipv4: lease.v4,
             ipv6: lease.v6,
-            mtu: route_mtu,
-            state: EndpointState::Wiring,
-        };
-        let mut record = to_record(&endpoint, request.args.get("K8S_POD_UID").cloned());
-        self.records.save(&record).map_err(|e| io_failure("keep the endpoint's record", &error_chain(&e)))?;
-        let undo = |e: CniError| {
-            self.tables.remove_endpoint(id);
-            if let Err(e) = self.records.remove(&request.container_id, &request.ifname) {
+            mtu: self.facts.route_mtu(&self.tables.read()).unwrap_or(FALLBACK_MTU),
+            state: EndpointState::Ready,
+        }
+    }
+
+    /// Connects. An error leaves neither row nor record, but may leave a device to delete.
+    fn wire(&self, endpoint: &Endpoint, uid: Option<String>) -> Result<(), Failed> {
+        let target = netns::open(&endpoint.netns).map_err(|e| {
+            let text = format!("open the network namespace {}: {e}", endpoint.netns);
+            CniError::new(ErrorCode::INVALID_ENVIRONMENT, text)
+                .with_details("CNI_NETNS must be the path of a network namespace that the agent can open")
+        })?;
+        let mut record = to_record(endpoint, uid);
+        self.keep(&record)?;
+        let wired = self.link(endpoint, &target).map_err(Failed::from).and_then(|()| {
+            let with_device = |error| Failed { error, device: Some(endpoint.ifindex) };
+            self.publish(endpoint).map_err(with_device)?;
+            record.state = State::Ready;
+            self.keep(&record).map_err(with_device)
+        });
+        wired.inspect_err(|_| {
+            let revision = self.tables.remove_endpoint(endpoint.id);
+            if let Err(e) = self.tables.wait_applied(revision, APPLIED_WITHIN) {
+                warn!(error = %e, "the maps still hold the endpoint of a failed ADD");
+            }
+            if let Err(e) = self.records.remove(&endpoint.container_id, &endpoint.ifname) {
                 warn!(error = %error_chain(&e), "cannot remove the record of a failed ADD; the next start does");
             }
-            e
-        };
-        self.link(&endpoint, device_mtu, &target).map_err(undo)?;
-        let undo_link = |e: CniError| {
-            self.reaper.delete(endpoint.ifindex, || {});
-            undo(e)
-        };
-        let ready = Endpoint { state: EndpointState::Ready, ..endpoint.clone() };
-        self.tables.set_endpoint(ready.clone());
-        match self.tables.wait_settled(&Row::Endpoint(id), APPLIED_WITHIN) {
-            Some(RowStatus::Applied) => {}
+        })
+    }
+
+    fn keep(&self, record: &EndpointRecord) -> Result<(), CniError> {
+        self.records.save(record).map_err(|e| {
+            CniError::new(ErrorCode::IO_FAILURE, format!("keep the endpoint's record: {}", error_chain(&e)))
+                .with_details("the directory of --state-dir must be writable and have room")
+        })
+    }
+
+    /// Brings the endpoint's row into the maps: from then on its packets flow.
+    fn publish(&self, endpoint: &Endpoint) -> Result<(), CniError> {
+        self.tables.set_endpoint(endpoint.clone());
+        match self.tables.wait_settled(&Row::Endpoint(endpoint.id), APPLIED_WITHIN) {
+            Some(RowStatus::Applied) => Ok(()),
             Some(RowStatus::Failed { error, .. }) => {
-                let e = CniError::new(ErrorCode::WIRING_FAILED, format!("write the endpoint into the maps: {error}"));
-                return Err(undo_link(e.with_details("`weft status` and `weft map list` show how full the maps are")));
+                Err(CniError::new(ErrorCode::WIRING_FAILED, format!("write the endpoint into the maps: {error}"))
+                    .with_details("`weft status` and `weft map list` show how full the maps are"))
             }
             Some(RowStatus::Pending) | None => {
-                let e = CniError::new(ErrorCode::TRY_AGAIN_LATER, "the maps were not written in time");
-                return Err(undo_link(e.with_details("the agent is busy; `weft status` shows what waits")));
+                Err(CniError::new(ErrorCode::TRY_AGAIN_LATER, "the maps were not written in time")
+                    .with_details("the agent is busy; `weft status` shows what waits"))
             }
         }
-        record.state = State::Ready;
-        self.records
-            .save(&record)
-            .map_err(|e| undo_link(io_failure("keep the endpoint's record", &error_chain(&e))))?;
-        Ok(ready)
     }
 
     /// The veth pair and the pod's side.
-    fn link(&self, e: &Endpoint, device_mtu: u32, target: &OwnedFd) -> Result<(), CniError> {
+    fn link(&self, e: &Endpoint, target: &OwnedFd) -> Result<(), CniError> {
+        let device_mtu = self.facts.device_mtu(&self.tables.read()).unwrap_or(e.mtu);
         let wire = PodLink {
             host_ifindex: e.ifindex,
             host_name: &e.device,
@@ -313,7 +366,11 @@ impl CniHandler for EndpointManager {
             };
             (id, lease)
         };
-        let endpoint = self.wire(request, id, lease).inspect_err(|_| self.give_back(id, lease))?;
+        let endpoint = self.describe(request, id, lease);
+        if let Err(Failed { error, device }) = self.wire(&endpoint, request.args.get("K8S_POD_UID").cloned()) {
+            self.give_back(id, lease, device);
+            return Err(error);
+        }
         self.ids().by_attachment.insert(attachment, id);
         info!(endpoint = id, device = endpoint.device, ipv4 = ?endpoint.ipv4, ipv6 = ?endpoint.ipv6, "endpoint ready");
         Ok(answer(&endpoint))
@@ -332,18 +389,7 @@ impl CniHandler for EndpointManager {
             .remove(&request.container_id, &request.ifname)
             .map_err(|e| CniError::new(ErrorCode::IO_FAILURE, error_chain(&e)))?;
         let Some(endpoint) = endpoint else { return Ok(()) };
-        let lease = Lease { v4: endpoint.ipv4, v6: endpoint.ipv6 };
-        let state = Arc::clone(&self.state);
-        for a in lease.addresses() {
-            self.ids().ipam.release(a);
-        }
-        self.reaper.delete(endpoint.ifindex, move || {
-            let mut ids = state.lock().unwrap_or_else(PoisonError::into_inner);
-            ids.taken.remove(&id);
-            for a in lease.addresses() {
-                ids.ipam.settle(a);
-            }
-        });
+        self.give_back(id, Lease { v4: endpoint.ipv4, v6: endpoint.ipv6 }, Some(endpoint.ifindex));
         info!(endpoint = id, "endpoint gone");
         Ok(())
     }

@@ -45,6 +45,13 @@ impl Skb {
         Self { ctx }
     }
 
+    /// The context, for aya's own macros.
+    #[cfg(feature = "log")]
+    #[inline(always)]
+    pub fn context(&self) -> aya_ebpf::programs::TcContext {
+        aya_ebpf::programs::TcContext::new(self.ctx)
+    }
+
     /// `data` and `data_end` are 32-bit fields of the context that the verifier turns into 64-bit pointers. LLVM must not learn
     /// their declared type: it would copy them by 32-bit moves, and the verifier would take them for numbers.
     #[inline(always)]

@@ -47,6 +47,9 @@ fn make_node(node: &NodeState) -> Result<()> {
             ("ipv6/conf/all/forwarding", "1"),
             ("ipv4/conf/all/rp_filter", "1"),
             ("ipv4/conf/default/rp_filter", "1"),
+            // A node that has just booted looks for duplicates of its link-local address for a second, and without one sends no neighbour
+            // solicitation of its own: the first packet would wait that long.
+            ("ipv6/conf/default/accept_dad", "0"),
         ] {
             fs::write(format!("/proc/sys/net/{key}"), value).with_context(|| format!("set the sysctl net/{key}"))?;
         }

@@ -10,7 +10,7 @@ use packets::{
 
 /// Frames a seed and program; a VM without acceleration takes fewer (`WEFT_CORPUS`).
 fn size() -> usize {
-    std::env::var("WEFT_CORPUS").ok().map_or(4000, |n| n.parse().expect("WEFT_CORPUS is a number"))
+    std::env::var("WEFT_CORPUS").ok().map_or(2000, |n| n.parse().expect("WEFT_CORPUS is a number"))
 }
 
 #[test]
