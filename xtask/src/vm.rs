@@ -27,7 +27,7 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Run the packet tests and the lab's two-pod tests on another kernel, in a virtual machine.
+/// Run the packet tests and the lab's tests of one and two nodes on another kernel, in a virtual machine.
 ///
 /// Downloads the kernel from Debian's archive the first time (and again with --refresh), packs it with our static
 /// programs and test binaries, boots it in QEMU without KVM, and shows the guest's output live. Loads every BPF program,
@@ -57,7 +57,7 @@ const DISK: u64 = 64 << 20;
 /// What is run in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
-    /// All packet tests and the two-pod tests of the lab.
+    /// All packet tests and the lab's tests of one and two nodes.
     Tests,
     /// Only the test that loads all programs and prints the verifier's figures.
     Verifier,

@@ -34,6 +34,18 @@ fn a_pod_of_this_node_is_reached_directly_and_costs_one_hop() {
 }
 
 #[test]
+fn the_last_hop_is_used_up_here_whether_the_pod_is_near_or_far() {
+    for v6 in [false, true] {
+        for dst in [server(v6), pod(v6, NODE_V4 as u8, 1)] {
+            for ttl in [0, 1] {
+                assert_eq!(from_pod(&mut to(dst, &Ip { ttl, ..Ip::default() }), &world()), Err(D::TtlExceeded));
+            }
+            assert!(from_pod(&mut to(dst, &Ip { ttl: 2, ..Ip::default() }), &world()).is_ok());
+        }
+    }
+}
+
+#[test]
 fn what_goes_in_on_one_node_comes_out_on_the_other() {
     for (inner_v6, node) in [(false, NODE_V4), (true, NODE_V4), (false, NODE_V6), (true, NODE_V6)] {
         let mut f = to(pod(inner_v6, node as u8, 7), &Ip { tos: 0xba, ..Ip::default() });

@@ -9,16 +9,12 @@ use std::{
 
 use cni_agent::netlink::netns;
 use lab::{
-    Ending, Lab, LabConfig, PodSpec, Underlay,
-    probe::{self, Family, Flow, Place},
+    Ending, Lab, LabConfig, PodSpec,
+    probe::{self, Family, Place},
 };
 
-/// More than any socket buffer or GSO packet holds.
-const MUCH: usize = 8 * 1024 * 1024;
-
-fn lab(nodes: u8, agent_args: &[&str]) -> Lab {
-    let agent_args = agent_args.iter().map(|a| (*a).to_owned()).collect();
-    Lab::up(LabConfig { nodes, agent_args, underlay: Underlay::Bridge, ..LabConfig::default() }).expect("a lab")
+fn lab() -> Lab {
+    Lab::up(LabConfig::with_nodes(1)).expect("a lab of one node")
 }
 fn pod(lab: &mut Lab, node: &str, name: &str) -> Place {
     lab.pod_add(node, &PodSpec::named(name)).expect("a pod").pod.place().unwrap()
@@ -37,26 +33,8 @@ fn send(netns: BorrowedFd<'_>, to: SocketAddr) {
 }
 
 #[test]
-fn nodes_talk_over_an_ipv6_underlay_too() {
-    let mut lab = lab(2, &["--underlay", "ipv6"]);
-    let (web, client) = (pod(&mut lab, "node-1", "web"), pod(&mut lab, "node-2", "client"));
-    let status = lab.node("node-1").unwrap().ask("/v1/status").unwrap();
-    assert_eq!(status["datapath"]["tunnel_address"], "fd99::1");
-    assert_eq!(status["datapath"]["pod_mtu"], 1430, "70 bytes less than the underlay");
-    assert_reaches(&web, &client);
-    assert_reaches(&client, &web);
-    let far = lab.node("node-2").unwrap().place().unwrap();
-    assert_reaches(&web, &far);
-    assert_reaches(&far, &web);
-    for family in Family::BOTH {
-        Flow::open(&client, &web, family).unwrap().exchange(MUCH).unwrap();
-    }
-    lab.down().unwrap();
-}
-
-#[test]
 fn a_pod_whose_record_was_lost_is_served_on_and_its_address_is_not_given_again() {
-    let mut lab = lab(1, &[]);
+    let mut lab = lab();
     let old = pod(&mut lab, "node-1", "old");
     lab.stop_agent("node-1", Ending::Killed).unwrap();
     let state = lab.node("node-1").unwrap().paths().state();
@@ -77,7 +55,7 @@ fn a_pod_whose_record_was_lost_is_served_on_and_its_address_is_not_given_again()
 
 #[test]
 fn weft_observe_names_pod_tuple_and_reason_of_a_drop() {
-    let mut lab = lab(1, &[]);
+    let mut lab = lab();
     let web = pod(&mut lab, "node-1", "web");
     let api = lab.node("node-1").unwrap().paths().api_socket();
     let mut weft = Command::new(lab.bin_dir().join("weft"))
@@ -106,7 +84,7 @@ fn weft_observe_names_pod_tuple_and_reason_of_a_drop() {
 
 #[test]
 fn a_second_agent_leaves_with_a_clear_sentence() {
-    let lab = lab(1, &[]);
+    let lab = lab();
     let node = lab.node("node-1").unwrap();
     let second = Command::new(lab.bin_dir().join("weft-agent"))
         .args(["--node-name", "node-1", "--run-dir"])
@@ -120,7 +98,7 @@ fn a_second_agent_leaves_with_a_clear_sentence() {
 
 #[test]
 fn an_agent_without_its_node_object_says_so_and_add_is_to_be_tried_again() {
-    let mut lab = lab(1, &[]);
+    let mut lab = lab();
     let manifests = lab.node("node-1").unwrap().paths().manifests();
     let hidden = manifests.with_extension("hidden");
     lab.stop_agent("node-1", Ending::Asked).unwrap();

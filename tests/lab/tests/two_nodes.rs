@@ -11,7 +11,10 @@ const MUCH: usize = 8 * 1024 * 1024;
 
 /// Two nodes with a pod each: `web` on node-1, `client` on node-2.
 fn two_nodes(underlay: Underlay) -> (Lab, Place, Place) {
-    let mut lab = Lab::up(LabConfig { underlay, ..LabConfig::default() }).expect("a lab of two nodes");
+    with_pods(LabConfig { underlay, ..LabConfig::default() })
+}
+fn with_pods(config: LabConfig) -> (Lab, Place, Place) {
+    let mut lab = Lab::up(config).expect("a lab of two nodes");
     let [web, client] = [("node-1", "web"), ("node-2", "client")].map(|(node, name)| {
         let added = lab.pod_add(node, &PodSpec::named(name)).expect("a pod");
         added.pod.place().unwrap()
@@ -38,7 +41,9 @@ fn maps_with(node: &Node, address: IpAddr) -> Vec<String> {
 }
 
 fn reach_each_other_and_all_nodes(underlay: Underlay, family: Family) {
-    let (lab, web, client) = two_nodes(underlay);
+    reach_each_other_in(two_nodes(underlay), family);
+}
+fn reach_each_other_in((lab, web, client): (Lab, Place, Place), family: Family) {
     assert_reaches(&web, &client, family);
     assert_reaches(&client, &web, family);
     for node in lab.nodes() {
@@ -67,6 +72,18 @@ fn pods_on_two_nodes_reach_each_other_and_both_nodes_over_ipv6() {
 #[test]
 fn pods_on_two_nodes_with_a_wire_between_them_reach_each_other() {
     reach_each_other_and_all_nodes(Underlay::Direct, Family::V4);
+}
+
+#[test]
+fn nodes_talk_over_an_ipv6_underlay_too() {
+    let agent_args = ["--underlay", "ipv6"].map(str::to_owned).to_vec();
+    for family in Family::BOTH {
+        let rig = with_pods(LabConfig { agent_args: agent_args.clone(), ..LabConfig::default() });
+        let status = rig.0.node("node-1").unwrap().ask("/v1/status").unwrap();
+        assert_eq!(status["datapath"]["tunnel_address"], "fd99::1");
+        assert_eq!(status["datapath"]["pod_mtu"], 1430, "70 bytes less than the underlay");
+        reach_each_other_in(rig, family);
+    }
 }
 
 #[test]
