@@ -88,6 +88,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         facts,
         tables: Arc::clone(&tables),
         datapath,
+        manager: Arc::clone(&endpoints),
         report,
         source: manifests.report(),
         observer,

@@ -17,7 +17,7 @@ use crate::{
     },
     compile::Facts,
     datapath::{Datapath, RawMap, attach::How, counters, object},
-    endpoint,
+    endpoint::{self, EndpointManager},
     netlink::names,
     observe::{Observer, render},
     reconcile::Report,
@@ -32,6 +32,7 @@ pub struct Inspector {
     pub(crate) facts: Facts,
     pub(crate) tables: Arc<Tables>,
     pub(crate) datapath: Arc<Datapath>,
+    pub(crate) manager: Arc<EndpointManager>,
     pub(crate) report: Arc<Mutex<Report>>,
     pub(crate) source: Arc<sources::Report>,
     pub(crate) observer: Observer,
@@ -123,6 +124,7 @@ impl Inspect for Inspector {
             nodes,
             pods,
             endpoints,
+            addresses: self.manager.ipam_usage(),
             dropped_packets: counters::drops(&self.datapath).map_or(0, |d| d.iter().map(|c| c.count.packets).sum()),
         }
     }

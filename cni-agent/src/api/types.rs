@@ -18,6 +18,7 @@ use serde_json::Value;
 pub use crate::sources::SourceStatus;
 use crate::{
     identity,
+    ipam::Usage,
     tables::{Endpoint, NextHop, Node, Pod, Row, RowStatus},
 };
 
@@ -48,6 +49,8 @@ pub struct Status {
     pub pods: usize,
     /// Endpoints of this node.
     pub endpoints: usize,
+    /// This node's address ranges, and how far they are used up.
+    pub addresses: Vec<Usage>,
     /// Packets dropped by the programs since the counters were made.
     pub dropped_packets: u64,
 }

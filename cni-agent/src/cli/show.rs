@@ -38,6 +38,12 @@ pub(super) fn status(s: &Status) -> String {
     }
     let known = [count(s.nodes, "node"), count(s.pods, "pod"), count(s.endpoints, "endpoint") + " here"].join(", ");
     lines.push(("Known", known));
+    for (i, range) in s.addresses.iter().enumerate() {
+        let waiting =
+            if range.quarantined == 0 { String::new() } else { format!(", {} not free yet", range.quarantined) };
+        let label = if i == 0 { "Addresses" } else { "" };
+        lines.push((label, format!("{}: {} of {} in use{waiting}", range.cidr, range.used, range.size)));
+    }
     let r = &s.reconciler;
     let mut state = format!("revision {} of {}", r.applied, r.revision);
     if r.pending + r.failed.len() == 0 {

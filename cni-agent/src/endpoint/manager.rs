@@ -29,7 +29,7 @@ use crate::{
     cni::CniHandler,
     compile::Facts,
     error_chain,
-    ipam::{Ipam, IpamError, Lease},
+    ipam::{Ipam, IpamError, Lease, Usage},
     netlink::{
         NetlinkError, Socket, link, names,
         names::{FIRST_IFINDEX, gateway_for, pod_device},
@@ -176,9 +176,11 @@ impl EndpointManager {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Usage of the address ranges.
-    pub fn ipam_usage(&self) -> Vec<crate::ipam::Usage> {
-        self.ids().ipam.usage()
+    /// This node's address ranges, and how far they are used up.
+    pub fn ipam_usage(&self) -> Vec<Usage> {
+        let mut ids = self.ids();
+        self.follow_cidrs(&mut ids);
+        ids.ipam.usage()
     }
 
     /// Waits until the node can take pods, and says what it lacks if it cannot.
@@ -192,8 +194,8 @@ impl EndpointManager {
             .with_details("`weft status` shows what the agent waits for"))
     }
 
-    /// An address of each family, out of the node's pod CIDRs as they are now.
-    fn lease(&self, ids: &mut Ids) -> Result<Lease, CniError> {
+    /// Makes the ranges those of the Node object as it is now, with the addresses of all endpoints out.
+    fn follow_cidrs(&self, ids: &mut Ids) {
         let (cidrs, used): (Vec<_>, Vec<IpAddr>) = {
             let c = self.tables.read();
             (
@@ -210,6 +212,11 @@ impl EndpointManager {
                 warn!(address = %a, error = %e, "cannot mark an address as used");
             }
         }
+    }
+
+    /// An address of each family.
+    fn lease(&self, ids: &mut Ids) -> Result<Lease, CniError> {
+        self.follow_cidrs(ids);
         ids.ipam.allocate().map_err(|e| {
             CniError::new(ErrorCode::ADDRESSES_EXHAUSTED, e.to_string())
                 .with_details("give the node a further pod CIDR, or delete pods; `weft status` shows the ranges")

@@ -20,7 +20,7 @@ use std::{
 use ipnet::IpNet;
 use pool::Pool;
 pub use pool::State;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -69,7 +69,7 @@ impl Lease {
 }
 
 /// How far a CIDR is used up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// The CIDR.
     pub cidr: IpNet,

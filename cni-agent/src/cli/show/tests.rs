@@ -3,9 +3,12 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::*;
-use crate::api::{
-    tests::event as an_event,
-    types::{Attachment, DatapathStatus, FailedRow, NextHopStatus, ReconcilerStatus, SourceStatus, VerdictCount},
+use crate::{
+    api::{
+        tests::event as an_event,
+        types::{Attachment, DatapathStatus, FailedRow, NextHopStatus, ReconcilerStatus, SourceStatus, VerdictCount},
+    },
+    ipam::Usage,
 };
 
 #[test]
@@ -21,6 +24,7 @@ Program    from_netdev on eth0 (tcx)
 Kernel has adjust_room ENCAP_L2_ETH: yes
 Source     manifests /etc/weft/manifests: in sync, 4 objects
 Known      2 nodes, 2 pods, 1 endpoint here
+Addresses  10.244.1.0/24: 1 of 254 in use, 2 not free yet
 Kernel     revision 9 of 9, all is in the kernel
 Drops      none
 ";
@@ -146,6 +150,13 @@ fn healthy() -> Status {
         nodes: 2,
         pods: 2,
         endpoints: 1,
+        addresses: vec![Usage {
+            cidr: "10.244.1.0/24".parse().unwrap(),
+            size: 254,
+            used: 1,
+            quarantined: 2,
+            draining: false,
+        }],
         dropped_packets: 0,
     }
 }
