@@ -6,15 +6,15 @@ use anyhow::Result;
 
 use crate::{lab, workspace::Workspace};
 
-/// Measure the datapath (`bench path`) and the CNI plugin (`bench add`).
+/// Measure the datapath (`bench path`), CNI calls (`bench add`) and the agent's start and memory (`bench agent`).
 ///
 /// `path` compares a veth pair, node to node, a bridge plugin's layout, a Flannel-like VXLAN layout and Weft on one node
-/// and across nodes, interleaved, as ratios to the limit of the same run. `add` measures CNI ADD and DEL. All arguments
+/// and across nodes, interleaved, as ratios to the limit of the same run. `add` measures CNI ADD and DEL, `agent` how soon a restarted agent is ready. All arguments
 /// are those of `weft-bench`; `--json` prints figures for machines. Needs root, and a quiet machine for figures worth
 /// comparing.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Arguments of weft-bench: `path` or `add`, and their options
+    /// Arguments of weft-bench: `path`, `add` or `agent`, and their options
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS", required = true)]
     args: Vec<String>,
 }
