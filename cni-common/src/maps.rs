@@ -29,8 +29,16 @@ map_types! {
     pub struct Config {
         /// This node's tunnel address on an IPv6 underlay; zero when it has none.
         pub tunnel6: Ip6,
+        /// The first pod CIDR of this node, IPv6: the address…
+        pub pods6: Ip6,
+        /// …and its mask; all zero when there is none.
+        pub mask6: Ip6,
         /// This node's tunnel address on an IPv4 underlay; zero when it has none.
         pub tunnel4: Ip4,
+        /// The first pod CIDR of this node, IPv4: the address…
+        pub pods4: Ip4,
+        /// …and its mask; all zero when there is none.
+        pub mask4: Ip4,
         /// `CONFIG_*` bits. An array slot that nobody wrote is all zero, so readiness is a bit of its own.
         pub flags: u32,
         /// Interface index of `weft_host`.

@@ -60,6 +60,8 @@ pub trait Family: Copy + 'static {
     fn is_source(ep: &Endpoint, a: &F4or6<Self>) -> bool;
     /// This node's tunnel address on an underlay of this family, and whether there is one.
     fn is_tunnel_address(cfg: &Config, a: &F4or6<Self>) -> bool;
+    /// Whether the address is in this node's first pod CIDR: a hint where to look first, no more.
+    fn is_probably_here(cfg: &Config, a: &F4or6<Self>) -> bool;
     /// Whether the node's tunnel ends at this address of its underlay.
     fn is_end_of(tun: &Tunnel, a: &F4or6<Self>) -> bool;
     /// Multicast, or IPv4's limited broadcast.
@@ -155,6 +157,10 @@ impl Family for V4 {
         cfg.tunnel4.raw() == a.raw() && a.raw() != 0
     }
     #[inline(always)]
+    fn is_probably_here(cfg: &Config, a: &Ip4) -> bool {
+        a.raw() & cfg.mask4.raw() == cfg.pods4.raw() && cfg.mask4.raw() != 0
+    }
+    #[inline(always)]
     fn is_end_of(tun: &Tunnel, a: &Ip4) -> bool {
         tun.addr4.raw() == a.raw() && a.raw() != 0
     }
@@ -227,6 +233,11 @@ impl Family for V6 {
     fn is_tunnel_address(cfg: &Config, a: &Ip6) -> bool {
         let ([c0, c1], [a0, a1]) = (cfg.tunnel6.raw(), a.raw());
         c0 == a0 && c1 == a1 && (a0 | a1) != 0
+    }
+    #[inline(always)]
+    fn is_probably_here(cfg: &Config, a: &Ip6) -> bool {
+        let ([a0, a1], [m0, m1], [p0, p1]) = (a.raw(), cfg.mask6.raw(), cfg.pods6.raw());
+        a0 & m0 == p0 && a1 & m1 == p1 && m0 != 0
     }
     #[inline(always)]
     fn is_end_of(tun: &Tunnel, a: &Ip6) -> bool {

@@ -55,14 +55,22 @@ fn pod<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config,
         return Err(D::Multicast);
     }
     let ports = family::ports(p, &ip)?;
-    if let Some(l) = s.local(&ip.dst) {
+    // Two hashes know addresses, and a miss costs nearly what a hit does: the likelier one is asked first.
+    let far = if F::is_probably_here(cfg, &ip.dst) { None } else { s.remote(&ip.dst) };
+    if far.is_none()
+        && let Some(l) = s.local(&ip.dst)
+    {
         F::dec_ttl(p, ETH_LEN)?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));
     }
     let to_tunnel_port =
         ip.proto == u32::from(UDP) && ports.dst().raw() == cfg.tunnel_port.raw() && ip.part != Part::Later;
-    let node = match way_to::<F, S>(s, &ip.dst) {
+    let way = match far {
+        Some(r) => Some((r.node, r.flags)),
+        None => s.cidr(&ip.dst).map(|c| (c.node, 0)),
+    };
+    let node = match way {
         Some((_, flags)) if to_tunnel_port && flags & REMOTE_NODE != 0 => return Err(D::TunnelPort),
         Some((node, _)) => node,
         None if to_tunnel_port && s.own(&ip.dst) => return Err(D::TunnelPort),

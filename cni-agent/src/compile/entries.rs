@@ -55,6 +55,13 @@ pub(super) fn own_node(node: &Node, facts: &Facts) -> Vec<Entry> {
         tunnel_port: Be16::from_host(facts.tunnel_port),
         ..Config::zeroed()
     };
+    // The first of each family; the hint serves most packets, and the maps all of them.
+    for cidr in node.pod_cidrs.iter().rev() {
+        match cidr {
+            IpNet::V4(c) => (config.pods4, config.mask4) = (c.network().into(), c.netmask().into()),
+            IpNet::V6(c) => (config.pods6, config.mask6) = (c.network().into(), c.netmask().into()),
+        }
+    }
     match facts.underlay.tunnel_address(&node.internal_ips) {
         Some(IpAddr::V4(a)) => config.tunnel4 = a.into(),
         Some(IpAddr::V6(a)) => config.tunnel6 = a.into(),

@@ -106,6 +106,9 @@ fn the_own_node_becomes_configuration_and_own_cidrs() {
     let entries = compiled(&cluster(), &Row::Node("here".into()));
     let config: Config = value(&entries, &schema::CONFIG, &[0; 4]);
     assert_eq!(config.tunnel4.bytes, [192, 0, 2, 1]);
+    assert_eq!((config.pods4.bytes, config.mask4.bytes), ([10, 244, 1, 0], [255, 255, 255, 0]));
+    assert_eq!(config.pods6.bytes[..4], [0xfd, 0x10, 0, 1]);
+    assert_eq!(config.mask6.bytes, [255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(config.tunnel6, cni_common::net::Ip6::zeroed());
     assert_ne!(config.flags & CONFIG_READY, 0);
     assert!(entries.iter().filter(|((m, _), _)| m.starts_with("cidr")).all(|(_, v)| *v == NODE_SELF.to_ne_bytes()));

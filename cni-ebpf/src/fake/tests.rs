@@ -34,6 +34,29 @@ fn a_pod_of_this_node_is_reached_directly_and_costs_one_hop() {
 }
 
 #[test]
+fn a_pod_of_this_node_is_reached_whatever_range_its_address_is_of() {
+    for v6 in [false, true] {
+        let mut w = world();
+        let c = w.config.expect("is there");
+        // No range, as with an IPAM plugin that gives addresses of its own; and the usual one.
+        for ranges in [Zeroable::zeroed(), c] {
+            *w.config.as_mut().expect("is there") = cni_common::maps::Config {
+                pods4: ranges.pods4,
+                mask4: ranges.mask4,
+                pods6: ranges.pods6,
+                mask6: ranges.mask6,
+                ..w.config.expect("is there")
+            };
+            assert_eq!(from_pod(&mut to(server(v6), &Ip::default()), &w), Ok(Verdict::Peer(SERVER_IFINDEX)));
+            assert_eq!(
+                from_pod(&mut to(pod(v6, NODE_V4 as u8, 1), &Ip::default()), &w),
+                Ok(Verdict::Device(UNDERLAY_IFINDEX))
+            );
+        }
+    }
+}
+
+#[test]
 fn the_last_hop_is_used_up_here_whether_the_pod_is_near_or_far() {
     for v6 in [false, true] {
         for dst in [server(v6), pod(v6, NODE_V4 as u8, 1)] {

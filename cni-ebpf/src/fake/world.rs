@@ -90,6 +90,10 @@ pub fn world() -> Fake {
         config: Some(Config {
             tunnel4: ip4(underlay(false, 0)),
             tunnel6: ip6(underlay(true, 0)),
+            pods4: ip4(pod(false, 0, 0)),
+            mask4: Ip4::new([255, 255, 255, 0]),
+            pods6: ip6(pod(true, 0, 0)),
+            mask6: Ip6::new([255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0]),
             flags: CONFIG_READY,
             weft_host: HOST_IFINDEX,
             hz: 1000,
