@@ -174,7 +174,7 @@ pub const fn slot(point: Point, reason_or_outcome: u64) -> u32 {
 pub struct Count {
     /// Packets; a GSO packet counts once.
     pub packets: u64,
-    /// Bytes, with Ethernet header, as the program saw the packet on entry.
+    /// Bytes, with Ethernet header, as the program left the packet: with the outer headers that it wrote, without those that it took off.
     pub bytes: u64,
 }
 

@@ -136,6 +136,7 @@ fn inner<F: Family>(ip: &L3<F>, ports: Ports, vni: u32) -> Inner {
         vni,
         tos: ip.tos,
         proto: F::ETHERTYPE,
-        headers: F::HEADER + 20,
+        // Headers of a segment without options: 20 bytes of TCP, or 8 of UDP.
+        headers: F::HEADER + if ip.proto == u32::from(TCP) { 20 } else { 8 },
     }
 }

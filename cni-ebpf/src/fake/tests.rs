@@ -154,6 +154,15 @@ fn a_segment_that_fits_may_be_part_of_a_packet_that_does_not() {
     assert_eq!(big(fits as usize + 1, 0), Err(D::TooBig));
     assert_eq!(big(60_000, fits), Ok(Verdict::Device(UNDERLAY_IFINDEX)));
     assert_eq!(big(60_000, fits + 1), Err(D::TooBig));
+    // Datagrams of QUIC that fill the pod's MTU to the last byte.
+    let datagrams = |gso: u32| {
+        let packet = Ip::default().packet(client(false), pod(false, 1, 1), frame::udp(4000, 443, &vec![0; 40_000]));
+        let mut f = Frame { gso, ..Frame::new(frame::eth(CLIENT_MAC, Mac::WEFT, packet), CLIENT_IFINDEX) };
+        from_pod(&mut f, &w)
+    };
+    let fits = MTU - OVERHEAD4 - 28;
+    assert_eq!(datagrams(fits), Ok(Verdict::Device(UNDERLAY_IFINDEX)));
+    assert_eq!(datagrams(fits + 1), Err(D::TooBig));
 }
 
 #[test]
