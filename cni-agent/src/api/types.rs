@@ -162,8 +162,6 @@ pub struct EndpointStatus {
     pub mtu: u32,
     /// Label class hash that its packets carry between nodes; 0 while the Pod object is not known.
     pub label_class: u32,
-    /// How far it is: `wiring`, `ready`, `leaving`.
-    pub state: String,
     /// How far the kernel is with it: `applied`, `pending`, or why it failed.
     pub kernel: String,
 }
@@ -185,7 +183,6 @@ impl EndpointStatus {
             ifindex: e.ifindex,
             mtu: e.mtu,
             label_class: pod.map_or(identity::UNKNOWN, |p| identity::label_class(&p.namespace, &p.labels)),
-            state: e.state.to_string(),
             kernel: row_status(status),
         }
     }

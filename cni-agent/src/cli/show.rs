@@ -76,8 +76,7 @@ pub(super) fn status(s: &Status) -> String {
 }
 
 pub(super) fn endpoints(list: &[EndpointStatus]) -> String {
-    let mut table =
-        Table::new([">ID", "POD", "IPV4", "IPV6", "MAC", "DEVICE", "INTERFACE", ">MTU", "CLASS", "STATE", "KERNEL"]);
+    let mut table = Table::new([">ID", "POD", "IPV4", "IPV6", "MAC", "DEVICE", "INTERFACE", ">MTU", "CLASS", "KERNEL"]);
     for e in list {
         table.row([
             e.id.to_string(),
@@ -89,7 +88,6 @@ pub(super) fn endpoints(list: &[EndpointStatus]) -> String {
             e.ifname.clone(),
             e.mtu.to_string(),
             class(e.label_class),
-            e.state.clone(),
             e.kernel.clone(),
         ]);
     }

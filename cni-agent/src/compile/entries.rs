@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use super::{Entry, EntryKey, Facts, NodeNumbers, TooManyNodes};
 use crate::{
     identity,
-    tables::{Contents, Endpoint, EndpointState, Node, Pod},
+    tables::{Contents, Endpoint, Node, Pod},
 };
 
 fn entry<V: Plain>(map: &MapSpec, key: Vec<u8>, value: &V) -> Entry {
@@ -118,11 +118,8 @@ pub(super) fn pod(pod: &Pod, contents: &Contents, facts: &Facts, numbers: &NodeN
     pod.ips.iter().map(|a| by_address(&schema::REMOTE4, &schema::REMOTE6, *a, &remote)).collect()
 }
 
-/// A pod's interface on this node. One that is leaving has nothing left in the maps.
+/// A pod's interface on this node.
 pub(super) fn endpoint(e: &Endpoint, contents: &Contents) -> Vec<Entry> {
-    if e.state == EndpointState::Leaving {
-        return Vec::new();
-    }
     let vni = contents.pods.get(&e.pod()).map_or(0, |p| identity::label_class(&p.namespace, &p.labels));
     let id = u32::from(e.id);
     let local = Local { ifindex: e.ifindex, id, identity: 0, set_in: 0, mac: e.mac, pad: 0 };

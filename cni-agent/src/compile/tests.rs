@@ -12,7 +12,7 @@ use super::{
     fixtures::{HOP_MAC, facts, hop, node},
     *,
 };
-use crate::tables::{Device, Endpoint, EndpointState, Phase, Pod, Tables};
+use crate::tables::{Device, Endpoint, Phase, Pod, Tables};
 
 const POD_MAC: Mac = Mac::new([10, 1, 2, 3, 4, 5]);
 
@@ -45,7 +45,6 @@ fn cluster() -> Tables {
         ipv4: Some([10, 244, 1, 5].into()),
         ipv6: None,
         mtu: 1450,
-        state: EndpointState::Ready,
     });
     t
 }

@@ -36,7 +36,7 @@ use crate::{
         netns,
         pod::PodLink,
     },
-    tables::{Contents, Endpoint, EndpointState, Row, RowStatus, Source, Tables},
+    tables::{Contents, Endpoint, Row, RowStatus, Source, Tables},
 };
 
 /// How long ADD waits for what the node lacks just after the agent's start.
@@ -258,7 +258,6 @@ impl EndpointManager {
             ipv4: lease.v4,
             ipv6: lease.v6,
             mtu: self.facts.route_mtu(&self.tables.read()).unwrap_or(FALLBACK_MTU),
-            state: EndpointState::Ready,
         }
     }
 
@@ -495,6 +494,5 @@ fn from_record(id: u16, r: EndpointRecord) -> Endpoint {
         ipv4: r.ipv4,
         ipv6: r.ipv6,
         mtu: r.mtu,
-        state: EndpointState::Ready,
     }
 }

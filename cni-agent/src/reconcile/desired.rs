@@ -61,7 +61,7 @@ mod tests {
             fixtures::{facts, hop, node},
         },
         reconcile::delta::Target,
-        tables::{Endpoint, EndpointState, Phase, Pod, PodKey, Tables},
+        tables::{Endpoint, Phase, Pod, PodKey, Tables},
     };
 
     #[derive(Default)]
@@ -132,7 +132,6 @@ mod tests {
             ipv4: Some([10, 244, 1, 5].into()),
             ipv6: Some("fd10:1::5".parse().expect("an address")),
             mtu: 1450,
-            state: EndpointState::Ready,
         }
     }
 

@@ -22,7 +22,7 @@ use std::{
 use serde::Serialize;
 
 pub use self::types::{
-    Device, Endpoint, EndpointState, NamedPort, NextHop, Node, Phase, Pod, PodKey, Protocol, Row, RowStatus, Source,
+    Device, Endpoint, NamedPort, NextHop, Node, Phase, Pod, PodKey, Protocol, Row, RowStatus, Source,
 };
 
 /// Counts changes since the agent started; 0 is before the first.

@@ -129,14 +129,6 @@ fn a_row_that_is_marked_again_is_dirty_without_a_new_revision() {
     assert_eq!(tables.wait_dirty(NOW), (revision, BTreeSet::from([Row::NodeAddresses])));
 }
 
-#[test]
-fn an_endpoint_reads_back_from_its_record() {
-    let endpoint = endpoint(0x1f, 3);
-    let text = serde_json::to_string(&endpoint).unwrap();
-    assert!(text.contains(r#""mac":"02:00:00:00:00:03""#) && text.contains(r#""state":"ready""#), "{text}");
-    assert_eq!(serde_json::from_str::<Endpoint>(&text).unwrap(), endpoint);
-}
-
 #[derive(Clone, Debug)]
 enum Op {
     SetNode(u8, u8),
@@ -302,7 +294,6 @@ fn endpoint(id: u16, v: u8) -> Endpoint {
         ipv4: Some([10, 1, 0, v].into()),
         ipv6: Some("fd00::1".parse().unwrap()),
         mtu: 1430,
-        state: EndpointState::Ready,
     }
 }
 fn hop(v: u8) -> NextHop {

@@ -7,7 +7,7 @@ use std::{
 
 use cni_common::net::Mac;
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// A node of the cluster, from its Node object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -113,8 +113,8 @@ pub enum Protocol {
     Sctp,
 }
 
-/// A pod's interface on this node, made by CNI ADD. Its records on disk have the same fields.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A pod's interface on this node: wired by CNI ADD, or found whole by a restarted agent. One that is being wired or let go has no row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Endpoint {
     /// Local to the node; the host device's name carries it in hexadecimal. 0 is never used.
     pub id: u16,
@@ -133,7 +133,6 @@ pub struct Endpoint {
     /// Name of the host's side of the veth pair.
     pub device: String,
     /// MAC of the pod's side.
-    #[serde(with = "mac_as_text")]
     pub mac: Mac,
     /// The pod's IPv4 address.
     pub ipv4: Option<Ipv4Addr>,
@@ -141,8 +140,6 @@ pub struct Endpoint {
     pub ipv6: Option<Ipv6Addr>,
     /// MTU of the pod's routes, bytes.
     pub mtu: u32,
-    /// How far it is.
-    pub state: EndpointState,
 }
 impl Endpoint {
     /// What names the pod.
@@ -152,33 +149,6 @@ impl Endpoint {
     /// Its addresses, IPv4 first.
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
-    }
-}
-
-/// How far an endpoint is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EndpointState {
-    /// ADD works on it: the record is written, the devices may not be there yet.
-    Wiring,
-    /// ADD has answered, or a restarted agent has found it whole.
-    Ready,
-    /// DEL works on it: the maps let it go first, then the devices.
-    Leaving,
-}
-impl EndpointState {
-    /// As JSON has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Wiring => "wiring",
-            Self::Ready => "ready",
-            Self::Leaving => "leaving",
-        }
-    }
-}
-impl Display for EndpointState {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
     }
 }
 
@@ -266,17 +236,4 @@ pub enum RowStatus {
         /// Attempts that have failed since the row last changed.
         retries: u32,
     },
-}
-
-/// Serialises a MAC as people write it; `cni-common` knows how to write one as text, not how to read it from serde.
-mod mac_as_text {
-    use cni_common::net::Mac;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(mac: &Mac, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(mac)
-    }
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Mac, D::Error> {
-        String::deserialize(d)?.parse().map_err(D::Error::custom)
-    }
 }
