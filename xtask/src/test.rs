@@ -79,7 +79,7 @@ impl Suite {
             Self::Lab => "nodes and pods in network namespaces",
             Self::Cnitool => "the plugin, driven by the reference CNI client",
             Self::Docs => "the commands of README.md and docs/",
-            Self::Vm510 => "packets and two pods on kernel 5.10, in a virtual machine",
+            Self::Vm510 => "packet tests and the lab's tests of one and two nodes on kernel 5.10, in a virtual machine",
             Self::VmNewest => "the same on the newest kernel of Debian's suites",
         }
     }
