@@ -42,18 +42,27 @@ impl Hooks {
     /// ours.
     pub fn apply(&mut self, datapath: &Datapath, devices: &BTreeMap<u32, Device>) -> Result<(), String> {
         self.by_index.retain(|index, _| devices.contains_key(index));
+        let mut errors = Vec::new();
         for (index, device) in devices {
             if self.by_index.contains_key(index) {
                 continue;
             }
-            let program = datapath.program(object::FROM_NETDEV).map_err(|e| error_chain(&e))?;
-            let how =
-                attach::device(&mut self.socket, &self.pin_dir, object::FROM_NETDEV, program, (&device.name, *index))
-                    .map_err(|e| error_chain(&e))?;
-            info!(device = device.name, ?how, "watching what comes from other nodes");
-            self.by_index.insert(*index, how);
-            self.by_name.insert(device.name.clone(), how);
+            match self.attach(datapath, *index, &device.name) {
+                Ok(how) => {
+                    info!(device = device.name, ?how, "watching what comes from other nodes");
+                    self.by_index.insert(*index, how);
+                    self.by_name.insert(device.name.clone(), how);
+                }
+                // The others are tried all the same.
+                Err(e) => errors.push(e),
+            }
         }
-        Ok(())
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+    }
+
+    fn attach(&mut self, datapath: &Datapath, index: u32, name: &str) -> Result<How, String> {
+        let program = datapath.program(object::FROM_NETDEV).map_err(|e| error_chain(&e))?;
+        attach::device(&mut self.socket, &self.pin_dir, object::FROM_NETDEV, program, (name, index))
+            .map_err(|e| error_chain(&e))
     }
 }

@@ -2,6 +2,7 @@
 pub mod delta;
 mod desired;
 mod hooks;
+mod retries;
 mod routes;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 use cni_common::schema;
 use tracing::{debug, info, warn};
 
-use self::{delta::Delta, desired::Desired, hooks::Hooks, routes::Routes};
+use self::{delta::Delta, desired::Desired, hooks::Hooks, retries::Retries, routes::Routes};
 use crate::{
     compile::{self, Facts, NodeNumbers},
     datapath::{Datapath, attach::How},
@@ -24,18 +25,9 @@ use crate::{
 
 /// How often everything is compared with the kernel.
 const VERIFY_EVERY: Duration = Duration::from_secs(600);
-/// The pause before what failed is tried again; doubled each time.
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-/// The longest such pause.
-const LAST_RETRY: Duration = Duration::from_secs(30);
-
 /// What the reconciler tells others.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Map writes and deletes since the start.
-    pub map_writes: u64,
-    /// Entries that somebody else had changed, since the start.
-    pub drift: u64,
     /// Devices with `from_netdev`, and how it is attached.
     pub devices: BTreeMap<String, How>,
     /// Whether entries that no row asks for were removed: every source has been in sync.
@@ -51,7 +43,7 @@ pub struct Reconciler {
     hooks: Hooks,
     report: Arc<Mutex<Report>>,
     verified: Instant,
-    retry: Duration,
+    retries: Retries,
 }
 
 /// The reconciler cannot begin.
@@ -88,7 +80,7 @@ impl Reconciler {
             hooks,
             report,
             verified: Instant::now(),
-            retry: FIRST_RETRY,
+            retries: Retries::default(),
         })
     }
 
@@ -102,18 +94,23 @@ impl Reconciler {
         let mut wait = VERIFY_EVERY;
         while !matches!(stop.try_recv(), Err(mpsc::TryRecvError::Disconnected)) {
             let (revision, mut rows) = self.tables.wait_dirty(wait);
-            if rows.is_empty() && self.verified.elapsed() >= VERIFY_EVERY {
+            let idle = rows.is_empty();
+            if idle && self.verified.elapsed() >= VERIFY_EVERY {
                 self.verify();
             }
+            self.retries.join(&mut rows);
             let mut failures = self.desired.follow(&self.tables.read(), &mut rows);
             failures.extend(self.desired.delta.flush(&mut self.datapath.clone()));
-            if rows.is_empty() || rows.iter().any(|r| matches!(r, Row::Node(_) | Row::NodeAddresses | Row::Devices)) {
+            if idle || rows.iter().any(|r| matches!(r, Row::Node(_) | Row::NodeAddresses | Row::Devices)) {
                 failures.extend(self.network());
             }
             self.prune();
             self.tables.applied_except(revision, &failures);
             self.tell();
-            wait = self.pause(&failures);
+            wait = self.retries.note(&failures, self.desired.delta.has_pending(), VERIFY_EVERY);
+            for (row, error) in &failures {
+                warn!(%row, error, again_in = ?wait, "cannot apply");
+            }
         }
     }
 
@@ -153,32 +150,14 @@ impl Reconciler {
         self.verified = Instant::now();
         match self.desired.delta.verify(&mut self.datapath.clone()) {
             Ok(0) => debug!("maps are as they should be"),
-            Ok(n) => {
-                warn!(entries = n, "map entries were changed by somebody else; mending them");
-                self.report.lock().unwrap_or_else(PoisonError::into_inner).drift += n as u64;
-            }
+            Ok(n) => warn!(entries = n, "map entries were changed by somebody else; mending them"),
             Err(e) => warn!(error = %e, "cannot compare the maps"),
         }
     }
 
     fn tell(&self) {
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        report.map_writes = self.desired.delta.writes();
         report.devices.clone_from(self.hooks.attached());
-    }
-
-    /// How long to wait for the next change.
-    fn pause(&mut self, failures: &BTreeMap<Row, String>) -> Duration {
-        if failures.is_empty() && !self.desired.delta.has_pending() {
-            self.retry = FIRST_RETRY;
-            return VERIFY_EVERY;
-        }
-        for (row, error) in failures {
-            warn!(%row, error, retry = ?self.retry, "cannot apply");
-        }
-        let wait = self.retry;
-        self.retry = (self.retry * 2).min(LAST_RETRY);
-        wait
     }
 }
 

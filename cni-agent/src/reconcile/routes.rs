@@ -32,24 +32,28 @@ impl Routes {
         wanted: BTreeSet<ClusterRoute>,
         prune: bool,
     ) -> Result<(), NetlinkError> {
-        for r in &wanted {
-            if !self.actual.contains(r) {
-                socket.run(route::replace(&self.message(r)))?;
-                self.actual.retain(|old| old.to != r.to);
-                self.actual.insert(r.clone());
+        let mut first_error = Ok(());
+        for r in wanted.difference(&self.actual.clone()) {
+            match socket.run(route::replace(&self.message(r))) {
+                Ok(()) => {
+                    self.actual.retain(|old| old.to != r.to);
+                    self.actual.insert(r.clone());
+                }
+                // The others are made all the same: one family may be switched off.
+                Err(e) => first_error = first_error.and(Err(e)),
             }
         }
         if !prune {
-            return Ok(());
+            return first_error;
         }
         let extra: Vec<_> = self.actual.iter().filter(|old| !wanted.iter().any(|w| w.to == old.to)).cloned().collect();
         for old in extra {
             match socket.run(route::delete(&self.message(&old))) {
-                Err(e) if !e.is_missing() => return Err(e),
+                Err(e) if !e.is_missing() => first_error = first_error.and(Err(e)),
                 _ => drop(self.actual.remove(&old)),
             }
         }
-        Ok(())
+        first_error
     }
 
     fn message(&self, r: &ClusterRoute) -> Route {
