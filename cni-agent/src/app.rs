@@ -66,6 +66,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         mtu: settings.mtu,
         event_rate: settings.event_rate,
         weft_host: ours.weft_host,
+        weft_vxlan: ours.weft_vxlan,
         encap_l2_eth: datapath.encap_l2_eth(),
         hz: ticks_per_second()?,
     };

@@ -36,7 +36,7 @@ drop_reasons! {
     /// The frame ends before a header that it announces.
     Short = 1, "the frame ends inside a header that it announces; a truncated or forged packet";
     /// Neither IPv4 nor IPv6.
-    UnknownL3 = 2, "neither IPv4 nor IPv6; pods have a permanent neighbour entry for their gateway, so not even ARP is needed";
+    UnknownL3 = 2, "neither IPv4, IPv6 nor ARP";
     /// IP version or header length do not fit.
     BadHeader = 3, "the IP version or header length is not valid; a forged packet";
     /// More IPv6 extension headers than honest traffic has.
@@ -52,7 +52,7 @@ drop_reasons! {
     /// TTL or hop limit used up.
     TtlExceeded = 9, "the TTL or hop limit is used up; a routing loop, or a traceroute";
     /// From a pod to a node's tunnel port.
-    TunnelPort = 10, "UDP from a pod to a node's tunnel port: pods may not speak to the overlay";
+    TunnelPort = 10, "UDP from a pod, or out of the tunnel, to a node's tunnel port: only nodes speak to the overlay";
     /// The agent has not written the configuration yet.
     NoConfig = 11, "the agent has not written its configuration yet; `weft status` says what it waits for";
     /// The other node is not known.
@@ -62,11 +62,11 @@ drop_reasons! {
     /// Larger than what the way can carry.
     TooBig = 14, "larger than the underlay's MTU less the tunnel's overhead; the pod's route carries the right MTU";
     /// The kernel refused to make room for the outer headers.
-    AdjustRoom = 15, "the kernel refused to make room for the tunnel's headers";
+    AdjustRoom = 15, "the kernel refused to make room for the tunnel's headers, and to hand the packet to weft_vxlan";
     /// VXLAN without a valid VNI.
     BadTunnel = 16, "a packet on the tunnel port that is not VXLAN (RFC 7348: the I flag must be set)";
-    /// From outside, but with an address of this node.
-    HostAddress = 17, "a packet from outside that carries one of this node's own addresses as its source";
+    /// From outside, but with an address of this node or of its pods.
+    HostAddress = 17, "a packet from outside that carries an address of this node, or of one of its pods, as its source";
     /// In a pod CIDR, but no pod has this address.
     NoPod = 18, "the destination is in a pod CIDR, but no pod has this address here; it may just have been deleted";
     /// A VLAN tag from a pod.
@@ -75,6 +75,12 @@ drop_reasons! {
     TunnelAddress = 20, "a tunnelled packet to an address of this node that is not its tunnel address";
     /// RFC 6040: congestion marked outside, inner not ECN-capable.
     EcnNotCapable = 21, "marked congested on the underlay, but the inner packet is not ECN-capable (RFC 6040 section 4.2 drops it)";
+    /// ARP or neighbour discovery that is not a question for the gateway.
+    NotGateway = 22, "ARP or neighbour discovery that does not ask, from the pod's own address, for its gateway 169.254.1.1 or fe80::1; nothing else is answered";
+    /// From a pod to an address that is never forwarded.
+    Unroutable = 23, "to a loopback, unspecified or IPv6 link-local address, or to the gateway's own: such packets never leave the pod";
+    /// From this node to another one's pod, under a source that the other node would refuse.
+    ForeignSource = 24, "sent or forwarded by this node to a pod of another node, but the source is neither an InternalIP of this node's Node object nor a pod of it, so the other node would refuse it; masquerade it, or send from an InternalIP";
 }
 
 /// Which program saw the packet.
@@ -131,6 +137,10 @@ pub enum Outcome {
     Device = 51,
     /// Out of a device by way of the kernel's neighbour table.
     Neigh = 52,
+    /// Out of the kernel's own VXLAN device, which makes the outer headers and looks up the way.
+    Overlay = 53,
+    /// An answer to the pod itself: ARP, neighbour discovery, or, beside the drop that it is about, an ICMP error.
+    Answer = 54,
     /// A drop event found the ring buffer full.
     EventLost = 56,
     /// A drop event was not sent, because the rate limit was reached.
@@ -138,8 +148,17 @@ pub enum Outcome {
 }
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Pass, Self::Host, Self::Peer, Self::Device, Self::Neigh, Self::EventLost, Self::EventLimited];
+    pub const ALL: [Self; 9] = [
+        Self::Pass,
+        Self::Host,
+        Self::Peer,
+        Self::Device,
+        Self::Neigh,
+        Self::Overlay,
+        Self::Answer,
+        Self::EventLost,
+        Self::EventLimited,
+    ];
 
     /// The name that people see.
     pub const fn name(self) -> &'static str {
@@ -149,6 +168,8 @@ impl Outcome {
             Self::Peer => "peer",
             Self::Device => "device",
             Self::Neigh => "neigh",
+            Self::Overlay => "overlay",
+            Self::Answer => "answer",
             Self::EventLost => "event-lost",
             Self::EventLimited => "event-limited",
         }

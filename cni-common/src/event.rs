@@ -38,7 +38,10 @@ pub struct DropEvent {
 }
 const _: () = assert!(size_of::<DropEvent>() == 64);
 
-/// How many events a CPU has sent in the running window.
+/// ICMP errors that one CPU may send in a second, as Linux' own `icmp_msgs_per_sec` has it for the host.
+pub const ANSWER_RATE: u32 = 1000;
+
+/// How many events, or ICMP errors, a CPU has sent in the running window.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -46,6 +49,6 @@ const _: () = assert!(size_of::<DropEvent>() == 64);
 pub struct EventBudget {
     /// When the window began, jiffies (`bpf_jiffies64`).
     pub since: u64,
-    /// Events sent since then.
+    /// Sent since then.
     pub sent: u64,
 }

@@ -33,16 +33,22 @@ map_types! {
         pub pods6: Ip6,
         /// …and its mask; all zero when there is none.
         pub mask6: Ip6,
+        /// This node's first InternalIP, IPv6: under it the node answers pods; zero when there is none.
+        pub node6: Ip6,
         /// This node's tunnel address on an IPv4 underlay; zero when it has none.
         pub tunnel4: Ip4,
         /// The first pod CIDR of this node, IPv4: the address…
         pub pods4: Ip4,
         /// …and its mask; all zero when there is none.
         pub mask4: Ip4,
+        /// This node's first InternalIP, IPv4: under it the node answers pods; zero when there is none.
+        pub node4: Ip4,
         /// `CONFIG_*` bits. An array slot that nobody wrote is all zero, so readiness is a bit of its own.
         pub flags: u32,
         /// Interface index of `weft_host`.
         pub weft_host: u32,
+        /// Interface index of `weft_vxlan`.
+        pub weft_vxlan: u32,
         /// Jiffies in a second (`bpf_jiffies64`): the window of the event limit.
         pub hz: u32,
         /// Drop events that one CPU may send in a second.
@@ -117,13 +123,13 @@ map_types! {
         pub ifindex: u32,
         /// MTU of the way to it, in bytes, without Ethernet header.
         pub mtu: u32,
-        /// MAC of the next hop; meaningful when `ready` is 1.
+        /// MAC of the next hop; meaningful when `ready` is [`TUNNEL_BY_MAC`].
         pub dmac: Mac,
         /// MAC of the underlay device on this side.
         pub smac: Mac,
         /// 4 or 6; 0 means that no node has this index.
         pub family: u8,
-        /// 1: `dmac` is known. 0: the kernel's neighbour table resolves it.
+        /// How packets leave: `TUNNEL_BY_*`.
         pub ready: u8,
         /// 0.
         pub pad: [u8; 6],
@@ -137,6 +143,18 @@ pub const CONFIG_ENCAP_L2_ETH: u32 = 2;
 
 /// The address is a node's own, not a pod's.
 pub const REMOTE_NODE: u32 = 1;
+
+/// The next hop is resolved by the kernel's neighbour table, packet by packet.
+pub const TUNNEL_BY_NEIGHBOUR: u8 = 0;
+/// The next hop's MAC is known.
+pub const TUNNEL_BY_MAC: u8 = 1;
+/// Left to the kernel's own VXLAN device: there is no route yet, or one through a device without Ethernet.
+pub const TUNNEL_BY_STACK: u8 = 2;
+
+/// The address is this node's.
+pub const OWN: u32 = 1;
+/// It stands in the Node object, so other nodes take it as the source of what this node sends.
+pub const OWN_ANNOUNCED: u32 = 2;
 
 /// The index of this node itself, which has no tunnel.
 pub const NODE_SELF: u32 = 0;

@@ -110,6 +110,11 @@ impl Mac {
     pub const ZERO: Self = Self { bytes: [0; 6] };
 }
 
+/// The pods' IPv4 gateway: link-local, the same for every pod. A permanent neighbour entry has its MAC, [`Mac::WEFT`].
+pub const GATEWAY4: Ip4 = Ip4::new([169, 254, 1, 1]);
+/// The pods' IPv6 gateway, `fe80::1`.
+pub const GATEWAY6: Ip6 = Ip6::new([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
 /// Source and destination port as they lie in the packet, kept in one register: two 16-bit stores that are read back as
 /// one word stall the CPU.
 #[repr(transparent)]

@@ -99,7 +99,7 @@ macro_rules! maps {
 const ADDR4: usize = 4;
 const ADDR6: usize = 16;
 maps! {
-    CONFIG 1 "config_v1" Array(4 => size_of::<Config>(); 1, 0) Config::LAYOUT, "what the agent tells all programs";
+    CONFIG 1 "config_v2" Array(4 => size_of::<Config>(); 1, 0) Config::LAYOUT, "what the agent tells all programs";
     ENDPOINTS 2 "endpoints_v1" Hash(4 => size_of::<Endpoint>(); MAX_ENDPOINTS, 0) Endpoint::LAYOUT, "interface index → the pod's interface";
     LOCAL4 3 "local4_v1" Hash(ADDR4 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv4 address → pod of this node";
     LOCAL6 4 "local6_v1" Hash(ADDR6 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv6 address → pod of this node";
@@ -109,12 +109,13 @@ maps! {
     CIDR6 8 "cidr6_v1" LpmTrie(4 + ADDR6 => size_of::<Cidr>(); MAX_CIDRS, NO_PREALLOC) Cidr::LAYOUT, "IPv6 pod CIDR → node";
     NODES4 9 "nodes4_v1" Hash(ADDR4 => 4; MAX_NODES, 0) &[("node", 0, 4)], "IPv4 tunnel address → node";
     NODES6 10 "nodes6_v1" Hash(ADDR6 => 4; MAX_NODES, 0) &[("node", 0, 4)], "IPv6 tunnel address → node";
-    TUNNELS 11 "tunnels_v1" Array(4 => size_of::<Tunnel>(); MAX_NODES, 0) Tunnel::LAYOUT, "node → tunnel address, next hop and device";
-    OWN4 12 "own4_v1" Hash(ADDR4 => 4; MAX_OWN, 0) &[("own", 0, 4)], "IPv4 addresses of this node";
-    OWN6 13 "own6_v1" Hash(ADDR6 => 4; MAX_OWN, 0) &[("own", 0, 4)], "IPv6 addresses of this node";
+    TUNNELS 11 "tunnels_v2" Array(4 => size_of::<Tunnel>(); MAX_NODES, 0) Tunnel::LAYOUT, "node → tunnel address, next hop and device";
+    OWN4 12 "own4_v2" Hash(ADDR4 => 4; MAX_OWN, 0) &[("flags", 0, 4)], "IPv4 addresses of this node → OWN_* bits";
+    OWN6 13 "own6_v2" Hash(ADDR6 => 4; MAX_OWN, 0) &[("flags", 0, 4)], "IPv6 addresses of this node → OWN_* bits";
     COUNTS 14 "counters_v1" PerCpuArray(4 => 16; COUNTERS, 0) &[("packets", 0, 8), ("bytes", 8, 8)], "packets and bytes by program and drop reason or outcome";
     EVENTS 15 "events_v1" RingBuf(0 => 0; EVENT_BYTES, 0) &[("event", 0, size_of::<DropEvent>())], "drop events for user space";
     BUDGET 16 "evbudget_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "drop events sent in the running second";
+    ANSWERS 18 "answers_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "ICMP errors sent in the running second";
     SCHEMA 17 "schema" Array(4 => 8; MAX_MAPS, 0) &[("fingerprint", 0, 8)], "fingerprint of each map's layout";
 }
 

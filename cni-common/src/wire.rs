@@ -9,6 +9,8 @@ pub const ETH_LEN: usize = size_of::<Eth>();
 pub const ETH_IP4: Be16 = Be16::from_host(0x0800);
 /// EtherType of IPv6.
 pub const ETH_IP6: Be16 = Be16::from_host(0x86dd);
+/// EtherType of ARP.
+pub const ETH_ARP: Be16 = Be16::from_host(0x0806);
 
 /// IP protocol numbers (IANA).
 pub const ICMP: u8 = 1;
@@ -89,6 +91,101 @@ pub struct Udp {
     pub len: Be16,
     /// Checksum; 0 in our tunnel, as RFC 7348 section 5 and RFC 6935 allow.
     pub csum: Be16,
+}
+
+/// The first 8 bytes of every message of ICMP (RFC 792) and ICMPv6 (RFC 4443).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Icmp {
+    /// Type.
+    pub kind: u8,
+    /// Code, by type.
+    pub code: u8,
+    /// Checksum of the whole message; of ICMPv6 with a pseudo header.
+    pub csum: Be16,
+    /// By type: an error's MTU, a neighbour advertisement's flags.
+    pub rest: Be32,
+}
+
+/// Types of ICMP errors; those of ICMPv6 are the ones below 128.
+pub mod icmp {
+    /// Destination unreachable.
+    pub const UNREACHABLE: u8 = 3;
+    /// Its code "fragmentation needed and DF set"; the MTU stands in the lower 16 bits (RFC 1191 section 4).
+    pub const FRAG_NEEDED: u8 = 4;
+    /// Source quench; nobody sends it any more (RFC 6633).
+    pub const QUENCH: u8 = 4;
+    /// Redirect.
+    pub const REDIRECT: u8 = 5;
+    /// Time exceeded; code 0: in transit.
+    pub const TIME_EXCEEDED: u8 = 11;
+    /// Parameter problem.
+    pub const PARAMETER: u8 = 12;
+}
+/// Types of ICMPv6.
+pub mod icmp6 {
+    /// Packet too big; the MTU stands in all 32 bits.
+    pub const TOO_BIG: u8 = 2;
+    /// Time exceeded; code 0: in transit.
+    pub const TIME_EXCEEDED: u8 = 3;
+    /// Neighbour solicitation (RFC 4861 section 4.3).
+    pub const SOLICITATION: u8 = 135;
+    /// Neighbour advertisement (RFC 4861 section 4.4).
+    pub const ADVERTISEMENT: u8 = 136;
+    /// Redirect: of no error's number, and not to be answered either.
+    pub const REDIRECT: u8 = 137;
+}
+
+/// A neighbour solicitation, up to its options (RFC 4861 section 4.3).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Solicitation {
+    /// `rest` is reserved.
+    pub icmp: Icmp,
+    /// Who is looked for.
+    pub target: Ip6,
+}
+
+/// A neighbour advertisement with its one option (RFC 4861 sections 4.4 and 4.6.1).
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Advertisement {
+    /// `rest` has the flags router, solicited and override in its upper three bits.
+    pub icmp: Icmp,
+    /// Who was looked for.
+    pub target: Ip6,
+    /// Target link-layer address: 2.
+    pub option: u8,
+    /// Words of 8 bytes: 1.
+    pub words: u8,
+    /// The target's MAC.
+    pub mac: Mac,
+}
+
+/// ARP for IPv4 on Ethernet (RFC 826). Addresses stand at odd words.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Arp {
+    /// Ethernet (1), IPv4 (0x0800) and the lengths 6 and 4: [`Arp::IPV4`].
+    pub kinds: [Be16; 3],
+    /// 1 asks, 2 answers.
+    pub op: Be16,
+    /// The sender's MAC.
+    pub sender_mac: Mac,
+    /// The sender's address; zero in a probe for duplicates (RFC 5227).
+    pub sender: Be32,
+    /// The target's MAC.
+    pub target_mac: Mac,
+    /// The target's address.
+    pub target: Be32,
+}
+impl Arp {
+    /// What `kinds` is for IPv4 on Ethernet.
+    pub const IPV4: [Be16; 3] = [Be16::from_host(1), Be16::from_host(0x0800), Be16::from_host(0x0604)];
+    /// `op` of a question.
+    pub const REQUEST: Be16 = Be16::from_host(1);
+    /// `op` of an answer.
+    pub const REPLY: Be16 = Be16::from_host(2);
 }
 
 /// VXLAN header (RFC 7348 section 5).

@@ -3,9 +3,9 @@ use cni_common::{maps::Config, net::Mac, wire::*};
 
 use crate::{
     DropReason as D, Packet, Res, System, Tables, Verdict, ecn,
-    family::{Family, L3, Outer, V4, V6},
-    flow::way_to,
-    packet::TunnelSource,
+    family::{self, Family, L3, Outer, V4, V6},
+    flow::{L4_WANT, way_to},
+    packet::TunnelEnd,
 };
 
 /// From the outer IP header to the inner one, without the former.
@@ -36,10 +36,10 @@ fn netdev<U: Family, P: Packet, S: System + Tables<U>>(p: &mut P, s: &S, cfg: &C
         ip.proto == u32::from(UDP) && p.read::<Udp>(l4).is_ok_and(|udp| udp.dport.raw() == cfg.tunnel_port.raw());
     if !(to_tunnel_port && U::is_tunnel_address(cfg, &ip.dst)) {
         // A tunnelled packet needs no look at these: its source must be a known node.
-        if <S as Tables<U>>::own(s, &ip.src) {
+        if U::is_probably_here(cfg, &ip.src) || <S as Tables<U>>::own(s, &ip.src) != 0 {
             return Err(D::HostAddress);
         }
-        if to_tunnel_port && <S as Tables<U>>::own(s, &ip.dst) {
+        if to_tunnel_port && <S as Tables<U>>::own(s, &ip.dst) != 0 {
             return Err(D::TunnelAddress);
         }
         return Ok(Verdict::Pass);
@@ -104,31 +104,40 @@ fn sent_by<U: Family, F: Family, S: System + Tables<U> + Tables<F>>(s: &S, outer
 /// A frame that the kernel's VXLAN device decapsulated, because `from_netdev` left it to it.
 #[inline(always)]
 pub fn from_overlay<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
-    s.config().ok_or(D::NoConfig)?;
+    let cfg = s.config().ok_or(D::NoConfig)?;
     let source = p.tunnel_source().ok_or(D::UnknownNode)?;
     let eth: Eth = p.read(0)?;
     match eth.proto {
-        ETH_IP4 => overlay::<V4, P, S>(p, s, source),
-        ETH_IP6 => overlay::<V6, P, S>(p, s, source),
+        ETH_IP4 => overlay::<V4, P, S>(p, s, cfg, source),
+        ETH_IP6 => overlay::<V6, P, S>(p, s, cfg, source),
         _ => Err(D::UnknownL3),
     }
 }
 
 #[inline(always)]
-fn overlay<F: Family, P: Packet, S: System + Tables<F>>(p: &mut P, s: &S, source: TunnelSource) -> Res<Verdict> {
-    p.linear(ETH_LEN as u32 + F::HEADER);
+fn overlay<F: Family, P: Packet, S: System + Tables<F>>(
+    p: &mut P,
+    s: &S,
+    cfg: &Config,
+    source: TunnelEnd,
+) -> Res<Verdict> {
+    p.linear(ETH_LEN as u32 + F::HEADER + L4_WANT);
     let ip = F::l3(p, ETH_LEN)?;
     match source {
-        TunnelSource::V4(a) => sent_by::<V4, F, S>(s, &a, &ip)?,
-        TunnelSource::V6(a) => sent_by::<V6, F, S>(s, &a, &ip)?,
+        TunnelEnd::V4(a) => sent_by::<V4, F, S>(s, &a, &ip)?,
+        TunnelEnd::V6(a) => sent_by::<V6, F, S>(s, &a, &ip)?,
     }
     if let Some(l) = <S as Tables<F>>::local(s, &ip.dst) {
         p.for_this_host();
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));
     }
-    if !<S as Tables<F>>::own(s, &ip.dst) {
+    if <S as Tables<F>>::own(s, &ip.dst) == 0 {
         return Err(D::NoPod);
+    }
+    // A tunnel in the tunnel would be taken off by the same device, and its content believed once more.
+    if ip.proto == u32::from(UDP) && family::ports(p, &ip)?.dst().raw() == cfg.tunnel_port.raw() {
+        return Err(D::TunnelPort);
     }
     // A redirect into `weft_host` with another destination MAC is lost.
     p.write(0, Eth { dst: Mac::WEFT, src: Mac::WEFT, proto: F::ETHERTYPE })?;

@@ -1,15 +1,15 @@
 //! VXLAN out: outer headers in front of the frame, and the device to send it to.
 use bytemuck::Zeroable;
 use cni_common::{
-    maps::{CONFIG_ENCAP_L2_ETH, Config, Tunnel},
+    maps::{CONFIG_ENCAP_L2_ETH, Config, TUNNEL_BY_NEIGHBOUR, TUNNEL_BY_STACK, Tunnel},
     net::{Be16, Be32, Ip4, Mac},
     wire::*,
 };
 
-use crate::{DropReason as D, Env, Packet, Res, Room, Verdict};
+use crate::{DropReason as D, Env, Packet, Res, Room, Verdict, packet::TunnelEnd};
 
 /// Outer TTL and hop limit.
-const OUTER_TTL: u8 = 64;
+pub const OUTER_TTL: u8 = 64;
 
 /// What the outer headers take from the inner packet.
 pub struct Inner {
@@ -21,8 +21,10 @@ pub struct Inner {
     pub tos: u32,
     /// EtherType.
     pub proto: Be16,
-    /// Network and transport headers of a segment, bytes, without options: a GSO packet is cut behind them.
-    pub headers: u32,
+    /// Offset of the transport header: a GSO packet is cut behind that.
+    pub l4: usize,
+    /// Protocol of the transport.
+    pub l4_proto: u32,
 }
 
 /// Mixes addresses, ports and protocol of a flow: the underlay spreads flows by the source port made of it.
@@ -56,7 +58,9 @@ pub fn to_node<P: Packet, S: Env>(p: &mut P, s: &S, cfg: &Config, node: u32, inn
     let outer_proto = match tun.family {
         4 => {
             fits(p, tun, inner, OVERHEAD4)?;
-            p.grow(Room::Vxlan4, l2)?;
+            if tun.ready == TUNNEL_BY_STACK || p.grow(Room::Vxlan4, l2).is_err() {
+                return by_stack(p, cfg, TunnelEnd::V4(tun.addr4), inner);
+            }
             let mut ip = Ipv4 {
                 ver_ihl: 0x45,
                 tos: inner.tos as u8,
@@ -74,7 +78,9 @@ pub fn to_node<P: Packet, S: Env>(p: &mut P, s: &S, cfg: &Config, node: u32, inn
         }
         6 => {
             fits(p, tun, inner, OVERHEAD6)?;
-            p.grow(Room::Vxlan6, l2)?;
+            if tun.ready == TUNNEL_BY_STACK || p.grow(Room::Vxlan6, l2).is_err() {
+                return by_stack(p, cfg, TunnelEnd::V6(tun.addr6), inner);
+            }
             let ip = Ipv6 {
                 ver_tc_flow: Be32::from_host(0x6000_0000 | inner.tos << 20),
                 len: udp_len,
@@ -90,7 +96,7 @@ pub fn to_node<P: Packet, S: Env>(p: &mut P, s: &S, cfg: &Config, node: u32, inn
         // An array look-up never misses: a slot that nobody wrote is all zero.
         _ => return Err(D::UnknownNode),
     };
-    if tun.ready == 0 {
+    if tun.ready == TUNNEL_BY_NEIGHBOUR {
         p.write(12, outer_proto)?;
         return Ok(Verdict::Neigh(tun.ifindex));
     }
@@ -98,17 +104,36 @@ pub fn to_node<P: Packet, S: Env>(p: &mut P, s: &S, cfg: &Config, node: u32, inn
     Ok(Verdict::Device(tun.ifindex))
 }
 
+/// Leaves the outer headers, and the way, to the kernel's own VXLAN device. It is slower and can all: routes through devices without
+/// Ethernet, and packets that are a tunnel's already, in which the kernel makes no room for another one's headers.
+#[inline(always)]
+fn by_stack<P: Packet>(p: &mut P, cfg: &Config, to: TunnelEnd, inner: &Inner) -> Res<Verdict> {
+    p.write(0, Eth { dst: Mac::WEFT, src: Mac::OVERLAY, proto: inner.proto })?;
+    // The device copies the ECN bits itself.
+    p.set_tunnel(to, inner.vni, inner.tos & 0xfc)?;
+    Ok(Verdict::Overlay(cfg.weft_vxlan))
+}
+
 /// A GSO packet must fit segment by segment, any other one whole. MTU and both sums are without the outer Ethernet header.
 #[inline(always)]
 fn fits<P: Packet>(p: &P, tun: &Tunnel, inner: &Inner, overhead: u32) -> Res<()> {
+    const TCP_: u32 = TCP as u32;
     let gso = p.gso_size();
-    let whole = if gso == 0 { p.len() - ETH_LEN as u32 } else { gso + inner.headers };
+    let whole = match (gso, inner.l4_proto) {
+        (0, _) => p.len() - ETH_LEN as u32,
+        // The upper half of byte 12 counts words of the TCP header (RFC 9293 section 3.1).
+        (_, TCP_) => {
+            let words = p.read::<u8>(inner.l4 + 12).unwrap_or(0x50);
+            gso + (inner.l4 - ETH_LEN) as u32 + u32::from(words >> 4) * 4
+        }
+        _ => gso + (inner.l4 - ETH_LEN) as u32 + size_of::<Udp>() as u32,
+    };
     if whole + overhead > tun.mtu { Err(D::TooBig) } else { Ok(()) }
 }
 
 /// Of a header without options whose checksum field is 0 (RFC 1071).
 #[inline(always)]
-fn header_checksum(h: &Ipv4) -> Be16 {
+pub(crate) fn header_checksum(h: &Ipv4) -> Be16 {
     let halves = |a: Ip4| (a.raw() & 0xffff) + (a.raw() >> 16);
     let mut c = u32::from(u16::from_ne_bytes([h.ver_ihl, h.tos]))
         + u32::from(h.len.raw())

@@ -2,11 +2,11 @@
 use bytemuck::Pod;
 use cni_common::{
     maps::{Config, Endpoint, Tunnel},
-    net::{Be16, Ip4, Ip6, Ports},
+    net::{Be16, Be32, GATEWAY4, GATEWAY6, Ip4, Ip6, Ports},
     wire::*,
 };
 
-use crate::{DropReason as D, Packet, Res};
+use crate::{DropReason as D, Packet, Res, encap, icmp};
 
 /// The network header, as far as forwarding needs it.
 #[derive(Clone, Copy)]
@@ -72,6 +72,19 @@ pub trait Family: Copy + 'static {
     fn widen(a: &F4or6<Self>) -> Ip6;
     /// Replaces the two ECN bits. IPv4: with the checksum.
     fn set_ecn<P: Packet>(p: &mut P, off: usize, ecn: u32) -> Res<()>;
+    /// Whether it is never forwarded: loopback, unspecified, the pods' gateway; IPv6: link-local.
+    fn is_unroutable(a: &F4or6<Self>) -> bool;
+    /// Whether it is this node's first InternalIP.
+    fn is_node(cfg: &Config, a: &F4or6<Self>) -> bool;
+    /// Under which address the node answers pods: its first InternalIP, else their gateway.
+    fn node(cfg: &Config) -> F4or6<Self>;
+    /// Whether a router may cut the packet whose header stands at `off` into fragments.
+    fn may_be_cut<P: Packet>(p: &P, off: usize) -> bool;
+    /// Whether it is an ICMP error (or a redirect): such are not answered.
+    fn is_icmp_error<P: Packet>(p: &P, ip: &L3<Self>) -> bool;
+    /// Writes the headers of an ICMP error before `quote` bytes of the packet that it is about; `sum` is the sum of these as words in
+    /// memory order.
+    fn write_icmp_error<P: Packet>(p: &mut P, e: &icmp::Error<Self>, quote: u32, sum: u64) -> Res<()>;
 }
 /// The family's address; a name that keeps the signatures above short.
 pub type F4or6<F> = <F as Family>::Addr;
@@ -186,6 +199,57 @@ impl Family for V4 {
         p.write(off + 10, csum_replace(h.csum, word(h.tos), word(tos)))?;
         p.write(off + 1, tos)
     }
+    #[inline(always)]
+    fn is_unroutable(a: &Ip4) -> bool {
+        a.bytes[0] == 127 || a.raw() == 0 || a.raw() == GATEWAY4.raw()
+    }
+    #[inline(always)]
+    fn is_node(cfg: &Config, a: &Ip4) -> bool {
+        cfg.node4.raw() == a.raw() && a.raw() != 0
+    }
+    #[inline(always)]
+    fn node(cfg: &Config) -> Ip4 {
+        if cfg.node4.raw() == 0 { GATEWAY4 } else { cfg.node4 }
+    }
+    #[inline(always)]
+    fn may_be_cut<P: Packet>(p: &P, off: usize) -> bool {
+        // 0x4000: Don't Fragment.
+        p.read::<Be16>(off + 6).is_ok_and(|frag| frag.to_host() & 0x4000 == 0)
+    }
+    #[inline(always)]
+    fn is_icmp_error<P: Packet>(p: &P, ip: &L3<Self>) -> bool {
+        use cni_common::wire::icmp::{PARAMETER, QUENCH, REDIRECT, TIME_EXCEEDED, UNREACHABLE};
+        // One whose type cannot be read may be one.
+        ip.proto == u32::from(ICMP)
+            && p.read::<u8>(ip.l4)
+                .map_or(true, |kind| matches!(kind, UNREACHABLE | QUENCH | REDIRECT | TIME_EXCEEDED | PARAMETER))
+    }
+    #[inline(always)]
+    fn write_icmp_error<P: Packet>(p: &mut P, e: &icmp::Error<Self>, quote: u32, sum: u64) -> Res<()> {
+        let mut ip = Ipv4 {
+            ver_ihl: 0x45,
+            // Internetwork control (RFC 1812 section 4.3.2.5).
+            tos: 0xc0,
+            len: Be16::from_host(quote as u16 + (size_of::<Ipv4>() + size_of::<Icmp>()) as u16),
+            id: Be16::ZERO,
+            frag: Be16::from_host(0x4000),
+            ttl: encap::OUTER_TTL,
+            proto: ICMP,
+            csum: Be16::ZERO,
+            src: e.src,
+            dst: e.dst,
+        };
+        ip.csum = encap::header_checksum(&ip);
+        p.write(ETH_LEN, ip)?;
+        let (kind, code) = match e.about {
+            D::TooBig => (cni_common::wire::icmp::UNREACHABLE, cni_common::wire::icmp::FRAG_NEEDED),
+            _ => (cni_common::wire::icmp::TIME_EXCEEDED, 0),
+        };
+        let mut message = Icmp { kind, code, csum: Be16::ZERO, rest: Be32::from_host(e.mtu & 0xffff) };
+        let [x, y]: [u32; 2] = bytemuck::must_cast(message);
+        message.csum = fold(sum + u64::from(x) + u64::from(y));
+        p.write(ETH_LEN + size_of::<Ipv4>(), message)
+    }
 }
 
 impl Family for V6 {
@@ -264,6 +328,71 @@ impl Family for V6 {
         let b: u8 = p.read(off + 1)?;
         p.write(off + 1, b & 0xcf | ((ecn & 3) << 4) as u8)
     }
+    #[inline(always)]
+    fn is_unroutable(a: &Ip6) -> bool {
+        let [hi, lo] = a.raw();
+        // fe80::/10, :: and ::1.
+        u64::from_be(hi) >> 54 == 0xfe80 >> 6 || (hi == 0 && u64::from_be(lo) <= 1)
+    }
+    #[inline(always)]
+    fn is_node(cfg: &Config, a: &Ip6) -> bool {
+        let ([n0, n1], [a0, a1]) = (cfg.node6.raw(), a.raw());
+        n0 == a0 && n1 == a1 && (a0 | a1) != 0
+    }
+    #[inline(always)]
+    fn node(cfg: &Config) -> Ip6 {
+        if cfg.node6.raw() == [0, 0] { GATEWAY6 } else { cfg.node6 }
+    }
+    #[inline(always)]
+    fn may_be_cut<P: Packet>(_: &P, _: usize) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn is_icmp_error<P: Packet>(p: &P, ip: &L3<Self>) -> bool {
+        ip.proto == u32::from(ICMP6) && p.read::<u8>(ip.l4).map_or(true, |kind| kind < 128 || kind == icmp6::REDIRECT)
+    }
+    #[inline(always)]
+    fn write_icmp_error<P: Packet>(p: &mut P, e: &icmp::Error<Self>, quote: u32, sum: u64) -> Res<()> {
+        let len = Be16::from_host(quote as u16 + size_of::<Icmp>() as u16);
+        let ip = Ipv6 {
+            ver_tc_flow: Be32::from_host(0x6000_0000),
+            len,
+            next: ICMP6,
+            hops: encap::OUTER_TTL,
+            src: e.src,
+            dst: e.dst,
+        };
+        p.write(ETH_LEN, ip)?;
+        let kind = match e.about {
+            D::TooBig => icmp6::TOO_BIG,
+            _ => icmp6::TIME_EXCEEDED,
+        };
+        let mut message = Icmp { kind, code: 0, csum: Be16::ZERO, rest: Be32::from_host(e.mtu) };
+        let [x, y]: [u32; 2] = bytemuck::must_cast(message);
+        message.csum = V6::icmp_checksum(&e.src, &e.dst, len, sum + u64::from(x) + u64::from(y));
+        p.write(ETH_LEN + size_of::<Ipv6>(), message)
+    }
+}
+
+impl V6 {
+    /// Of a message of ICMPv6 whose words, in memory order and with 0 as checksum, have this sum (RFC 8200 section 8.1).
+    #[inline(always)]
+    pub(crate) fn icmp_checksum(src: &Ip6, dst: &Ip6, len: Be16, sum: u64) -> Be16 {
+        let half = |w: u64| (w & 0xffff_ffff) + (w >> 32);
+        let ([s0, s1], [d0, d1]) = (src.raw(), dst.raw());
+        let next = u64::from(Be16::from_host(ICMP6.into()).raw());
+        fold(sum + half(s0) + half(s1) + half(d0) + half(d1) + u64::from(len.raw()) + next)
+    }
+}
+
+/// The checksum (RFC 1071) from a sum of 16- or 32-bit words in memory order.
+#[inline(always)]
+fn fold(mut sum: u64) -> Be16 {
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    Be16::new((!(sum as u16)).to_ne_bytes())
 }
 
 #[inline(always)]

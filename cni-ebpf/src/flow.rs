@@ -1,6 +1,6 @@
 //! What pods and the node's own stack send.
 use cni_common::{
-    maps::{Config, Endpoint, NODE_SELF, REMOTE_NODE},
+    maps::{Config, Endpoint, NODE_SELF, OWN_ANNOUNCED, REMOTE_NODE},
     net::{Mac, Ports},
     wire::*,
 };
@@ -9,10 +9,11 @@ use crate::{
     DropReason as D, Env, Packet, Res, System, Tables, Verdict,
     encap::{self, Inner},
     family::{self, Family, L3, Part, V4, V6},
+    neigh,
 };
 
 /// Headers that must be readable before parsing: Ethernet, the network header and the ports.
-const L4_WANT: u32 = 4;
+pub(crate) const L4_WANT: u32 = 4;
 
 /// A frame that a pod sent.
 #[inline(always)]
@@ -28,11 +29,12 @@ pub fn from_pod<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
     }
     // The group bit: multicast and broadcast (IEEE 802.3 section 3.2.3).
     if eth.dst.bytes[0] & 1 != 0 {
-        return Err(D::Multicast);
+        return neigh::to_group(p, ep, eth.proto);
     }
     match eth.proto {
         ETH_IP4 => pod::<V4, P, S>(p, s, cfg, ep),
         ETH_IP6 => pod::<V6, P, S>(p, s, cfg, ep),
+        ETH_ARP => neigh::arp(p, ep),
         _ => Err(D::UnknownL3),
     }
 }
@@ -73,14 +75,26 @@ fn pod<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config,
     let node = match way {
         Some((_, flags)) if to_tunnel_port && flags & REMOTE_NODE != 0 => return Err(D::TunnelPort),
         Some((node, _)) => node,
-        None if to_tunnel_port && s.own(&ip.dst) => return Err(D::TunnelPort),
-        None => return Ok(Verdict::Host),
+        None if to_tunnel_port && s.own(&ip.dst) != 0 => return Err(D::TunnelPort),
+        None if F::is_unroutable(&ip.dst) => return neigh::unroutable::<F, P>(p, ep),
+        None => return to_stack(p),
     };
     if node == NODE_SELF {
         return Err(D::NoPod);
     }
     F::dec_ttl(p, ETH_LEN)?;
-    encap::to_node(p, s, cfg, node, &inner(&ip, ports, ep.vni))
+    match encap::to_node(p, s, cfg, node, &inner(&ip, ports, ep.vni)) {
+        // A router has to cut what it may cut (RFC 1812 section 4.2.2.7); the node's stack does.
+        Err(D::TooBig) if F::may_be_cut(p, ETH_LEN) => to_stack(p),
+        r => r,
+    }
+}
+
+/// Into the stack, which takes only what has its device's MAC.
+#[inline(always)]
+fn to_stack<P: Packet>(p: &mut P) -> Res<Verdict> {
+    p.write(0, Mac::WEFT)?;
+    Ok(Verdict::Host)
 }
 
 /// A frame that the node's own stack sent into `weft_host`. What the stack forwards, it has already counted a hop for.
@@ -113,9 +127,20 @@ fn host<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config
         return Ok(Verdict::Peer(l.ifindex));
     }
     match way_to::<F, S>(s, &ip.dst) {
-        Some((node, _)) if node != NODE_SELF => encap::to_node(p, s, cfg, node, &inner(&ip, ports, 0)),
+        Some((node, _)) if node != NODE_SELF => {
+            if !is_believed::<F, S>(s, cfg, &ip.src) {
+                return Err(D::ForeignSource);
+            }
+            encap::to_node(p, s, cfg, node, &inner(&ip, ports, 0))
+        }
         _ => Err(D::NoPod),
     }
+}
+
+/// Whether another node takes the address for one of this node's: see `decap::sent_by`.
+#[inline(always)]
+fn is_believed<F: Family, S: Tables<F>>(s: &S, cfg: &Config, a: &F::Addr) -> bool {
+    F::is_node(cfg, a) || F::is_probably_here(cfg, a) || s.own(a) & OWN_ANNOUNCED != 0 || s.local(a).is_some()
 }
 
 /// The node behind an address of the cluster, and the address's flags.
@@ -136,7 +161,7 @@ fn inner<F: Family>(ip: &L3<F>, ports: Ports, vni: u32) -> Inner {
         vni,
         tos: ip.tos,
         proto: F::ETHERTYPE,
-        // Headers of a segment without options: 20 bytes of TCP, or 8 of UDP.
-        headers: F::HEADER + if ip.proto == u32::from(TCP) { 20 } else { 8 },
+        l4: ip.l4,
+        l4_proto: ip.proto,
     }
 }

@@ -10,6 +10,7 @@
 //! | [`flow::from_host`] | tc ingress of `weft_net` |
 //! | [`decap::from_netdev`] | tc ingress of the node's devices |
 //! | [`decap::from_overlay`] | tc ingress of `weft_vxlan` |
+//! | [`icmp::answer`] | after a drop, wherever it was |
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,8 @@ pub mod event;
 pub mod fake;
 pub mod family;
 pub mod flow;
+pub mod icmp;
+pub mod neigh;
 pub mod packet;
 pub mod tables;
 
@@ -42,6 +45,10 @@ pub enum Verdict {
     Device(u32),
     /// Out of this device; the kernel's neighbour table has the MACs.
     Neigh(u32),
+    /// Out of this device, the kernel's own for VXLAN; the tunnel key is set.
+    Overlay(u32),
+    /// An answer, into the pod behind this host-side veth.
+    Answer(u32),
 }
 
 /// The result of every step: a value, or the reason to drop the frame.

@@ -14,10 +14,10 @@ pub enum Room {
     Vxlan6,
 }
 
-/// Where the kernel's own VXLAN device took a packet from.
+/// The other end of a tunnel of the kernel's own VXLAN device.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
-pub enum TunnelSource {
+pub enum TunnelEnd {
     /// IPv4 underlay.
     V4(Ip4),
     /// IPv6 underlay.
@@ -49,8 +49,14 @@ pub trait Packet {
     /// Takes `bytes` out behind the Ethernet header; `inner` names the family (4 or 6) that now follows, if it is another one.
     /// An error leaves the frame as it was.
     fn shrink(&mut self, bytes: u32, inner: Option<u8>) -> Res<()>;
+    /// Cuts the frame off, or lengthens it by zeros, to `len` bytes; all of it is linear then and no longer a super-packet. Slow.
+    fn resize(&mut self, len: u32) -> Res<()>;
+    /// Makes room for `bytes` of a header of the frame's own family behind the Ethernet header.
+    fn push(&mut self, bytes: u32) -> Res<()>;
+    /// Tells the kernel's VXLAN device where to send the frame, under which VNI (24 bits) and DSCP.
+    fn set_tunnel(&mut self, to: TunnelEnd, vni: u32, tos: u32) -> Res<()>;
     /// Marks it as addressed to this host: `bpf_redirect_peer` keeps the old mark, and the pod would drop a foreign one.
     fn for_this_host(&mut self);
     /// The outer source that the VXLAN device recorded.
-    fn tunnel_source(&self) -> Option<TunnelSource>;
+    fn tunnel_source(&self) -> Option<TunnelEnd>;
 }

@@ -5,7 +5,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use cni_common::drop::{Outcome, Point};
-use cni_ebpf::{Env, Packet, Res, Room, Verdict, decap, flow};
+use cni_ebpf::{Env, Packet, Res, Room, Verdict, decap, flow, icmp};
 
 use crate::kernel::{Kernel, Skb, count, redirect};
 
@@ -14,7 +14,7 @@ use crate::kernel::{Kernel, Skb, count, redirect};
 pub fn from_pod(ctx: TcContext) -> i32 {
     let mut p = Skb::new(ctx.skb.skb);
     let r = flow::from_pod(&mut p, &Kernel);
-    finish(&p, Point::FromPod, r)
+    finish(&mut p, Point::FromPod, r)
 }
 
 /// tc ingress of `weft_net`.
@@ -22,7 +22,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 pub fn from_host(ctx: TcContext) -> i32 {
     let mut p = Skb::new(ctx.skb.skb);
     let r = flow::from_host(&mut p, &Kernel);
-    finish(&p, Point::FromHost, r)
+    finish(&mut p, Point::FromHost, r)
 }
 
 /// tc ingress of the node's devices.
@@ -30,7 +30,7 @@ pub fn from_host(ctx: TcContext) -> i32 {
 pub fn from_netdev(ctx: TcContext) -> i32 {
     let mut p = Skb::new(ctx.skb.skb);
     let r = decap::from_netdev(&mut p, &Kernel);
-    finish(&p, Point::FromNetdev, r)
+    finish(&mut p, Point::FromNetdev, r)
 }
 
 /// tc ingress of `weft_vxlan`.
@@ -38,7 +38,7 @@ pub fn from_netdev(ctx: TcContext) -> i32 {
 pub fn from_overlay(ctx: TcContext) -> i32 {
     let mut p = Skb::new(ctx.skb.skb);
     let r = decap::from_overlay(&mut p, &Kernel);
-    finish(&p, Point::FromOverlay, r)
+    finish(&mut p, Point::FromOverlay, r)
 }
 
 /// Never attached: the agent runs it once by BPF_PROG_TEST_RUN and learns whether the kernel takes `ENCAP_L2_ETH`.
@@ -52,28 +52,44 @@ pub fn probe_encap(ctx: TcContext) -> i32 {
 
 /// The one place where a decision becomes a return code.
 #[inline(always)]
-fn finish(p: &Skb, point: Point, r: Res<Verdict>) -> i32 {
+fn finish(p: &mut Skb, point: Point, r: Res<Verdict>) -> i32 {
     let what = match r {
         Ok(Verdict::Pass) => Outcome::Pass as u64,
         Ok(Verdict::Host) => Outcome::Host as u64,
         Ok(Verdict::Peer(_)) => Outcome::Peer as u64,
         Ok(Verdict::Device(_)) => Outcome::Device as u64,
         Ok(Verdict::Neigh(_)) => Outcome::Neigh as u64,
+        Ok(Verdict::Overlay(_)) => Outcome::Overlay as u64,
+        Ok(Verdict::Answer(_)) => Outcome::Answer as u64,
         Err(reason) => reason as u64,
     };
     count::count(point, what, p.len());
     #[cfg(feature = "log")]
     log(p, point as u32, what);
     match r {
-        Ok(Verdict::Pass) => TC_ACT_UNSPEC,
-        Ok(Verdict::Host) => redirect::into(Kernel.config().map_or(0, |c| c.weft_host)),
-        Ok(Verdict::Peer(ifindex)) => redirect::into_peer_of(ifindex),
-        Ok(Verdict::Device(ifindex)) => redirect::out_of(ifindex),
-        Ok(Verdict::Neigh(ifindex)) => redirect::out_by_neighbour(ifindex),
+        Ok(verdict) => carry_out(verdict),
         Err(reason) => {
             count::report(p, point, reason);
-            TC_ACT_SHOT
+            // The drop is counted and told of as it was; what goes back to the sender is another packet.
+            match icmp::answer(p, &Kernel, point, reason) {
+                Some(verdict) => {
+                    count::count(point, Outcome::Answer as u64, p.len());
+                    carry_out(verdict)
+                }
+                None => TC_ACT_SHOT,
+            }
         }
+    }
+}
+
+#[inline(always)]
+fn carry_out(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Host => redirect::into(Kernel.config().map_or(0, |c| c.weft_host)),
+        Verdict::Peer(ifindex) | Verdict::Answer(ifindex) => redirect::into_peer_of(ifindex),
+        Verdict::Device(ifindex) | Verdict::Overlay(ifindex) => redirect::out_of(ifindex),
+        Verdict::Neigh(ifindex) => redirect::out_by_neighbour(ifindex),
     }
 }
 

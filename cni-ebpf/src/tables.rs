@@ -11,6 +11,8 @@ pub trait Env {
     fn endpoint(&self, ifindex: u32) -> Option<&Endpoint>;
     /// How to reach a node. A slot that was never written is all zero (`family == 0`).
     fn tunnel(&self, node: u32) -> Option<&Tunnel>;
+    /// Whether one more ICMP error may be sent now; takes it from the budget.
+    fn may_answer(&self) -> bool;
 }
 
 /// The maps of one address family.
@@ -23,8 +25,8 @@ pub trait Tables<F: Family> {
     fn cidr(&self, a: &F::Addr) -> Option<&Cidr>;
     /// The node with this tunnel address.
     fn node_of(&self, underlay: &F::Addr) -> Option<u32>;
-    /// Whether this node itself has the address.
-    fn own(&self, a: &F::Addr) -> bool;
+    /// `OWN_*` bits of an address of this node, 0 of any other.
+    fn own(&self, a: &F::Addr) -> u32;
 }
 
 /// All a datapath function may ask for.

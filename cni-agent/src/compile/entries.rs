@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 use bytemuck::{Pod as Plain, Zeroable, bytes_of};
 use cni_common::{
     maps::{
-        CONFIG_ENCAP_L2_ETH, CONFIG_READY, Cidr, Config, Endpoint as EndpointValue, Local, NODE_SELF, REMOTE_NODE,
-        Remote, Tunnel,
+        CONFIG_ENCAP_L2_ETH, CONFIG_READY, Cidr, Config, Endpoint as EndpointValue, Local, NODE_SELF, OWN,
+        OWN_ANNOUNCED, REMOTE_NODE, Remote, TUNNEL_BY_MAC, TUNNEL_BY_NEIGHBOUR, TUNNEL_BY_STACK, Tunnel,
     },
     net::{Be16, Ip4, Ip6, Mac},
     schema::{self, MapSpec},
@@ -50,6 +50,7 @@ pub(super) fn own_node(node: &Node, facts: &Facts) -> Vec<Entry> {
     let mut config = Config {
         flags: CONFIG_READY | if facts.encap_l2_eth { CONFIG_ENCAP_L2_ETH } else { 0 },
         weft_host: facts.weft_host,
+        weft_vxlan: facts.weft_vxlan,
         hz: facts.hz,
         event_rate: facts.event_rate,
         tunnel_port: Be16::from_host(facts.tunnel_port),
@@ -60,6 +61,12 @@ pub(super) fn own_node(node: &Node, facts: &Facts) -> Vec<Entry> {
         match cidr {
             IpNet::V4(c) => (config.pods4, config.mask4) = (c.network().into(), c.netmask().into()),
             IpNet::V6(c) => (config.pods6, config.mask6) = (c.network().into(), c.netmask().into()),
+        }
+    }
+    for address in node.internal_ips.iter().rev() {
+        match address {
+            IpAddr::V4(a) => config.node4 = (*a).into(),
+            IpAddr::V6(a) => config.node6 = (*a).into(),
         }
     }
     match facts.underlay.tunnel_address(&node.internal_ips) {
@@ -85,18 +92,19 @@ pub(super) fn other_node(
         addr4: if let IpAddr::V4(a) = to { a.into() } else { Ip4::zeroed() },
         addr6: if let IpAddr::V6(a) = to { a.into() } else { Ip6::zeroed() },
         ifindex: hop.map_or(0, |h| h.ifindex),
-        mtu: hop.map_or(0, |h| if facts.mtu == 0 { h.mtu } else { facts.mtu }),
+        mtu: match hop {
+            Some(h) if facts.mtu == 0 => h.mtu,
+            _ => facts.device_mtu(contents).unwrap_or(ETHERNET_MTU),
+        },
         dmac: hop.and_then(|h| h.next_hop_mac).unwrap_or(Mac::ZERO),
         smac: hop.map_or(Mac::ZERO, |h| h.source_mac),
-        // Without a device there is no way: the slot stays empty, and the program says UnknownNode.
-        family: if hop.is_none() {
-            0
-        } else if to.is_ipv4() {
-            4
-        } else {
-            6
+        family: if to.is_ipv4() { 4 } else { 6 },
+        ready: match hop {
+            Some(h) if h.ethernet && h.next_hop_mac.is_some() => TUNNEL_BY_MAC,
+            Some(h) if h.ethernet => TUNNEL_BY_NEIGHBOUR,
+            // No route that we know of, or one through a device that takes no Ethernet frames: the kernel looks, packet by packet.
+            _ => TUNNEL_BY_STACK,
         },
-        ready: u8::from(hop.is_some_and(|h| h.next_hop_mac.is_some())),
         ..Tunnel::zeroed()
     };
     let mut all = vec![
@@ -137,7 +145,11 @@ pub(super) fn endpoint(e: &Endpoint, contents: &Contents) -> Vec<Entry> {
         .collect()
 }
 
-/// This node's own addresses.
-pub(super) fn node_addresses(addresses: &BTreeSet<IpAddr>) -> Vec<Entry> {
-    addresses.iter().map(|a| by_address(&schema::OWN4, &schema::OWN6, *a, &1_u32)).collect()
+/// This node's own addresses; those that other nodes read in its Node object are marked.
+pub(super) fn node_addresses(addresses: &BTreeSet<IpAddr>, announced: &[IpAddr]) -> Vec<Entry> {
+    let flags = |a: &IpAddr| if announced.contains(a) { OWN | OWN_ANNOUNCED } else { OWN };
+    addresses.iter().map(|a| by_address(&schema::OWN4, &schema::OWN6, *a, &flags(a))).collect()
 }
+
+/// MTU of the way to a node while nothing is known of it, bytes: that of Ethernet (RFC 894).
+const ETHERNET_MTU: u32 = 1500;

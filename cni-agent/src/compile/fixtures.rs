@@ -20,6 +20,7 @@ pub(crate) fn facts() -> Facts {
         mtu: 0,
         event_rate: 100,
         weft_host: 3,
+        weft_vxlan: 4,
         encap_l2_eth: true,
         hz: 250,
     }
@@ -41,5 +42,6 @@ pub(crate) fn hop(resolved: bool) -> NextHop {
         source_mac: Mac::new([2, 0, 0, 0, 0, 1]),
         next_hop_mac: resolved.then_some(HOP_MAC),
         mtu: 1500,
+        ethernet: true,
     }
 }

@@ -38,6 +38,8 @@ pub struct Facts {
     pub event_rate: u32,
     /// Interface index of `weft_host`.
     pub weft_host: u32,
+    /// Interface index of `weft_vxlan`.
+    pub weft_vxlan: u32,
     /// The kernel takes `ENCAP_L2_ETH`.
     pub encap_l2_eth: bool,
     /// Jiffies in a second.
@@ -103,7 +105,10 @@ pub fn row(row: &Row, contents: &Contents, facts: &Facts, numbers: &mut NodeNumb
             contents.pods.get(key).map_or_else(Vec::new, |pod| entries::pod(pod, contents, facts, numbers))
         }
         Row::Endpoint(id) => contents.endpoints.get(id).map_or_else(Vec::new, |e| entries::endpoint(e, contents)),
-        Row::NodeAddresses => entries::node_addresses(&contents.node_addresses),
+        Row::NodeAddresses => {
+            let announced = contents.nodes.get(&facts.node).map_or(&[][..], |n| &n.internal_ips);
+            entries::node_addresses(&contents.node_addresses, announced)
+        }
         Row::Devices | Row::NextHop(_) => Vec::new(),
     })
 }
@@ -111,10 +116,14 @@ pub fn row(row: &Row, contents: &Contents, facts: &Facts, numbers: &mut NodeNumb
 /// The rows whose entries depend on this one as well.
 pub fn dependents(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
     match row {
-        // Pods of a node go by its number.
-        Row::Node(name) => {
-            contents.pods.values().filter(|p| p.node.as_deref() == Some(name)).map(|p| Row::Pod(p.key())).collect()
-        }
+        // Pods of a node go by its number; addresses of this one are marked that its object names.
+        Row::Node(name) => contents
+            .pods
+            .values()
+            .filter(|p| p.node.as_deref() == Some(name))
+            .map(|p| Row::Pod(p.key()))
+            .chain((*name == facts.node).then_some(Row::NodeAddresses))
+            .collect(),
         // The label class of a pod is in its endpoint's entry.
         Row::Pod(key) => endpoints_of(contents, key),
         // MAC and MTU of the way are in the node's tunnel entry.

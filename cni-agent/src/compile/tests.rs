@@ -3,7 +3,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::Zeroable;
 use cni_common::{
-    maps::{CONFIG_READY, Config, Endpoint as EndpointValue, NODE_SELF, REMOTE_NODE, Remote, Tunnel},
+    maps::{
+        CONFIG_READY, Config, Endpoint as EndpointValue, NODE_SELF, OWN, OWN_ANNOUNCED, REMOTE_NODE, Remote,
+        TUNNEL_BY_MAC, TUNNEL_BY_NEIGHBOUR, TUNNEL_BY_STACK, Tunnel,
+    },
     net::Mac,
     schema,
 };
@@ -12,7 +15,7 @@ use super::{
     fixtures::{HOP_MAC, facts, hop, node},
     *,
 };
-use crate::tables::{Device, Endpoint, Phase, Pod, Tables};
+use crate::tables::{Device, Endpoint, NextHop, Phase, Pod, Tables};
 
 const POD_MAC: Mac = Mac::new([10, 1, 2, 3, 4, 5]);
 
@@ -62,7 +65,8 @@ fn value<T: bytemuck::Pod>(entries: &BTreeMap<(&'static str, Vec<u8>), Vec<u8>>,
 
 #[test]
 fn every_map_has_its_place_in_the_order() {
-    let written_by_programs = [&schema::COUNTS, &schema::EVENTS, &schema::BUDGET, &schema::SCHEMA].map(|m| m.id);
+    let written_by_programs =
+        [&schema::COUNTS, &schema::EVENTS, &schema::BUDGET, &schema::ANSWERS, &schema::SCHEMA].map(|m| m.id);
     let ordered: BTreeSet<u32> = maps().map(|m| m.id).collect();
     for m in schema::ALL {
         assert_ne!(ordered.contains(&m.id), written_by_programs.contains(&m.id), "{}", m.name);
@@ -89,22 +93,39 @@ fn another_node_becomes_tunnel_addresses_and_pod_cidrs() {
 }
 
 #[test]
-fn a_node_without_a_way_to_it_has_an_empty_tunnel() {
+fn the_way_to_a_node_is_by_mac_by_neighbour_or_left_to_the_stack() {
     let t = cluster();
     t.remove_next_hop("192.0.2.2".parse().expect("an address"));
     let entries = compiled(&t, &Row::Node("there".into()));
-    assert_eq!(value::<Tunnel>(&entries, &schema::TUNNELS, &1_u32.to_ne_bytes()).family, 0);
-    t.set_next_hop("192.0.2.2".parse().expect("an address"), hop(false));
-    let entries = compiled(&t, &Row::Node("there".into()));
     let tunnel: Tunnel = value(&entries, &schema::TUNNELS, &1_u32.to_ne_bytes());
-    assert_eq!((tunnel.family, tunnel.ready), (4, 0));
+    assert_eq!((tunnel.family, tunnel.ready, tunnel.mtu), (4, TUNNEL_BY_STACK, 1500), "no way known");
+    for (hop, ready) in [
+        (hop(true), TUNNEL_BY_MAC),
+        (hop(false), TUNNEL_BY_NEIGHBOUR),
+        (NextHop { ethernet: false, ..hop(true) }, TUNNEL_BY_STACK),
+    ] {
+        t.set_next_hop("192.0.2.2".parse().expect("an address"), hop);
+        let entries = compiled(&t, &Row::Node("there".into()));
+        let tunnel: Tunnel = value(&entries, &schema::TUNNELS, &1_u32.to_ne_bytes());
+        assert_eq!((tunnel.family, tunnel.ready), (4, ready));
+    }
+}
+
+#[test]
+fn own_addresses_that_other_nodes_can_read_are_marked() {
+    let t = cluster();
+    t.set_node_addresses(["192.0.2.1", "172.17.0.1"].map(|a| a.parse().expect("an address")).into());
+    let entries = compiled(&t, &Row::NodeAddresses);
+    assert_eq!(value::<u32>(&entries, &schema::OWN4, &[192, 0, 2, 1]), OWN | OWN_ANNOUNCED);
+    assert_eq!(value::<u32>(&entries, &schema::OWN4, &[172, 17, 0, 1]), OWN);
 }
 
 #[test]
 fn the_own_node_becomes_configuration_and_own_cidrs() {
     let entries = compiled(&cluster(), &Row::Node("here".into()));
     let config: Config = value(&entries, &schema::CONFIG, &[0; 4]);
-    assert_eq!(config.tunnel4.bytes, [192, 0, 2, 1]);
+    assert_eq!((config.tunnel4.bytes, config.node4.bytes), ([192, 0, 2, 1], [192, 0, 2, 1]));
+    assert_eq!((config.tunnel6.bytes, config.node6.bytes[0]), ([0; 16], 0xfd), "no tunnel, but an address");
     assert_eq!((config.pods4.bytes, config.mask4.bytes), ([10, 244, 1, 0], [255, 255, 255, 0]));
     assert_eq!(config.pods6.bytes[..4], [0xfd, 0x10, 0, 1]);
     assert_eq!(config.mask6.bytes, [255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0]);

@@ -27,9 +27,9 @@ pub const ROUTE_PROTOCOL: u8 = 87;
 pub const VXLAN_PORT: u16 = 8472;
 
 /// The pods' IPv4 gateway: link-local, the same for every pod, answered by a permanent neighbour entry.
-pub const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+pub const GATEWAY4: Ipv4Addr = Ipv4Addr::from_octets(cni_common::net::GATEWAY4.bytes);
 /// The pods' IPv6 gateway.
-pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::from_octets(cni_common::net::GATEWAY6.bytes);
 
 /// First of the interface indexes that we choose ourselves. The kernel counts up from 1 in each namespace and would need
 /// years to come here.

@@ -190,6 +190,7 @@ impl Watch {
                 source_mac: device.mac.unwrap_or(cni_common::net::Mac::ZERO),
                 next_hop_mac: mac,
                 mtu: way.mtu.unwrap_or(device.mtu).min(device.mtu),
+                ethernet: device.mac.is_some(),
             },
         );
         Ok(())

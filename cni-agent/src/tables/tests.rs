@@ -297,5 +297,11 @@ fn endpoint(id: u16, v: u8) -> Endpoint {
     }
 }
 fn hop(v: u8) -> NextHop {
-    NextHop { ifindex: 2, source_mac: Mac::WEFT, next_hop_mac: Some(Mac::new([2, 0, 0, 0, 0, v])), mtu: 1500 }
+    NextHop {
+        ifindex: 2,
+        source_mac: Mac::WEFT,
+        next_hop_mac: Some(Mac::new([2, 0, 0, 0, 0, v])),
+        mtu: 1500,
+        ethernet: true,
+    }
 }

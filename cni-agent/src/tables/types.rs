@@ -163,6 +163,8 @@ pub struct NextHop {
     pub next_hop_mac: Option<Mac>,
     /// MTU of the way there, bytes.
     pub mtu: u32,
+    /// Whether the device takes Ethernet frames. If not, the kernel's own VXLAN device sends what goes this way.
+    pub ethernet: bool,
 }
 
 /// A device that leads to other nodes.

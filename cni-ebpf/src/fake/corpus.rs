@@ -1,4 +1,6 @@
 //! Random frames: valid, truncated, with options and extension headers, tagged, bent, and garbage. The seed decides.
+use std::net::IpAddr;
+
 use cni_common::{drop::Point, net::Mac};
 
 use super::{
@@ -75,10 +77,15 @@ fn header(r: &mut Rng, v6: bool) -> Ip {
 fn inner(r: &mut Rng, sources: &[(u8, u8)], destinations: &[(u8, u8)]) -> (u16, Vec<u8>) {
     let v6 = r.one_in(2);
     let (s, d) = (r.pick(sources), r.pick(destinations));
-    let src = world::pod(v6, s.0, s.1);
-    let dst = match r.below(12) {
+    // Pod 0 of a node is the node itself.
+    let src = if s.1 == 0 { world::underlay(v6, s.0) } else { world::pod(v6, s.0, s.1) };
+    let dst = match r.below(13) {
         0 => world::outside(v6),
         1 => world::underlay(v6, r.pick(&[0, 1, 2, 3, 4, 9])),
+        3 => r
+            .pick(if v6 { &["::1", "fe80::1", "fe80::7", "::"] } else { &["127.0.0.1", "169.254.1.1", "0.0.0.0"] })
+            .parse()
+            .expect("an address"),
         2 if v6 => "ff02::1".parse().expect("an address"),
         2 => r.pick(&["224.0.0.1", "255.255.255.255"]).parse().expect("an address"),
         _ => world::pod(v6, d.0, d.1),
@@ -87,19 +94,47 @@ fn inner(r: &mut Rng, sources: &[(u8, u8)], destinations: &[(u8, u8)]) -> (u16, 
     header(r, v6).packet(src, dst, l4)
 }
 
+/// ARP and neighbour discovery from the client, honest or not.
+fn neighbour(r: &mut Rng) -> Vec<u8> {
+    let gateway = if r.one_in(4) { world::server(true) } else { "fe80::1".parse().expect("an address") };
+    let sender = match r.below(6) {
+        0 => "::".parse().expect("an address"),
+        1 => world::server(true),
+        _ => world::client(true),
+    };
+    match (sender, gateway) {
+        (IpAddr::V6(sender), IpAddr::V6(target)) if r.one_in(2) => {
+            let mut f = frame::solicitation(CLIENT_MAC, sender, target, r.pick(&[255, 255, 255, 64]));
+            if r.one_in(3) {
+                // To the gateway itself: it is confirmed before an entry grows old.
+                f[..6].copy_from_slice(&Mac::WEFT.bytes);
+                f[38..54].copy_from_slice(&target.octets());
+            }
+            f
+        }
+        _ => {
+            let sender = r.pick(&[[10, 244, 0, 11], [10, 244, 0, 11], [10, 244, 0, 12], [0; 4]]);
+            let target = r.pick(&[[169, 254, 1, 1], [169, 254, 1, 1], [10, 244, 0, 12]]);
+            frame::arp(r.pick(&[1, 1, 1, 2]), CLIENT_MAC, sender, target)
+        }
+    }
+}
+
 /// A frame for the program of a point.
 pub fn frame(r: &mut Rng, point: Point) -> Vec<u8> {
     let here = [(0, 11), (0, 11), (0, 11), (0, 11), (0, 11), (0, 99)];
-    let anywhere = [(0, 12), (0, 12), (0, 11), (0, 99), (1, 1), (1, 7), (2, 1), (2, 7), (3, 1), (4, 1), (9, 9)];
+    let anywhere = [(0, 12), (0, 12), (0, 11), (0, 99), (1, 1), (1, 7), (2, 1), (2, 7), (3, 1), (4, 1), (5, 1), (9, 9)];
     let there = [(1, 1), (1, 7), (2, 1), (2, 7), (3, 1), (9, 9), (0, 11)];
+    let by_the_stack = [(0, 0), (0, 0), (0, 11), (1, 1), (9, 9)];
     let mut f = match point {
+        Point::FromPod if r.one_in(12) => neighbour(r),
         Point::FromPod => {
             let p = inner(r, &here, &anywhere);
             let src = if r.one_in(20) { Mac::new([2; 6]) } else { CLIENT_MAC };
             let dst = if r.one_in(20) { Mac::new([0xff; 6]) } else { Mac::WEFT };
             frame::eth(src, dst, p)
         }
-        Point::FromHost => frame::eth(Mac::WEFT, Mac::WEFT, inner(r, &there, &anywhere)),
+        Point::FromHost => frame::eth(Mac::WEFT, Mac::WEFT, inner(r, &by_the_stack, &anywhere)),
         Point::FromNetdev | Point::FromOverlay => {
             let src = r.pick(&[1, 1, 1, 2, 2, 3, 0, 9]);
             // Mostly what the sending node may send, to pods that are here.

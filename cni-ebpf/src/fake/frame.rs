@@ -1,5 +1,5 @@
 //! Frames, put together layer by layer from the inside out.
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use cni_common::{
     net::Mac,
@@ -24,6 +24,28 @@ pub fn tcp(sport: u16, dport: u16, flags: u8, payload: &[u8]) -> (u8, Vec<u8>) {
 /// An echo request of the family.
 pub fn ping(v6: bool) -> (u8, Vec<u8>) {
     if v6 { (ICMP6, vec![128, 0, 0, 0, 0, 7, 0, 1]) } else { (ICMP, vec![8, 0, 0, 0, 0, 7, 0, 1]) }
+}
+
+/// An ARP message of the sender: a whole frame to everybody.
+pub fn arp(op: u16, mac: Mac, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    let mut body = vec![0, 1, 8, 0, 6, 4];
+    body.extend(op.to_be_bytes());
+    body.extend([&mac.bytes[..], &sender, &[0; 6], &target].concat());
+    eth(mac, Mac::new([0xff; 6]), (0x0806, body))
+}
+
+/// A neighbour solicitation, with the sender's MAC unless it is a probe for duplicates: a whole frame to the target's group.
+pub fn solicitation(mac: Mac, src: Ipv6Addr, target: Ipv6Addr, hops: u8) -> Vec<u8> {
+    let [.., x, y, z] = target.octets();
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(x), u16::from_be_bytes([y, z]));
+    let mut body = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    body.extend(target.octets());
+    if !src.is_unspecified() {
+        body.extend([1, 1]);
+        body.extend(mac.bytes);
+    }
+    let packet = Ip { ttl: hops, ..Ip::default() }.packet(src.into(), group.into(), (ICMP6, body));
+    eth(mac, Mac::new([0x33, 0x33, 0xff, x, y, z]), packet)
 }
 
 /// What may be odd about an IP header.

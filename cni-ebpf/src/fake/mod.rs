@@ -1,5 +1,7 @@
 //! The host's side of the traits: a frame in a vector, maps in `BTreeMap`s. They behave as the kernel does; the differential test holds
 //! both against each other.
+#[cfg(test)]
+mod answers;
 pub mod corpus;
 pub mod frame;
 #[cfg(test)]
@@ -18,7 +20,7 @@ use cni_common::{
 use crate::{
     DropReason as D, Env, Packet, Res, Room, Tables,
     family::{Family, V4, V6},
-    packet::TunnelSource,
+    packet::TunnelEnd,
 };
 
 /// A frame.
@@ -35,13 +37,17 @@ pub struct Frame {
     /// A tag stands beside the bytes.
     pub vlan: bool,
     /// What the VXLAN device recorded.
-    pub tunnel: Option<TunnelSource>,
+    pub tunnel: Option<TunnelEnd>,
     /// Marked as addressed to this host.
     pub this_host: bool,
     /// Whether `shrink` can change the family (Linux 6.3).
     pub decap_l3: bool,
     /// Whether `grow` was told of an inner Ethernet header.
     pub inner_l2: bool,
+    /// Whether it is a tunnel's packet already, as a pod's own VXLAN device makes: `grow` refuses it.
+    pub encapsulated: bool,
+    /// What the VXLAN device was told: to whom, VNI, DSCP.
+    pub tunnel_out: Option<(TunnelEnd, u32, u32)>,
     /// What `linear` had to pull, for the test that nothing is pulled needlessly.
     pub pulls: Cell<u32>,
 }
@@ -59,6 +65,8 @@ impl Frame {
             this_host: false,
             decap_l3: true,
             inner_l2: false,
+            encapsulated: false,
+            tunnel_out: None,
             pulls: Cell::new(0),
         }
     }
@@ -95,6 +103,9 @@ impl Packet for Frame {
         Ok(())
     }
     fn grow(&mut self, room: Room, l2: bool) -> Res<()> {
+        if self.encapsulated {
+            return Err(D::AdjustRoom);
+        }
         self.inner_l2 = l2;
         let bytes = match room {
             Room::Vxlan4 => OVERHEAD4,
@@ -122,10 +133,25 @@ impl Packet for Frame {
         self.linear = self.linear.saturating_sub(bytes);
         Ok(())
     }
+    fn resize(&mut self, len: u32) -> Res<()> {
+        self.data.resize(len as usize, 0);
+        self.linear = self.data.len();
+        self.gso = 0;
+        Ok(())
+    }
+    fn push(&mut self, bytes: u32) -> Res<()> {
+        self.data.splice(ETH_LEN..ETH_LEN, std::iter::repeat_n(0, bytes as usize));
+        self.linear += bytes as usize;
+        Ok(())
+    }
+    fn set_tunnel(&mut self, to: TunnelEnd, vni: u32, tos: u32) -> Res<()> {
+        self.tunnel_out = Some((to, vni, tos));
+        Ok(())
+    }
     fn for_this_host(&mut self) {
         self.this_host = true;
     }
-    fn tunnel_source(&self) -> Option<TunnelSource> {
+    fn tunnel_source(&self) -> Option<TunnelEnd> {
         self.tunnel
     }
 }
@@ -141,7 +167,7 @@ pub struct FamilyMaps<A: Ord> {
     pub cidr: Vec<(u32, A, Cidr)>,
     /// Tunnel addresses.
     pub nodes: BTreeMap<A, u32>,
-    /// This node's addresses.
+    /// This node's addresses, with `OWN_*` bits.
     pub own: BTreeMap<A, u32>,
 }
 impl<A: Ord> Default for FamilyMaps<A> {
@@ -157,7 +183,7 @@ impl<A: Ord> Default for FamilyMaps<A> {
 }
 
 /// All maps.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Fake {
     /// The configuration, if it was written.
     pub config: Option<Config>,
@@ -169,6 +195,20 @@ pub struct Fake {
     pub v4: FamilyMaps<Ip4>,
     /// IPv6.
     pub v6: FamilyMaps<Ip6>,
+    /// ICMP errors that may still be sent.
+    pub answers: Cell<u32>,
+}
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            config: None,
+            endpoints: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
+            v4: FamilyMaps::default(),
+            v6: FamilyMaps::default(),
+            answers: Cell::new(u32::MAX),
+        }
+    }
 }
 
 impl Env for Fake {
@@ -184,6 +224,11 @@ impl Env for Fake {
             return None;
         }
         Some(self.tunnels.get(&node).unwrap_or(&NEVER_WRITTEN))
+    }
+    fn may_answer(&self) -> bool {
+        let left = self.answers.get();
+        self.answers.set(left.saturating_sub(1));
+        left > 0
     }
 }
 
@@ -211,8 +256,8 @@ macro_rules! tables {
             fn node_of(&self, underlay: &<$family as Family>::Addr) -> Option<u32> {
                 self.$maps.nodes.get(underlay).copied()
             }
-            fn own(&self, a: &<$family as Family>::Addr) -> bool {
-                self.$maps.own.contains_key(a)
+            fn own(&self, a: &<$family as Family>::Addr) -> u32 {
+                self.$maps.own.get(a).copied().unwrap_or(0)
             }
         }
     };

@@ -11,7 +11,7 @@ use super::{
     frame::{self, Ip},
     world::*,
 };
-use crate::{DropReason as D, Res, Verdict, decap, event, flow, packet::TunnelSource};
+use crate::{DropReason as D, Res, Verdict, decap, event, flow, packet::TunnelEnd};
 
 fn from_pod(frame: &mut Frame, w: &Fake) -> Res<Verdict> {
     flow::from_pod(frame, w)
@@ -134,6 +134,8 @@ fn what_is_not_in_the_cluster_goes_to_the_stack_unchanged() {
         for dst in [outside(v6), underlay(v6, 0)] {
             let mut f = to(dst, &Ip { ttl: 1, ..Ip::default() });
             let before = f.data.clone();
+            // Whatever MAC the pod wrote: the stack would not take another one.
+            f.data[..6].copy_from_slice(&SERVER_MAC.bytes);
             assert_eq!(from_pod(&mut f, &world()), Ok(Verdict::Host));
             assert_eq!(f.data, before);
         }
@@ -143,9 +145,9 @@ fn what_is_not_in_the_cluster_goes_to_the_stack_unchanged() {
 #[test]
 fn a_segment_that_fits_may_be_part_of_a_packet_that_does_not() {
     let w = world();
+    let dont_cut = Ip { frag: 0x4000, ..Ip::default() };
     let big = |payload: usize, gso: u32| {
-        let packet =
-            Ip::default().packet(client(false), pod(false, 1, 1), frame::tcp(4000, 80, 0x10, &vec![0; payload]));
+        let packet = dont_cut.packet(client(false), pod(false, 1, 1), frame::tcp(4000, 80, 0x10, &vec![0; payload]));
         let mut f = Frame { gso, ..Frame::new(frame::eth(CLIENT_MAC, Mac::WEFT, packet), CLIENT_IFINDEX) };
         from_pod(&mut f, &w)
     };
@@ -156,13 +158,24 @@ fn a_segment_that_fits_may_be_part_of_a_packet_that_does_not() {
     assert_eq!(big(60_000, fits + 1), Err(D::TooBig));
     // Datagrams of QUIC that fill the pod's MTU to the last byte.
     let datagrams = |gso: u32| {
-        let packet = Ip::default().packet(client(false), pod(false, 1, 1), frame::udp(4000, 443, &vec![0; 40_000]));
+        let packet = dont_cut.packet(client(false), pod(false, 1, 1), frame::udp(4000, 443, &vec![0; 40_000]));
         let mut f = Frame { gso, ..Frame::new(frame::eth(CLIENT_MAC, Mac::WEFT, packet), CLIENT_IFINDEX) };
         from_pod(&mut f, &w)
     };
     let fits = MTU - OVERHEAD4 - 28;
     assert_eq!(datagrams(fits), Ok(Verdict::Device(UNDERLAY_IFINDEX)));
     assert_eq!(datagrams(fits + 1), Err(D::TooBig));
+    // Options of TCP are in every segment: twelve bytes of timestamps here.
+    let timestamps = |gso: u32| {
+        let (proto, mut body) = frame::tcp(4000, 80, 0x10, &vec![0; 60_000]);
+        body[12] = 0x80;
+        let packet = dont_cut.packet(client(false), pod(false, 1, 1), (proto, body));
+        let mut f = Frame { gso, ..Frame::new(frame::eth(CLIENT_MAC, Mac::WEFT, packet), CLIENT_IFINDEX) };
+        from_pod(&mut f, &w)
+    };
+    let fits = MTU - OVERHEAD4 - 52;
+    assert_eq!(timestamps(fits), Ok(Verdict::Device(UNDERLAY_IFINDEX)));
+    assert_eq!(timestamps(fits + 1), Err(D::TooBig));
 }
 
 #[test]
@@ -228,8 +241,8 @@ fn the_overlay_delivers_to_pods_and_to_the_node_itself_and_to_nobody_else() {
     let w = world();
     for v6 in [false, true] {
         let tunnel = Some(match underlay(v6, 1) {
-            IpAddr::V4(a) => TunnelSource::V4(a.into()),
-            IpAddr::V6(a) => TunnelSource::V6(a.into()),
+            IpAddr::V4(a) => TunnelEnd::V4(a.into()),
+            IpAddr::V6(a) => TunnelEnd::V6(a.into()),
         });
         let run = |src, dst, tunnel| {
             let packet = Ip::default().packet(src, dst, frame::udp(1, 2, b"x"));
@@ -348,7 +361,11 @@ proptest! {
         }
         let mut f = Frame::new(data.clone(), CLIENT_IFINDEX);
         if from_pod(&mut f, &world()).is_ok() {
-            let source: &[u8] = if data[12..14] == [0x08, 0x00] { &data[26..30] } else { &data[22..38] };
+            let source: &[u8] = match data[12..14] {
+                [0x08, 0x00] => &data[26..30],
+                [0x08, 0x06] => &data[28..32],
+                _ => &data[22..38],
+            };
             let own: Vec<u8> = match client(source.len() == 16) { IpAddr::V4(a) => a.octets().to_vec(), IpAddr::V6(a) => a.octets().to_vec() };
             prop_assert_eq!(source, &own[..]);
             prop_assert_eq!(&data[6..12], &CLIENT_MAC.bytes);

@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::Fake;
 use bytemuck::Zeroable;
 use cni_common::{
-    maps::{CONFIG_READY, Cidr, Config, Endpoint, Local, NODE_SELF, REMOTE_NODE, Remote, Tunnel},
+    maps::{
+        CONFIG_READY, Cidr, Config, Endpoint, Local, NODE_SELF, OWN, OWN_ANNOUNCED, REMOTE_NODE, Remote, TUNNEL_BY_MAC,
+        TUNNEL_BY_NEIGHBOUR, TUNNEL_BY_STACK, Tunnel,
+    },
     net::{Be16, Ip4, Ip6, Mac},
 };
 
@@ -32,8 +35,11 @@ pub const NEXT_HOP_MAC: Mac = Mac::new([0x02, 0, 0, 0, 0, 0x42]);
 pub const UNDERLAY_IFINDEX: u32 = 2;
 /// The stack's device.
 pub const HOST_IFINDEX: u32 = 3;
+/// The kernel's VXLAN device.
+pub const VXLAN_IFINDEX: u32 = 4;
 
-/// Nodes that have a number: over IPv4 and IPv6 with a known next hop, over IPv4 without one, and one whose tunnel entry was never written.
+/// Nodes that have a number: over IPv4 and IPv6 with a known next hop, over IPv4 without one, one whose tunnel entry was never written, and
+/// one to which the kernel's device has to find the way.
 pub const NODE_V4: u32 = 1;
 /// See above.
 pub const NODE_V6: u32 = 2;
@@ -41,6 +47,8 @@ pub const NODE_V6: u32 = 2;
 pub const NODE_UNRESOLVED: u32 = 3;
 /// See above.
 pub const NODE_EMPTY: u32 = 4;
+/// See above.
+pub const NODE_BY_STACK: u32 = 5;
 
 /// An address of pod `pod` on node `node`, 0 being this one.
 pub fn pod(v6: bool, node: u8, pod: u8) -> IpAddr {
@@ -94,9 +102,13 @@ pub fn world() -> Fake {
             mask4: Ip4::new([255, 255, 255, 0]),
             pods6: ip6(pod(true, 0, 0)),
             mask6: Ip6::new([255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0]),
+            node4: ip4(underlay(false, 0)),
+            node6: ip6(underlay(true, 0)),
             flags: CONFIG_READY,
             weft_host: HOST_IFINDEX,
-            hz: 1000,
+            weft_vxlan: VXLAN_IFINDEX,
+            // Windows that are over at once: nothing is limited.
+            hz: 0,
             event_rate: 1_000_000,
             tunnel_port: Be16::from_host(PORT),
             pad: 0,
@@ -122,7 +134,7 @@ pub fn world() -> Fake {
         w.v4.local.insert(ip4(p(false)), l);
         w.v6.local.insert(ip6(p(true)), l);
     }
-    for node in [NODE_V4, NODE_V6, NODE_UNRESOLVED, NODE_EMPTY] {
+    for node in [NODE_V4, NODE_V6, NODE_UNRESOLVED, NODE_EMPTY, NODE_BY_STACK] {
         let n = node as u8;
         // Pod 1 of each node is known by its Pod object, the others by the node's CIDR only.
         w.v4.remote.insert(ip4(pod(false, n, 1)), Remote { node, ..Remote::zeroed() });
@@ -137,9 +149,9 @@ pub fn world() -> Fake {
     }
     w.v4.cidr.push((24, ip4(pod(false, 0, 0)), Cidr { node: NODE_SELF }));
     w.v6.cidr.push((64, ip6(pod(true, 0, 0)), Cidr { node: NODE_SELF }));
-    w.v4.own.insert(ip4(underlay(false, 0)), 1);
-    w.v6.own.insert(ip6(underlay(true, 0)), 1);
-    w.v4.own.insert(second_own(), 1);
+    w.v4.own.insert(ip4(underlay(false, 0)), OWN | OWN_ANNOUNCED);
+    w.v6.own.insert(ip6(underlay(true, 0)), OWN | OWN_ANNOUNCED);
+    w.v4.own.insert(second_own(), OWN);
     let tunnel = |node: u32, family, ready| Tunnel {
         addr4: ip4(underlay(false, node as u8)),
         addr6: ip6(underlay(true, node as u8)),
@@ -151,9 +163,10 @@ pub fn world() -> Fake {
         ready,
         ..Tunnel::zeroed()
     };
-    w.tunnels.insert(NODE_V4, tunnel(NODE_V4, 4, 1));
-    w.tunnels.insert(NODE_V6, tunnel(NODE_V6, 6, 1));
-    w.tunnels.insert(NODE_UNRESOLVED, tunnel(NODE_UNRESOLVED, 4, 0));
+    w.tunnels.insert(NODE_V4, tunnel(NODE_V4, 4, TUNNEL_BY_MAC));
+    w.tunnels.insert(NODE_V6, tunnel(NODE_V6, 6, TUNNEL_BY_MAC));
+    w.tunnels.insert(NODE_UNRESOLVED, tunnel(NODE_UNRESOLVED, 4, TUNNEL_BY_NEIGHBOUR));
+    w.tunnels.insert(NODE_BY_STACK, tunnel(NODE_BY_STACK, 6, TUNNEL_BY_STACK));
     w
 }
 /// An address of this node that is not its tunnel address.

@@ -3,8 +3,7 @@ use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_ns};
 use bytemuck::Zeroable;
 use cni_common::{
     drop::{Outcome, Point, slot},
-    event::DropEvent,
-    maps::Config,
+    event::{DropEvent, EventBudget},
 };
 use cni_ebpf::{DropReason, Env, event};
 
@@ -25,7 +24,7 @@ pub fn count(point: Point, what: u64, bytes: u32) {
 #[inline(never)]
 pub fn report(p: &Skb, point: Point, reason: DropReason) {
     if let Some(cfg) = Kernel.config()
-        && !within_budget(cfg)
+        && !within(BUDGET.get_ptr_mut(0), cfg.hz, cfg.event_rate)
     {
         return count(point, Outcome::EventLimited as u64, 0);
     }
@@ -40,17 +39,18 @@ pub fn report(p: &Skb, point: Point, reason: DropReason) {
     }
 }
 
+/// Takes one from this CPU's budget of `rate` in `hz` jiffies.
 #[inline(always)]
-fn within_budget(cfg: &Config) -> bool {
-    let Some(b) = BUDGET.get_ptr_mut(0) else { return true };
+pub fn within(budget: Option<*mut EventBudget>, hz: u32, rate: u32) -> bool {
+    let Some(b) = budget else { return true };
     // SAFETY: the slot is this CPU's own.
     let b = unsafe { &mut *b };
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_jiffies64() };
-    if now.wrapping_sub(b.since) >= u64::from(cfg.hz) {
+    if now.wrapping_sub(b.since) >= u64::from(hz) {
         b.since = now;
         b.sent = 0;
     }
     b.sent += 1;
-    b.sent <= u64::from(cfg.event_rate)
+    b.sent <= u64::from(rate)
 }

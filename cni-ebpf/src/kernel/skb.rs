@@ -8,16 +8,20 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-        BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_TUNINFO_IPV6, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_tunnel_key,
+        BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_tunnel_key,
     },
-    helpers::{bpf_csum_level, bpf_skb_adjust_room, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_pull_data},
+    helpers::{
+        bpf_csum_level, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key,
+        bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+    },
 };
 use bytemuck::{Pod, Zeroable};
 use cni_common::{
     net::Ip4,
     wire::{ETH_LEN, OVERHEAD4, OVERHEAD6},
 };
-use cni_ebpf::{DropReason as D, Packet, Res, Room, packet::TunnelSource};
+use cni_ebpf::{DropReason as D, Packet, Res, Room, encap::OUTER_TTL, packet::TunnelEnd};
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
@@ -32,6 +36,13 @@ const INNER_L2: u64 = (ETH_LEN as u64) << 56;
 const TUNNEL_KEY: u32 = offset_of!(bpf_tunnel_key, __bindgen_anon_3) as u32;
 
 const _: () = assert!(offset_of!(__sk_buff, data) == 76 && offset_of!(__sk_buff, data_end) == 80);
+const _: () = assert!(
+    TUNNEL_KEY == 28
+        && offset_of!(bpf_tunnel_key, __bindgen_anon_1) == 4
+        && offset_of!(bpf_tunnel_key, tunnel_tos) == 20
+        && offset_of!(bpf_tunnel_key, tunnel_ttl) == 21
+        && offset_of!(bpf_tunnel_key, tunnel_label) == 24
+);
 
 /// The context of a tc program.
 pub struct Skb {
@@ -169,6 +180,36 @@ impl Packet for Skb {
         Ok(())
     }
     #[inline(always)]
+    fn resize(&mut self, len: u32) -> Res<()> {
+        // SAFETY: `ctx` is the program's context; pointers into the packet are made anew at every access.
+        match unsafe { bpf_skb_change_tail(self.ctx, len, 0) } {
+            0 => Ok(()),
+            _ => Err(D::Short),
+        }
+    }
+    #[inline(always)]
+    fn push(&mut self, bytes: u32) -> Res<()> {
+        self.adjust_room(bytes as i32, 0)
+    }
+    #[inline(always)]
+    fn set_tunnel(&mut self, to: TunnelEnd, vni: u32, tos: u32) -> Res<()> {
+        let (address, flags) = match to {
+            TunnelEnd::V4(a) => ([u32::from_be_bytes(a.bytes), 0, 0, 0], 0),
+            TunnelEnd::V6(a) => (bytemuck::must_cast::<_, Words>(a).words, BPF_F_TUNINFO_IPV6),
+        };
+        let [a, b, c, d] = address;
+        // Number and remote address; DSCP, TTL and two bytes that are zero; flow label.
+        let key: [u32; TUNNEL_KEY as usize / 4] =
+            [vni, a, b, c, d, u32::from_ne_bytes([tos as u8, OUTER_TTL, 0, 0]), 0];
+        // The outer checksum is 0 as in what we encapsulate ourselves.
+        let flags = u64::from(flags | BPF_F_ZERO_CSUM_TX);
+        // SAFETY: `key` has TUNNEL_KEY bytes, laid out as `struct bpf_tunnel_key` (asserted above), and `ctx` is the program's context.
+        match unsafe { bpf_skb_set_tunnel_key(self.ctx, key.as_ptr().cast_mut().cast(), TUNNEL_KEY, flags) } {
+            0 => Ok(()),
+            _ => Err(D::AdjustRoom),
+        }
+    }
+    #[inline(always)]
     fn for_this_host(&mut self) {
         // SAFETY: a field of the program's context.
         if unsafe { (*self.ctx).pkt_type } != PACKET_HOST {
@@ -177,16 +218,16 @@ impl Packet for Skb {
         }
     }
     #[inline(always)]
-    fn tunnel_source(&self) -> Option<TunnelSource> {
+    fn tunnel_source(&self) -> Option<TunnelEnd> {
         if let Some(key) = self.tunnel_key(0) {
             // SAFETY: the helper wrote the first TUNNEL_KEY bytes, which hold the address; any bytes are a valid one.
             let host_order: u32 = unsafe { remote_address(&key).cast::<u32>().read() };
-            return Some(TunnelSource::V4(Ip4::new(host_order.to_be_bytes())));
+            return Some(TunnelEnd::V4(Ip4::new(host_order.to_be_bytes())));
         }
         let key = self.tunnel_key(u64::from(BPF_F_TUNINFO_IPV6))?;
         // SAFETY: as above.
         let words: [u32; 4] = unsafe { remote_address(&key).cast::<[u32; 4]>().read() };
-        Some(TunnelSource::V6(bytemuck::must_cast(Words { words })))
+        Some(TunnelEnd::V6(bytemuck::must_cast(Words { words })))
     }
 }
 

@@ -1,12 +1,15 @@
 //! Maps and helpers behind the traits of the logic.
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use cni_common::maps::{CONFIG_READY, Cidr, Config, Endpoint, Local, Remote, Tunnel};
+use cni_common::{
+    event::ANSWER_RATE,
+    maps::{CONFIG_READY, Cidr, Config, Endpoint, Local, Remote, Tunnel},
+};
 use cni_ebpf::{
     Env, Tables,
     family::{Family, V4, V6},
 };
 
-use super::maps::*;
+use super::{count, maps::*};
 
 /// The running kernel.
 pub struct Kernel;
@@ -24,6 +27,10 @@ impl Env for Kernel {
     #[inline(always)]
     fn tunnel(&self, node: u32) -> Option<&Tunnel> {
         TUNNELS.get(node)
+    }
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        self.config().is_some_and(|cfg| count::within(ANSWERS.get_ptr_mut(0), cfg.hz, ANSWER_RATE))
     }
 }
 
@@ -50,9 +57,9 @@ macro_rules! tables {
                 unsafe { $nodes.get(underlay) }.copied()
             }
             #[inline(always)]
-            fn own(&self, a: &<$family as Family>::Addr) -> bool {
+            fn own(&self, a: &<$family as Family>::Addr) -> u32 {
                 // SAFETY: as for the endpoints above.
-                unsafe { $own.get(a) }.is_some()
+                unsafe { $own.get(a) }.copied().unwrap_or(0)
             }
         }
     };

@@ -10,7 +10,7 @@ use cni_common::{
     drop::{DropReason, Outcome, Point},
     event::DropEvent,
 };
-use cni_ebpf::{Res, Verdict, decap, fake::Fake, fake::Frame, flow};
+use cni_ebpf::{Res, Verdict, decap, fake::Fake, fake::Frame, flow, icmp};
 
 use crate::{fill, frame, world};
 
@@ -34,34 +34,54 @@ pub fn program(point: Point) -> &'static str {
     }
 }
 
+/// A decision, and what a drop is answered by.
+#[derive(Debug)]
+pub struct Decision {
+    /// What became of the frame.
+    pub frame: Res<Verdict>,
+    /// What became of the ICMP error about it.
+    pub answer: Option<Verdict>,
+}
+
 /// The same decision, natively.
-pub fn native(point: Point, frame: &mut Frame, w: &Fake) -> Res<Verdict> {
-    match point {
-        Point::FromPod => flow::from_pod(frame, w),
-        Point::FromHost => flow::from_host(frame, w),
-        Point::FromNetdev => decap::from_netdev(frame, w),
-        Point::FromOverlay => decap::from_overlay(frame, w),
+pub fn native(point: Point, p: &mut Frame, w: &Fake) -> Decision {
+    let frame = match point {
+        Point::FromPod => flow::from_pod(p, w),
+        Point::FromHost => flow::from_host(p, w),
+        Point::FromNetdev => decap::from_netdev(p, w),
+        Point::FromOverlay => decap::from_overlay(p, w),
+    };
+    let answer = frame.err().and_then(|reason| icmp::answer(p, w, point, reason));
+    Decision { frame, answer }
+}
+
+impl Decision {
+    /// What the program counts.
+    pub fn counted(&self) -> Vec<Result<Outcome, DropReason>> {
+        let frame = self.frame.map(|v| match v {
+            Verdict::Pass => Outcome::Pass,
+            Verdict::Host => Outcome::Host,
+            Verdict::Peer(_) => Outcome::Peer,
+            Verdict::Device(_) => Outcome::Device,
+            Verdict::Neigh(_) => Outcome::Neigh,
+            Verdict::Overlay(_) => Outcome::Overlay,
+            Verdict::Answer(_) => Outcome::Answer,
+        });
+        [frame].into_iter().chain(self.answer.map(|_| Ok(Outcome::Answer))).collect()
     }
-}
 
-/// What the program counts for a decision.
-pub fn counted(r: &Res<Verdict>) -> Result<Outcome, DropReason> {
-    Ok(match r {
-        Ok(Verdict::Pass) => Outcome::Pass,
-        Ok(Verdict::Host) => Outcome::Host,
-        Ok(Verdict::Peer(_)) => Outcome::Peer,
-        Ok(Verdict::Device(_)) => Outcome::Device,
-        Ok(Verdict::Neigh(_)) => Outcome::Neigh,
-        Err(reason) => return Err(*reason),
-    })
-}
+    /// What the program returns.
+    pub fn code(&self) -> u32 {
+        match (self.frame, self.answer) {
+            (Ok(Verdict::Pass), _) => UNSPEC,
+            (Err(_), None) => SHOT,
+            _ => REDIRECT,
+        }
+    }
 
-/// What the program returns for a decision.
-pub fn code(r: &Res<Verdict>) -> u32 {
-    match r {
-        Ok(Verdict::Pass) => UNSPEC,
-        Ok(_) => REDIRECT,
-        Err(_) => SHOT,
+    /// Whether nothing of the frame goes on.
+    pub fn is_lost(&self) -> bool {
+        self.code() == SHOT
     }
 }
 
@@ -75,7 +95,7 @@ pub struct Ran {
     pub code: u32,
     /// The frame as it came out.
     pub data: Vec<u8>,
-    /// What was counted, which must be one thing.
+    /// What was counted: one thing, and an answer if there was one.
     pub counted: Vec<Heading>,
     /// Drop events that were sent.
     pub events: Vec<DropEvent>,

@@ -81,5 +81,5 @@ fn a_pin_that_is_no_map_is_an_error_and_not_taken_for_missing() {
     let bpffs = Bpffs::new("file");
     fs::create_dir(bpffs.path.join(schema::TUNNELS.name)).expect("a directory in the place of a pin");
     let e = refused(&bpffs);
-    assert!(e.contains("tunnels_v1"), "{e}");
+    assert!(e.contains(schema::TUNNELS.name), "{e}");
 }

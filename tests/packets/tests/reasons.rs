@@ -3,13 +3,13 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use cni_common::{
-    drop::{DropReason, Point},
+    drop::{DropReason, Outcome, Point},
     net::Mac,
     wire::UDP,
 };
 use packets::{
     frame::{self, Ip},
-    kernel::{Kernel, SHOT},
+    kernel::{Kernel, REDIRECT, SHOT},
     world::*,
 };
 
@@ -18,13 +18,12 @@ struct Case {
     point: Point,
     reason: DropReason,
     frame: Vec<u8>,
-    gso: u32,
     /// What the event says of source and destination; `None` when no header was read.
     ends: Option<(IpAddr, IpAddr)>,
 }
 
 fn case(point: Point, reason: DropReason, frame: Vec<u8>, ends: Option<(IpAddr, IpAddr)>) -> Case {
-    Case { point, reason, frame, gso: 0, ends }
+    Case { point, reason, frame, ends }
 }
 fn from_client(v6: bool, dst: IpAddr, ip: &Ip, body: (u8, Vec<u8>)) -> Vec<u8> {
     frame::eth(CLIENT_MAC, Mac::WEFT, ip.packet(client(v6), dst, body))
@@ -33,6 +32,10 @@ fn tunnelled(outer: (IpAddr, IpAddr), inner: (IpAddr, IpAddr), tos: u8) -> Vec<u
     let i = Ip::default().packet(inner.0, inner.1, frame::udp(4000, 53, b"question"));
     let body = frame::vxlan(PORT, 5, &frame::eth(Mac::WEFT, Mac::WEFT, i));
     frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, Ip { tos, ..Ip::default() }.packet(outer.0, outer.1, body))
+}
+
+fn gateway(v6: bool) -> IpAddr {
+    if v6 { "fe80::1" } else { "169.254.1.1" }.parse().expect("an address")
 }
 
 fn cases(v6: bool) -> Vec<Case> {
@@ -82,7 +85,31 @@ fn cases(v6: bool) -> Vec<Case> {
             Some((me, pod(v6, NODE_EMPTY as u8, 1))),
         ),
         case(FromPod, D::NoPod, from_client(v6, pod(v6, 0, 99), &plain, question()), Some((me, pod(v6, 0, 99)))),
-        case(FromPod, D::TooBig, from_client(v6, far, &plain, frame::udp(1, 2, &[0; 1450])), Some((me, far))),
+        case(
+            FromPod,
+            D::TooBig,
+            from_client(v6, far, &Ip { frag: 0x4000, ..Ip::default() }, frame::udp(1, 2, &[0; 1450])),
+            Some((me, far)),
+        ),
+        case(FromPod, D::Unroutable, from_client(v6, gateway(v6), &plain, frame::ping(v6)), Some((me, gateway(v6)))),
+        case(
+            FromHost,
+            D::ForeignSource,
+            frame::eth(Mac::WEFT, Mac::WEFT, plain.packet(outside(v6), far, question())),
+            Some((outside(v6), far)),
+        ),
+        case(
+            FromHost,
+            D::TooBig,
+            frame::eth(Mac::WEFT, Mac::WEFT, plain.packet(ours.1, far, frame::udp(1, 2, &[0; 1450]))),
+            Some((ours.1, far)),
+        ),
+        case(
+            FromNetdev,
+            D::HostAddress,
+            frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, plain.packet(pod(v6, 0, 77), ours.1, question())),
+            Some((pod(v6, 0, 77), ours.1)),
+        ),
         case(
             FromHost,
             D::NoPod,
@@ -124,16 +151,17 @@ fn cases(v6: bool) -> Vec<Case> {
     let mut bad = from_client(v6, srv, &plain, question());
     bad[14] = 0x10;
     all.push(case(FromPod, D::BadHeader, bad, None));
-    // What the kernel cannot make room in: a super-packet of no kind that it knows.
-    all.push(Case {
-        gso: 500,
-        ..case(FromPod, D::AdjustRoom, from_client(v6, far, &plain, frame::udp(1, 2, &[0; 1200])), Some((me, far)))
-    });
     let mut no_vni = tunnelled(ours, (far, srv), 0);
     no_vni[14 + if v6 { 40 } else { 20 } + 8] = 0;
     all.push(case(FromNetdev, D::BadTunnel, no_vni, Some(ours)));
     let multicast: IpAddr = if v6 { "ff05::1" } else { "239.1.1.1" }.parse().expect("an address");
     all.push(case(FromPod, D::Multicast, from_client(v6, multicast, &plain, question()), Some((me, multicast))));
+    if let (IpAddr::V6(unspecified), IpAddr::V6(target)) = ("::".parse().expect("an address"), gateway(v6)) {
+        // A probe for duplicates.
+        let probe = frame::solicitation(CLIENT_MAC, unspecified, target, 255);
+        let group = "ff02::1:ff00:1".parse().expect("an address");
+        all.push(case(FromPod, D::NotGateway, probe, Some((unspecified.into(), group))));
+    }
     if v6 {
         let extensions = vec![(60, vec![0; 8]); 5];
         all.push(case(
@@ -150,17 +178,24 @@ fn cases(v6: bool) -> Vec<Case> {
             tunnelled((ours.0, second), (far, srv), 0),
             Some((ours.0, second)),
         ));
-        let mut arp = from_client(v6, srv, &plain, question());
-        arp[12..14].copy_from_slice(&[0x08, 0x06]);
-        all.push(case(FromPod, D::UnknownL3, arp, None));
+        let mut lldp = from_client(v6, srv, &plain, question());
+        lldp[12..14].copy_from_slice(&[0x88, 0xcc]);
+        all.push(case(FromPod, D::UnknownL3, lldp, None));
+        all.push(case(FromPod, D::NotGateway, frame::arp(1, CLIENT_MAC, [10, 244, 0, 11], [10, 244, 0, 12]), None));
     }
     all
 }
 
 fn provoke(k: &mut Kernel, c: &Case) {
     let what = format!("{:?} in {:?}", c.reason, c.point);
-    let ran = k.run_gso(c.point, &c.frame, c.gso).unwrap_or_else(|e| panic!("{what}: {e}"));
-    assert_eq!((ran.code, ran.counted.as_slice()), (SHOT, &[(c.point, Err(c.reason))][..]), "{what}");
+    let ran = k.run(c.point, &c.frame).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let drop = (c.point, Err(c.reason));
+    if matches!(c.reason, DropReason::TooBig | DropReason::TtlExceeded) {
+        let answer = (c.point, Ok(Outcome::Answer));
+        assert_eq!((ran.code, ran.counted.as_slice()), (REDIRECT, &[drop, answer][..]), "{what}");
+    } else {
+        assert_eq!((ran.code, ran.counted.as_slice()), (SHOT, &[drop][..]), "{what}");
+    }
     let [e] = ran.events[..] else { panic!("{what}: {} events", ran.events.len()) };
     assert_eq!((e.reason, e.point, e.len), (c.reason as u8, c.point as u8, c.frame.len() as u32), "{what}");
     assert_eq!((e.ifindex, e.endpoint), (CLIENT_IFINDEX, CLIENT_ID), "{what}: the endpoint of the device it came by");
@@ -199,8 +234,41 @@ fn every_reason_has_a_packet_that_provokes_it() {
     seen.insert(DropReason::NoEndpoint);
     // `tagged.rs` has this one.
     seen.insert(DropReason::Vlan);
+    // What the kernel makes no room in goes by its own device (next test); that the device's key cannot be set no packet can bring about.
+    seen.insert(DropReason::AdjustRoom);
     let missing: Vec<_> = DropReason::ALL.iter().filter(|r| !seen.contains(r)).collect();
     assert!(missing.is_empty(), "no packet provokes {missing:?}");
+}
+
+#[test]
+fn what_the_kernel_makes_no_room_in_goes_by_its_own_device() {
+    let mut k = Kernel::loaded();
+    for v6 in [false, true] {
+        let f = from_client(v6, pod(v6, 1, 1), &Ip::default(), frame::udp(1, 2, &[0; 1200]));
+        // A super-packet of no kind that it knows.
+        let ran = k.run_gso(Point::FromPod, &f, 500).expect("an ordinary frame");
+        assert_eq!((ran.code, ran.counted), (REDIRECT, vec![(Point::FromPod, Ok(Outcome::Overlay))]));
+    }
+}
+
+#[test]
+fn answers_are_limited_and_what_was_not_answered_is_a_drop_all_the_same() {
+    let mut w = world();
+    // A second that does not end while the test runs.
+    w.config.as_mut().expect("is there").hz = u32::MAX;
+    let mut k = Kernel::empty();
+    packets::fill::fill(k.datapath(), &w);
+    let f = from_client(false, server(false), &Ip { ttl: 1, ..Ip::default() }, frame::ping(false));
+    // More than the rate for each CPU that this thread may be moved to.
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let rounds = cni_common::event::ANSWER_RATE as usize * cpus + 100;
+    let mut answered = 0;
+    for _ in 0..rounds {
+        let ran = k.run(Point::FromPod, &f).expect("an ordinary frame");
+        assert_eq!(ran.counted[0], (Point::FromPod, Err(DropReason::TtlExceeded)));
+        answered += ran.counted.len() - 1;
+    }
+    assert!((1000..=rounds - 100).contains(&answered), "{answered} of {rounds} answered");
 }
 
 #[test]

@@ -1,0 +1,124 @@
+//! ICMP errors: who sent a packet that could not go on hears why (RFC 792 and 1191, RFC 4443). They make ping, traceroute and path MTU
+//! discovery tell the truth. All of it is off the fast path: only a drop comes here.
+use cni_common::{drop::Point, maps::Tunnel, net::Mac, wire::*};
+
+use crate::{
+    DropReason as D, Env, Packet, Res, System, Tables, Verdict,
+    family::{Family, Part, V4, V6},
+    flow::way_to,
+};
+
+/// Bytes of the packet that an error quotes at most. Enough for the headers, with options, of a TCP segment in a pod's own tunnel; a multiple
+/// of 4.
+const QUOTE: u32 = 128;
+
+/// An error to send.
+pub struct Error<F: Family> {
+    /// [`D::TooBig`] or [`D::TtlExceeded`].
+    pub about: D,
+    /// What would have fitted, bytes, when it was too big.
+    pub mtu: u32,
+    /// Under which address.
+    pub src: F::Addr,
+    /// To whom.
+    pub dst: F::Addr,
+}
+
+/// What becomes of a dropped frame: turned into an error to its sender, if it is one of which the sender must hear. `None`: nothing.
+#[inline(always)]
+pub fn answer<P: Packet, S: System>(p: &mut P, s: &S, point: Point, reason: D) -> Option<Verdict> {
+    if !matches!(reason, D::TooBig | D::TtlExceeded) {
+        return None;
+    }
+    match p.read::<Eth>(0).ok()?.proto {
+        ETH_IP4 => Back::verdict(about::<V4, P, S>(p, s, point as u32, reason)),
+        ETH_IP6 => Back::verdict(about::<V6, P, S>(p, s, point as u32, reason)),
+        _ => None,
+    }
+}
+
+/// Where an answer goes, in one register: a subprogram of BPF returns one.
+#[derive(Clone, Copy)]
+struct Back {
+    packed: u64,
+}
+impl Back {
+    const NOWHERE: Self = Self { packed: 0 };
+    const HOST: Self = Self { packed: u64::MAX };
+
+    /// No device has index 0.
+    #[inline(always)]
+    fn pod(ifindex: u32) -> Self {
+        Self { packed: u64::from(ifindex) }
+    }
+    #[inline(always)]
+    fn verdict(self) -> Option<Verdict> {
+        match self.packed {
+            0 => None,
+            u64::MAX => Some(Verdict::Host),
+            ifindex => Some(Verdict::Answer(ifindex as u32)),
+        }
+    }
+}
+
+#[inline(never)]
+fn about<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, point: u32, about: D) -> Back {
+    turn::<F, P, S>(p, s, point, about).unwrap_or(Back::NOWHERE)
+}
+
+#[inline(always)]
+fn turn<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, point: u32, about: D) -> Option<Back> {
+    let cfg = s.config()?;
+    let ip = F::l3(p, ETH_LEN).ok()?;
+    // An error about an error would have no end; a later fragment says not of which flow it is.
+    if ip.part == Part::Later || F::is_icmp_error(p, &ip) {
+        return None;
+    }
+    let mtu = match about {
+        D::TooBig => inner_mtu(s.tunnel(way_to::<F, S>(s, &ip.dst)?.0)?),
+        _ => 0,
+    };
+    if !s.may_answer() {
+        return None;
+    }
+    let sender: Eth = p.read(0).ok()?;
+    let (src, mac, back) = if point == Point::FromPod as u32 {
+        (F::node(cfg), sender.src, Back::pod(p.ifindex()))
+    } else {
+        // What the stack sent came from a pod here, from the node itself or from whom it forwards for. The stack believes only a source
+        // that lies behind `weft_host`: that of the packet's destination.
+        match s.local(&ip.src) {
+            Some(l) => (ip.dst, l.mac, Back::pod(l.ifindex)),
+            None => (ip.dst, Mac::WEFT, Back::HOST),
+        }
+    };
+    write(p, &Error::<F> { about, mtu, src, dst: ip.src }).ok()?;
+    p.write(0, Eth { dst: mac, src: Mac::WEFT, proto: F::ETHERTYPE }).ok()?;
+    p.for_this_host();
+    Some(back)
+}
+
+/// What a packet may have that goes this way, bytes without the outer headers.
+#[inline(always)]
+fn inner_mtu(tun: &Tunnel) -> u32 {
+    tun.mtu.saturating_sub(if tun.family == 4 { OVERHEAD4 } else { OVERHEAD6 })
+}
+
+/// Turns the frame into the error. When it fails, the frame is nobody's any more.
+#[inline(always)]
+fn write<F: Family, P: Packet>(p: &mut P, e: &Error<F>) -> Res<()> {
+    let whole = p.len() - ETH_LEN as u32;
+    // Whole words, so that the sum needs no care for an odd byte.
+    let quote = if whole < QUOTE { whole & !3 } else { QUOTE };
+    p.resize(ETH_LEN as u32 + quote)?;
+    let mut sum = 0_u64;
+    let mut at = 0;
+    for _ in 0..QUOTE / 4 {
+        if at < quote {
+            sum += u64::from(p.read::<u32>(ETH_LEN + at as usize)?);
+            at += 4;
+        }
+    }
+    p.push(F::HEADER + size_of::<Icmp>() as u32)?;
+    F::write_icmp_error(p, e, quote, sum)
+}
