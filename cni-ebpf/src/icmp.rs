@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Bytes of the packet that an error quotes at most. Enough for the headers, with options, of a TCP segment in a pod's own tunnel; a multiple
-/// of 4.
+/// of 8.
 const QUOTE: u32 = 128;
 
 /// An error to send.
@@ -24,10 +24,16 @@ pub struct Error<F: Family> {
     pub dst: F::Addr,
 }
 
+/// Whether a drop is one of which the sender must hear. No other programs measure a packet or count its hops.
+#[inline(always)]
+pub fn concerns_sender(point: Point, reason: D) -> bool {
+    matches!((point, reason), (Point::FromPod | Point::FromHost, D::TooBig) | (Point::FromPod, D::TtlExceeded))
+}
+
 /// What becomes of a dropped frame: turned into an error to its sender, if it is one of which the sender must hear. `None`: nothing.
 #[inline(always)]
 pub fn answer<P: Packet, S: System>(p: &mut P, s: &S, point: Point, reason: D) -> Option<Verdict> {
-    if !matches!(reason, D::TooBig | D::TtlExceeded) {
+    if !concerns_sender(point, reason) {
         return None;
     }
     match p.read::<Eth>(0).ok()?.proto {
@@ -108,17 +114,12 @@ fn inner_mtu(tun: &Tunnel) -> u32 {
 #[inline(always)]
 fn write<F: Family, P: Packet>(p: &mut P, e: &Error<F>) -> Res<()> {
     let whole = p.len() - ETH_LEN as u32;
-    // Whole words, so that the sum needs no care for an odd byte.
-    let quote = if whole < QUOTE { whole & !3 } else { QUOTE };
+    let quote = if whole < QUOTE { whole } else { QUOTE };
+    // A short packet is lengthened by zeros, which change no sum, and cut off again: a sum over a length that varies would be a
+    // state of the verifier for each length.
+    p.resize(ETH_LEN as u32 + QUOTE)?;
+    let sum = p.sum::<{ QUOTE as usize }>(ETH_LEN)?;
     p.resize(ETH_LEN as u32 + quote)?;
-    let mut sum = 0_u64;
-    let mut at = 0;
-    for _ in 0..QUOTE / 4 {
-        if at < quote {
-            sum += u64::from(p.read::<u32>(ETH_LEN + at as usize)?);
-            at += 4;
-        }
-    }
     p.push(F::HEADER + size_of::<Icmp>() as u32)?;
     F::write_icmp_error(p, e, quote, sum)
 }

@@ -44,6 +44,8 @@ pub trait Packet {
     fn read<T: Pod>(&self, off: usize) -> Res<T>;
     /// Writes at `off`.
     fn write<T: Pod>(&mut self, off: usize, v: T) -> Res<()>;
+    /// Sum of the `N` bytes at `off`, a multiple of 4, as words in memory order: what a checksum (RFC 1071) is made of.
+    fn sum<const N: usize>(&self, off: usize) -> Res<u64>;
     /// Makes room behind the Ethernet header; `l2` marks an inner Ethernet header for the NIC's offloads (Linux 5.13).
     fn grow(&mut self, room: Room, l2: bool) -> Res<()>;
     /// Takes `bytes` out behind the Ethernet header; `inner` names the family (4 or 6) that now follows, if it is another one.

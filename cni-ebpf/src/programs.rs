@@ -5,7 +5,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use cni_common::drop::{Outcome, Point};
-use cni_ebpf::{Env, Packet, Res, Room, Verdict, decap, flow, icmp};
+use cni_ebpf::{DropReason, Env, Packet, Res, Room, Verdict, decap, flow, icmp};
 
 use crate::kernel::{Kernel, Skb, count, redirect};
 
@@ -68,17 +68,25 @@ fn finish(p: &mut Skb, point: Point, r: Res<Verdict>) -> i32 {
     log(p, point as u32, what);
     match r {
         Ok(verdict) => carry_out(verdict),
+        Err(reason) if icmp::concerns_sender(point, reason) => tell_sender(p, point, reason),
         Err(reason) => {
             count::report(p, point, reason);
-            // The drop is counted and told of as it was; what goes back to the sender is another packet.
-            match icmp::answer(p, &Kernel, point, reason) {
-                Some(verdict) => {
-                    count::count(point, Outcome::Answer as u64, p.len());
-                    carry_out(verdict)
-                }
-                None => TC_ACT_SHOT,
-            }
+            TC_ACT_SHOT
         }
+    }
+}
+
+/// The drop is told of as it was; what goes back to the sender is another packet. Out of line, with its own call of `report`: compared after
+/// a common one, each reason would be a state of the verifier's through all of it.
+#[inline(never)]
+fn tell_sender(p: &mut Skb, point: Point, reason: DropReason) -> i32 {
+    count::report(p, point, reason);
+    match icmp::answer(p, &Kernel, point, reason) {
+        Some(verdict) => {
+            count::count(point, Outcome::Answer as u64, p.len());
+            carry_out(verdict)
+        }
+        None => TC_ACT_SHOT,
     }
 }
 

@@ -102,6 +102,11 @@ impl Packet for Frame {
         bytes.copy_from_slice(bytemuck::bytes_of(&v));
         Ok(())
     }
+    fn sum<const N: usize>(&self, off: usize) -> Res<u64> {
+        let reachable = self.data.get(..self.linear).ok_or(D::Short)?;
+        let bytes = reachable.get(off..off + N).ok_or(D::Short)?;
+        Ok(bytes.chunks_exact(4).map(|w| u64::from(bytemuck::pod_read_unaligned::<u32>(w))).sum())
+    }
     fn grow(&mut self, room: Room, l2: bool) -> Res<()> {
         if self.encapsulated {
             return Err(D::AdjustRoom);

@@ -12,8 +12,8 @@ use aya_ebpf::{
         bpf_tunnel_key,
     },
     helpers::{
-        bpf_csum_level, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key,
-        bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+        bpf_csum_diff, bpf_csum_level, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
+        bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
     },
 };
 use bytemuck::{Pod, Zeroable};
@@ -154,6 +154,13 @@ impl Packet for Skb {
         // SAFETY: as in `read`.
         unsafe { p.write(v) };
         Ok(())
+    }
+    #[inline(always)]
+    fn sum<const N: usize>(&self, off: usize) -> Res<u64> {
+        let p = self.at::<[u8; N]>(off)?;
+        // SAFETY: `at` compared all N bytes with data_end.
+        let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, p.cast(), N as u32, 0) };
+        if sum < 0 { Err(D::Short) } else { Ok(sum as u64) }
     }
     #[inline(always)]
     fn grow(&mut self, room: Room, l2: bool) -> Res<()> {
