@@ -34,7 +34,7 @@ pub fn report(p: &Skb, point: Point, reason: DropReason) {
     e.time = unsafe { bpf_ktime_get_ns() };
     e.endpoint = Kernel.endpoint(e.ifindex).map_or(0, |ep| ep.id);
     // One call that copies inside the kernel; reserving would copy by a loop in here.
-    if EVENTS.output(e, 0).is_err() {
+    if EVENTS.output(&e, 0).is_err() {
         count(point, Outcome::EventLost as u64, 0);
     }
 }
