@@ -22,6 +22,10 @@ pub fn count(point: Point, what: u64, bytes: u32) {
 
 /// Reports a drop, at most [`Config::event_rate`] a second on each CPU. Out of line: one copy, away from the fast path.
 #[inline(never)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value the event would stand on BPF's small stack twice"
+)]
 pub fn report(p: &Skb, point: Point, reason: DropReason) {
     if let Some(cfg) = Kernel.config()
         && !within(BUDGET.get_ptr_mut(0), cfg.hz, cfg.event_rate)
