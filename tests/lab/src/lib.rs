@@ -8,6 +8,7 @@
 //! the next lab finds and removes.
 pub mod api;
 mod clean;
+pub mod hostile;
 mod lab;
 pub mod layout;
 mod lock;
@@ -22,6 +23,7 @@ pub mod tour;
 mod underlay;
 mod watch;
 
+pub use hostile::{Hostile, HostileNode};
 pub use lab::{Ending, Lab, LabConfig, exec};
 pub use lock::{HELD_BY_PARENT, Quiet};
 pub use node::Node;

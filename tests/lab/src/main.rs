@@ -185,7 +185,8 @@ fn print_status(lab: &Lab) {
     for node in lab.nodes() {
         let agent = node.agent_pid().map_or("no agent runs".into(), |pid| format!("agent {pid}"));
         let cidrs = node.pod_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        println!("{:<10} {:<24} pods {cidrs:<32} {agent}", node.name(), join(&node.addresses()));
+        let hostile = if node.is_hostile() { ", hostile" } else { "" };
+        println!("{:<10} {:<32} pods {cidrs:<32} {agent}{hostile}", node.name(), join(&node.addresses()));
     }
     for pod in lab.pods() {
         let labels = pod.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
