@@ -135,17 +135,16 @@ impl HostileNode {
         nft::set_forward(self.netns.as_fd(), policy)
     }
 
-    /// Gives what containers send to others the node's IPv4 address, as Docker does, or stops that.
+    /// Gives what containers send to others an address of the node, as Docker does, or stops that. It is the first address of the device
+    /// that they leave by, or, as with ours, of the first device that has one.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn set_masquerade(&self, on: bool) -> Result<()> {
-        let IpNet::V4(net) = DOCKER_NETS[0] else { bail!("Docker's first network is IPv4") };
-        if on {
-            nft::masquerade(self.netns.as_fd(), net.trunc(), DOCKER)
-        } else {
-            nft::no_masquerade(self.netns.as_fd())
+        if !on {
+            return nft::no_masquerade(self.netns.as_fd());
         }
+        DOCKER_NETS.iter().try_for_each(|net| nft::masquerade(self.netns.as_fd(), net.trunc(), DOCKER))
     }
 
     /// Somebody else's programs on the ingress of its device to the underlay.

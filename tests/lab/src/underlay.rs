@@ -85,7 +85,8 @@ fn bridge(nodes: &[NodeState]) -> Result<()> {
     let mut socket = Socket::open_in(netns.as_fd())?;
     socket.batch(vec![link::up(link::LOOPBACK), link::create_bridge(BRIDGE)])?;
     let bridge = index_of(&mut socket, BRIDGE)?;
-    // The router's address, for its advertisements.
+    // The router's address, for its advertisements; and a neighbour that does not forward is no router.
+    netns::set_sysctl(&netns, &format!("ipv6/conf/{BRIDGE}/forwarding"), "1")?;
     socket.batch(vec![link::no_link_local(bridge), link::up(bridge), addr::add(bridge, ROUTER)])?;
     for node in nodes {
         let inside = netns::open(netns::path_of(&node_netns(node.number)))?;

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
@@ -53,12 +53,12 @@ pub enum Policy {
 /// Makes table `filter` with the chain FORWARD in both families, or sets the chain's policy.
 pub(super) fn set_forward(netns: BorrowedFd<'_>, policy: Policy) -> Result<()> {
     let chain = Chain { table: "filter", name: "FORWARD", kind: "filter", hook: FORWARD, priority: 0, policy };
-    let messages = [Family::V4, Family::V6].iter().flat_map(|family| chain.make(*family)).collect();
+    let messages = Family::BOTH.into_iter().flat_map(|family| chain.make(family)).collect();
     run(netns, messages).with_context(|| format!("set the policy of the FORWARD chains to {policy:?}"))
 }
 
-/// Lets what comes from `net` and leaves by another device than `inside` get the node's address, as Docker does.
-pub(super) fn masquerade(netns: BorrowedFd<'_>, net: Ipv4Net, inside: &str) -> Result<()> {
+/// Lets what comes from `net` and leaves by another device than `inside` get an address of the node, as Docker does.
+pub(super) fn masquerade(netns: BorrowedFd<'_>, net: IpNet, inside: &str) -> Result<()> {
     let chain = Chain {
         table: "nat",
         name: "POSTROUTING",
@@ -67,12 +67,18 @@ pub(super) fn masquerade(netns: BorrowedFd<'_>, net: Ipv4Net, inside: &str) -> R
         priority: SOURCE_NAT,
         policy: Policy::Accept,
     };
+    // Place and length of the source address in the header.
+    let (family, at, mask, network) = match net {
+        IpNet::V4(net) => (Family::V4, 12, net.netmask().octets().to_vec(), net.network().octets().to_vec()),
+        IpNet::V6(net) => (Family::V6, 8, net.netmask().octets().to_vec(), net.network().octets().to_vec()),
+    };
+    let length = mask.len();
     // `ip saddr & mask == net`, `oifname != inside`, `masquerade`.
     let mut rule = Attributes::default();
-    let source = [(1, REGISTER), (2, 1), (3, 12), (4, 4)];
-    let mask = Attributes::default().bytes(1, &net.netmask().octets());
-    let no_bits = Attributes::default().bytes(1, &[0; 4]);
-    let masked = numbers(&[(1, REGISTER), (2, REGISTER), (3, 4)]).nest(4, &mask).nest(5, &no_bits);
+    let source = [(1, REGISTER), (2, 1), (3, at), (4, length as u32)];
+    let mask = Attributes::default().bytes(1, &mask);
+    let no_bits = Attributes::default().bytes(1, &vec![0; length]);
+    let masked = numbers(&[(1, REGISTER), (2, REGISTER), (3, length as u32)]).nest(4, &mask).nest(5, &no_bits);
     let mut device = [0; 16];
     for (to, from) in device.iter_mut().zip(inside.bytes()) {
         *to = from;
@@ -80,7 +86,7 @@ pub(super) fn masquerade(netns: BorrowedFd<'_>, net: Ipv4Net, inside: &str) -> R
     for (name, data) in [
         ("payload", Some(numbers(&source))),
         ("bitwise", Some(masked)),
-        ("cmp", Some(compare(0, &net.network().octets()))),
+        ("cmp", Some(compare(0, &network))),
         ("meta", Some(numbers(&[(1, REGISTER), (2, 7)]))),
         ("cmp", Some(compare(1, &device))),
         ("masq", None),
@@ -93,16 +99,17 @@ pub(super) fn masquerade(netns: BorrowedFd<'_>, net: Ipv4Net, inside: &str) -> R
     }
     let rule =
         Attributes::default().text(RULE_TABLE, chain.table).text(RULE_CHAIN, chain.name).nest(RULE_EXPRESSIONS, &rule);
-    let mut messages: Vec<_> = chain.make(Family::V4).into();
+    let mut messages: Vec<_> = chain.make(family).into();
     // NLM_F_APPEND of include/uapi/linux/netlink.h.
-    messages.push(change(Family::V4, NEW_RULE, NLM_F_CREATE | 0x800, &rule));
+    messages.push(change(family, NEW_RULE, NLM_F_CREATE | 0x800, &rule));
     run(netns, messages).with_context(|| format!("masquerade {net}"))
 }
 
 /// Takes the masquerading away.
 pub(super) fn no_masquerade(netns: BorrowedFd<'_>) -> Result<()> {
     let table = Attributes::default().text(TABLE_NAME, "nat");
-    run(netns, vec![change(Family::V4, DEL_TABLE, 0, &table)]).context("end masquerading")
+    let both = Family::BOTH.map(|family| change(family, DEL_TABLE, 0, &table));
+    run(netns, both.into()).context("end masquerading")
 }
 
 struct Chain {
