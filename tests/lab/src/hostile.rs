@@ -70,8 +70,9 @@ pub struct HostileNode {
     netns: OwnedFd,
     addresses: Vec<IpNet>,
     router: Router,
-    /// None if this binary holds no BPF object, or did not build the lab.
-    foreign: Option<Foreign>,
+    /// Somebody else's programs at the ingress and at the egress of its device to the underlay. None if this binary holds no BPF object, or
+    /// did not build the lab.
+    foreign: Option<[Foreign; 2]>,
 }
 
 impl HostileNode {
@@ -89,12 +90,15 @@ impl HostileNode {
         self.second_nic().context("make a second NIC and a host behind it")?;
         self.set_forward(Policy::Drop)?;
         if !object::OBJECT.is_empty() {
-            let foreign = Foreign::load()?;
             let device = index_of(&mut Socket::open_in(self.netns.as_fd())?, NODE_DEVICE)?;
-            for side in Side::BOTH {
-                foreign.attach(self.netns.as_fd(), device, Direction::Ingress, side)?;
-            }
-            self.foreign = Some(foreign);
+            let put = |direction| -> Result<Foreign> {
+                let foreign = Foreign::load()?;
+                for side in Side::BOTH {
+                    foreign.attach(self.netns.as_fd(), device, direction, side)?;
+                }
+                Ok(foreign)
+            };
+            self.foreign = Some([put(Direction::Ingress)?, put(Direction::Egress)?]);
         }
         self.advertise_own()
     }
@@ -147,15 +151,19 @@ impl HostileNode {
         DOCKER_NETS.iter().try_for_each(|net| nft::masquerade(self.netns.as_fd(), net.trunc(), DOCKER))
     }
 
-    /// Somebody else's programs on the ingress of its device to the underlay.
+    /// Somebody else's programs on its device to the underlay.
     ///
     /// # Errors
     /// When this binary holds no BPF object to make them of, or did not build the lab.
-    pub fn foreign(&self) -> Result<&Foreign> {
-        self.foreign.as_ref().context(
+    pub fn foreign(&self, direction: Direction) -> Result<&Foreign> {
+        let [ingress, egress] = self.foreign.as_ref().context(
             "nobody else's programs are on the hostile node: this binary was built without a BPF object. Run it by \
              `cargo xtask test`, or set WEFT_BPF_OBJECT to the object when you build it",
-        )
+        )?;
+        Ok(match direction {
+            Direction::Ingress => ingress,
+            Direction::Egress => egress,
+        })
     }
 
     /// Lets the router on the underlay send it an advertisement.

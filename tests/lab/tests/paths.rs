@@ -11,7 +11,7 @@ use anyhow::Result;
 use cni_agent::netlink::{Socket, addr};
 use lab::{
     HostileNode, Lab, LabConfig, Node, PodSpec,
-    hostile::{Advertisement, Policy, Side},
+    hostile::{Advertisement, Direction, Foreign, Policy, Side},
     probe::{self, Family, Place, Reply},
 };
 use nix::sys::socket::{
@@ -288,18 +288,36 @@ fn stays_hostile(checks: &mut Checks, rig: &Rig) {
     let own = addr::list(&mut socket).unwrap().into_iter().find(|a| a.net.addr() == address).unwrap();
     checks.expect(!own.flags.contains(addr::Flags::Permanent), || format!("a router's address is for a time: {own:?}"));
 
-    let foreign = rig.hostile().foreign().unwrap();
-    let before = Side::BOTH.map(|side| foreign.seen(side).unwrap());
     let prefix = "fd99::/64".parse().unwrap();
     rig.hostile().advertise(&Advertisement { valid: 7 * 24 * 3600, ..Advertisement::of(prefix) }).unwrap();
+    let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|d| rig.hostile().foreign(d).unwrap());
+    let seen = |foreign: &Foreign| Side::BOTH.map(|side| foreign.seen(side).unwrap());
+    let before = [seen(ingress), seen(egress)];
     for family in Family::BOTH {
         checks.reaches(&rig.ordinary, &rig.hostile, family, rig.ordinary.address(family).unwrap());
         checks.reach_each_other(&rig.one, &rig.two, family);
     }
-    for (side, before) in Side::BOTH.into_iter().zip(before) {
-        let seen = foreign.seen(side).unwrap() - before;
-        checks.expect(seen >= 6, || format!("somebody else's filter {side:?} ours has seen {seen} packets"));
+    let [[first, last], out] = [seen(ingress), seen(egress)];
+    let [plain, all] = [6, 18];
+    // What we take they see only where they stand before us: with TCX we come before all filters.
+    let ours_is_first = how(rig.node("node-2"), "from_netdev") == "tcx";
+    for (what, seen, before, least) in [
+        ("before ours", first, before[0][0], if ours_is_first { plain } else { all }),
+        ("after ours", last, before[0][1], plain),
+        ("first at the egress", out[0], before[1][0], all),
+        ("last at the egress", out[1], before[1][1], all),
+    ] {
+        let seen = seen - before;
+        checks.expect(seen >= least, || format!("somebody else's filter {what} has seen {seen} packets, not {least}"));
     }
+}
+
+/// By which means a program is attached.
+fn how(node: &Node, program: &str) -> String {
+    let status = node.ask("/v1/status").unwrap();
+    let hooks = status["datapath"]["programs"].as_array().expect("a list of programs").clone();
+    let hook = hooks.iter().find(|h| h["program"] == program).expect("the program is attached");
+    hook["how"].as_str().unwrap().to_owned()
 }
 
 #[test]
