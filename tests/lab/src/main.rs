@@ -3,7 +3,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
-use lab::{Ending, Lab, LabConfig, PodSpec, Port, Step, Underlay, Watch, tour};
+use lab::{Ending, Hostile, Lab, LabConfig, PodSpec, Port, Step, Underlay, Watch, tour};
 
 const ABOUT: &str = "\
 A cluster on this machine, out of network namespaces: nodes with a real agent each, pods made by real CNI calls. Without a \
@@ -75,6 +75,9 @@ struct Up {
     /// Join two nodes by a wire instead of a bridge
     #[arg(long)]
     direct: bool,
+    /// No hostile node: without it the last of several has a firewall, Docker's bridge, a second NIC and other people's filters
+    #[arg(long)]
+    ordinary: bool,
     /// Further arguments for every agent
     #[arg(last = true, value_name = "AGENT ARGS")]
     agent_args: Vec<String>,
@@ -126,6 +129,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let config = LabConfig {
                 nodes: up.nodes,
                 underlay,
+                hostile: if up.ordinary { Hostile::Nobody } else { Hostile::default() },
                 agent_args: up.agent_args,
                 watch: printing(),
                 ..LabConfig::default()
