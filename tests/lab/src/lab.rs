@@ -1,6 +1,6 @@
 //! The lab's life: up, pods, restarts, down.
 use std::{
-    env, fs,
+    fs,
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
@@ -21,13 +21,11 @@ use crate::{
     pod::{Added, CniCall, Pod, PodSpec, addresses_in},
     probe::Place,
     process::{self, Identity},
+    programs,
     state::{NodeState, State},
     underlay::{self, Router, Underlay},
     watch::{Step, Watch},
 };
-
-/// Programs that the lab runs.
-const PROGRAMS: [&str; 3] = ["weft-agent", "weft-cni", "weft"];
 
 /// A lab to build.
 #[derive(Debug)]
@@ -105,7 +103,7 @@ impl Lab {
         if underlay == Underlay::Direct && nodes != 2 {
             bail!("a direct wire joins two nodes, not {nodes}: take a bridge");
         }
-        let bin_dir = find_programs(bin_dir)?;
+        let bin_dir = programs::find(bin_dir)?;
         let lock = Lock::wait()?;
         remove_leftovers(&mut watch)?;
         let nodes: Vec<NodeState> = (1..=nodes).map(|n| underlay::plan(n, hostile.is(n, nodes))).collect();
@@ -481,25 +479,4 @@ impl Drop for Lab {
             eprintln!("the lab could not be taken down whole: {e:#}; `cargo xtask lab down` tries again");
         }
     }
-}
-
-/// The directory of our programs.
-fn find_programs(given: Option<PathBuf>) -> Result<PathBuf> {
-    let (directory, from) = match (given, env::var_os("WEFT_BIN_DIR")) {
-        (Some(directory), _) => (directory, "the caller"),
-        (None, Some(directory)) => (directory.into(), "WEFT_BIN_DIR"),
-        (None, None) => {
-            let own = env::current_exe().context("find the directory of this program")?;
-            (own.parent().context("this program has no directory")?.to_owned(), "the directory of this program")
-        }
-    };
-    let missing: Vec<_> = PROGRAMS.into_iter().filter(|p| !directory.join(p).is_file()).collect();
-    if !missing.is_empty() {
-        bail!(
-            "{} (from {from}) has no {}: build with `cargo xtask build` and set WEFT_BIN_DIR to the directory it names",
-            directory.display(),
-            missing.join(", ")
-        );
-    }
-    fs::canonicalize(&directory).with_context(|| format!("find {}", directory.display()))
 }

@@ -17,6 +17,7 @@ mod node;
 mod pod;
 pub mod probe;
 mod process;
+mod programs;
 pub mod snapshot;
 mod state;
 pub mod tour;
