@@ -206,10 +206,8 @@ impl HostileNode {
         socket.batch(DOCKER_NETS.map(|net| addr::add(bridge, net)).into())?;
         let addresses = DOCKER_NETS.map(|net| host_in(net, 2));
         let port = End { name: "veth_docker", ..End::default() };
-        let (port, _) =
-            wire(&mut socket, &port, &layout::container_netns(self.number), CONTAINER_DEVICE, &addresses, |device| {
-                DOCKER_NETS.map(|net| way(net.addr(), None, device)).into()
-            })?;
+        let routes = |device| DOCKER_NETS.map(|net| way(net.addr(), None, device)).into();
+        let port = wire(&mut socket, &port, &layout::container_netns(self.number), &addresses, routes)?;
         socket.batch(vec![link::set_master(port, Some(bridge)), link::up(bridge)])?;
         Ok(())
     }
@@ -220,14 +218,9 @@ impl HostileNode {
         let own = layout::second_addresses(self.number);
         let nic = End { name: SECOND_DEVICE, ..End::default() };
         let cidrs = layout::pod_cidrs(self.number);
-        let (nic, _) = wire(
-            &mut socket,
-            &nic,
-            &layout::outside_netns(self.number),
-            CONTAINER_DEVICE,
-            &layout::outside_addresses(),
-            |device| own.iter().zip(cidrs).map(|(via, to)| way(via.addr(), Some(to), device)).collect(),
-        )?;
+        let routes = |device| own.iter().zip(cidrs).map(|(via, to)| way(via.addr(), Some(to), device)).collect();
+        let outside = layout::outside_netns(self.number);
+        let nic = wire(&mut socket, &nic, &outside, &layout::outside_addresses(), routes)?;
         socket.batch(own.map(|net| addr::add(nic, net)).into())?;
         Ok(())
     }
@@ -239,28 +232,27 @@ impl HostileNode {
     }
 }
 
-/// Makes a namespace and a wire into it, both ends up; gives the indexes of both ends.
+/// Makes a namespace and a wire into it, both ends up; gives the near one's index.
 fn wire(
     socket: &mut Socket,
     near: &End<'_>,
     far: &str,
-    far_device: &str,
     addresses: &[IpNet],
     routes: impl FnOnce(u32) -> Vec<Route>,
-) -> Result<(u32, u32)> {
+) -> Result<u32> {
     let netns = netns::create(far).with_context(|| format!("make the network namespace {far}"))?;
-    let end = End { name: far_device, netns: Some(netns.as_fd()), ..End::default() };
+    let end = End { name: CONTAINER_DEVICE, netns: Some(netns.as_fd()), ..End::default() };
     socket.run(link::create_veth(near, &end))?;
     let mut inside = Socket::open_in(netns.as_fd())?;
     inside.run(link::up(link::LOOPBACK))?;
     // As on the nodes: nobody waits for the search for duplicates.
-    netns::set_sysctl(&netns, &format!("ipv6/conf/{far_device}/accept_dad"), "0")?;
-    let (index, other) = (index_of(socket, near.name)?, index_of(&mut inside, far_device)?);
+    netns::set_sysctl(&netns, &format!("ipv6/conf/{CONTAINER_DEVICE}/accept_dad"), "0")?;
+    let (index, other) = (index_of(socket, near.name)?, index_of(&mut inside, CONTAINER_DEVICE)?);
     socket.run(link::up(index))?;
     inside.run(link::up(other))?;
     inside.batch(addresses.iter().map(|net| addr::add(other, *net)).collect())?;
     inside.batch(routes(other).iter().map(route::add).collect())?;
-    Ok((index, other))
+    Ok(index)
 }
 
 fn way(via: IpAddr, to: Option<IpNet>, device: u32) -> Route {
