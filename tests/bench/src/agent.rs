@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use lab::{Ending, Lab, LabConfig, PodSpec};
+use lab::{Ending, Hostile, Lab, LabConfig, PodSpec};
 
 use crate::path::{progress, progress_end};
 use crate::{interrupt, stats};
@@ -20,7 +20,7 @@ const PODS: u32 = 20;
 /// down. Answers with the figures by name.
 pub fn measure(rounds: u32) -> Result<BTreeMap<String, f64>> {
     progress("building the lab");
-    let mut lab = Lab::up(LabConfig::with_nodes(2))?;
+    let mut lab = Lab::up(LabConfig { hostile: Hostile::Nobody, ..LabConfig::with_nodes(2) })?;
     let figures = run(&mut lab, rounds);
     progress_end();
     // An error of the measurement says more than one of the removal that may come of it.

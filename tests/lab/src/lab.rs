@@ -1,6 +1,7 @@
 //! The lab's life: up, pods, restarts, down.
 use std::{
-    env, fs,
+    fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     time::{Duration, Instant},
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     clean,
+    hostile::{Hostile, HostileNode},
     layout::{MAX_NODES, ROOT},
     lock::Lock,
     manifest,
@@ -19,13 +21,11 @@ use crate::{
     pod::{Added, CniCall, Pod, PodSpec, addresses_in},
     probe::Place,
     process::{self, Identity},
+    programs,
     state::{NodeState, State},
-    underlay::{self, Underlay},
+    underlay::{self, Router, Underlay},
     watch::{Step, Watch},
 };
-
-/// Programs that the lab runs.
-const PROGRAMS: [&str; 3] = ["weft-agent", "weft-cni", "weft"];
 
 /// A lab to build.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct LabConfig {
     pub nodes: u8,
     /// What joins them.
     pub underlay: Underlay,
+    /// Which one is hostile.
+    pub hostile: Hostile,
     /// Further arguments of every agent.
     pub agent_args: Vec<String>,
     /// Directory of our programs; found if none (see [`LabConfig::default`]).
@@ -43,9 +45,16 @@ pub struct LabConfig {
 }
 
 impl Default for LabConfig {
-    /// Two nodes on a bridge; the programs of `WEFT_BIN_DIR`, or of the directory of the running one.
+    /// Two nodes on a bridge, the second of them hostile; the programs of `WEFT_BIN_DIR`, or of the directory of the running one.
     fn default() -> Self {
-        Self { nodes: 2, underlay: Underlay::Bridge, agent_args: Vec::new(), bin_dir: None, watch: Watch::default() }
+        Self {
+            nodes: 2,
+            underlay: Underlay::Bridge,
+            hostile: Hostile::default(),
+            agent_args: Vec::new(),
+            bin_dir: None,
+            watch: Watch::default(),
+        }
     }
 }
 
@@ -71,6 +80,7 @@ pub enum Ending {
 pub struct Lab {
     state: State,
     nodes: Vec<Node>,
+    hostile: Option<HostileNode>,
     watch: Watch,
     takes_down: bool,
     _lock: Lock,
@@ -83,7 +93,7 @@ impl Lab {
     /// # Errors
     /// When somebody's lab is up, programs are missing, or any part fails; nothing is left then.
     pub fn up(config: LabConfig) -> Result<Self> {
-        let LabConfig { nodes, underlay, agent_args, bin_dir, mut watch } = config;
+        let LabConfig { nodes, underlay, hostile, agent_args, bin_dir, mut watch } = config;
         if !nix::unistd::geteuid().is_root() {
             bail!("the lab needs root: it makes network namespaces and loads BPF programs. Run it with sudo");
         }
@@ -93,10 +103,10 @@ impl Lab {
         if underlay == Underlay::Direct && nodes != 2 {
             bail!("a direct wire joins two nodes, not {nodes}: take a bridge");
         }
-        let bin_dir = find_programs(bin_dir)?;
+        let bin_dir = programs::find(bin_dir)?;
         let lock = Lock::wait()?;
         remove_leftovers(&mut watch)?;
-        let nodes: Vec<NodeState> = (1..=nodes).map(underlay::plan).collect();
+        let nodes: Vec<NodeState> = (1..=nodes).map(|n| underlay::plan(n, hostile.is(n, nodes))).collect();
         let state = State {
             owner: Some(Identity::own()?),
             underlay,
@@ -108,7 +118,7 @@ impl Lab {
         };
         let nodes = nodes.into_iter().map(Node::new).collect();
         // From here on, dropping it removes what is there already.
-        let mut lab = Self { state, nodes, watch, takes_down: true, _lock: lock };
+        let mut lab = Self { state, nodes, hostile: None, watch, takes_down: true, _lock: lock };
         lab.build()?;
         Ok(lab)
     }
@@ -116,12 +126,20 @@ impl Lab {
     fn build(&mut self) -> Result<()> {
         fs::create_dir_all(ROOT).with_context(|| format!("make {ROOT}"))?;
         self.state.write()?;
-        let Self { state, nodes, watch, .. } = self;
+        let Self { state, nodes, hostile, watch, .. } = self;
         let what = match state.underlay {
             Underlay::Bridge => "make the nodes' network namespaces and join them by a bridge",
             Underlay::Direct => "make two nodes' network namespaces and join them by a wire",
         };
         watch.step(what, || underlay::build(state.underlay, &state.nodes))?;
+        if let Some(node) = state.nodes.iter().find(|n| n.hostile) {
+            let what =
+                format!("make {} hostile: Docker, a second NIC, a firewall, a router's advertisement", node.name);
+            watch.step(what, || {
+                let made = hostile.insert(HostileNode::open(node, Router::of(state.underlay, node.number))?);
+                made.build().with_context(|| format!("make {} hostile", node.name))
+            })?;
+        }
         watch.step("make the nodes' directories, each with a BPF file system", || {
             nodes.iter().try_for_each(Node::make_directories)
         })?;
@@ -150,7 +168,9 @@ impl Lab {
             .filter(State::is_alive)
             .context("no lab is up: build one with `cargo xtask lab up` first")?;
         let nodes = state.nodes.iter().cloned().map(Node::new).collect();
-        Ok(Self { state, nodes, watch: Watch::default(), takes_down: false, _lock: lock })
+        let hostile = state.nodes.iter().find(|n| n.hostile);
+        let hostile = hostile.map(|n| HostileNode::open(n, Router::of(state.underlay, n.number))).transpose()?;
+        Ok(Self { state, nodes, hostile, watch: Watch::default(), takes_down: false, _lock: lock })
     }
 
     /// Leaves the lab standing when this is dropped, until [`down`](Self::down) or [`remove`](Self::remove).
@@ -196,6 +216,26 @@ impl Lab {
             let names: Vec<_> = self.nodes.iter().map(Node::name).collect();
             format!("no node is called `{name}`; there are {}", names.join(", "))
         })
+    }
+
+    /// What the hostile node has beside the others.
+    ///
+    /// # Errors
+    /// When no node is hostile.
+    pub fn hostile(&self) -> Result<&HostileNode> {
+        self.hostile.as_ref().context("no node of this lab is hostile: ask for one by LabConfig::hostile")
+    }
+
+    /// Lists these addresses in the Node object of `node` beside those on the underlay, as further InternalIPs.
+    ///
+    /// # Errors
+    /// When there is no such node or its object can not be written.
+    pub fn list_addresses(&mut self, node: &str, further: &[IpAddr]) -> Result<()> {
+        let node = self.nodes.iter_mut().find(|n| n.name() == node).with_context(|| format!("no node {node}"))?;
+        node.state.listed = further.to_vec();
+        let object = node.state.clone();
+        self.note_agents()?;
+        manifest::write_node(&object, &self.state.nodes)
     }
 
     /// The pod called `name`.
@@ -439,25 +479,4 @@ impl Drop for Lab {
             eprintln!("the lab could not be taken down whole: {e:#}; `cargo xtask lab down` tries again");
         }
     }
-}
-
-/// The directory of our programs.
-fn find_programs(given: Option<PathBuf>) -> Result<PathBuf> {
-    let (directory, from) = match (given, env::var_os("WEFT_BIN_DIR")) {
-        (Some(directory), _) => (directory, "the caller"),
-        (None, Some(directory)) => (directory.into(), "WEFT_BIN_DIR"),
-        (None, None) => {
-            let own = env::current_exe().context("find the directory of this program")?;
-            (own.parent().context("this program has no directory")?.to_owned(), "the directory of this program")
-        }
-    };
-    let missing: Vec<_> = PROGRAMS.into_iter().filter(|p| !directory.join(p).is_file()).collect();
-    if !missing.is_empty() {
-        bail!(
-            "{} (from {from}) has no {}: build with `cargo xtask build` and set WEFT_BIN_DIR to the directory it names",
-            directory.display(),
-            missing.join(", ")
-        );
-    }
-    fs::canonicalize(&directory).with_context(|| format!("find {}", directory.display()))
 }

@@ -4,6 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cni_common::net::Mac;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// Everything that the lab writes stands here.
@@ -16,11 +17,29 @@ pub const BRIDGE: &str = "underlay";
 pub const NODE_DEVICE: &str = "eth0";
 /// MTU of the underlay.
 pub const UNDERLAY_MTU: u32 = 1500;
+/// A hostile node's second device.
+pub const SECOND_DEVICE: &str = "eth1";
+/// A hostile node's bridge.
+pub const DOCKER: &str = "docker0";
+/// The bridge's addresses: Docker's own, and one of ours.
+pub const DOCKER_NETS: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(172, 17, 0, 1), 16)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd17, 0, 0, 0, 0, 0, 0, 1), 64)),
+];
+/// Device of a container on that bridge, and of the host behind the second device.
+pub const CONTAINER_DEVICE: &str = "eth0";
 /// As many nodes as the addresses reach for.
 pub const MAX_NODES: u8 = 99;
 
+const UNDERLAY6: Ipv6Addr = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0);
+const SECOND4: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 0);
+const SECOND6: Ipv6Addr = Ipv6Addr::new(0xfd98, 0, 0, 0, 0, 0, 0, 0);
 const NODE_NETNS: &str = "weft-node-";
 const POD_NETNS: &str = "weft-pod-";
+const CONTAINER_NETNS: &str = "weft-docker-";
+const OUTSIDE_NETNS: &str = "weft-outside-";
+/// Number of the host behind a hostile node's second device.
+const OUTSIDE: u8 = 99;
 
 /// What node `number`, from 1, is called.
 #[must_use]
@@ -40,17 +59,80 @@ pub fn pod_netns(name: &str) -> String {
     format!("{POD_NETNS}{name}")
 }
 
+/// The network namespace of the container on Docker's bridge of node `number`.
+#[must_use]
+pub fn container_netns(number: u8) -> String {
+    format!("{CONTAINER_NETNS}{number}")
+}
+
+/// The network namespace of the host behind the second device of node `number`.
+#[must_use]
+pub fn outside_netns(number: u8) -> String {
+    format!("{OUTSIDE_NETNS}{number}")
+}
+
 /// The network namespace called `name` is one of the lab's.
 #[must_use]
 pub fn is_ours(netns: &str) -> bool {
-    netns == UNDERLAY || netns.starts_with(NODE_NETNS) || netns.starts_with(POD_NETNS)
+    let beginnings = [NODE_NETNS, POD_NETNS, CONTAINER_NETNS, OUTSIDE_NETNS];
+    netns == UNDERLAY || beginnings.iter().any(|b| netns.starts_with(b))
 }
 
-/// Underlay addresses of node `number`, IPv4 first.
+/// Underlay addresses of an ordinary node `number`, IPv4 first.
 #[must_use]
 pub fn node_addresses(number: u8) -> [IpNet; 2] {
-    let v6 = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, spelled(number));
-    [IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 99, 0, number), 24)), IpNet::V6(Ipv6Net::new_assert(v6, 64))]
+    [v4(Ipv4Addr::new(10, 99, 0, 0), number, 24), v6(UNDERLAY6, number, 64)]
+}
+
+/// Underlay addresses of a hostile node `number`, IPv4 first. The other one it makes itself, of the prefix that a router tells
+/// and [`hostile_mac`].
+#[must_use]
+pub fn hostile_addresses(number: u8) -> [IpNet; 2] {
+    let [prefix, own] = [UNDERLAY6, hostile_link_local(number)].map(|a| a.segments());
+    let mut both = prefix;
+    for (to, from) in both.iter_mut().zip(own).skip(4) {
+        *to = from;
+    }
+    [node_addresses(number)[0], IpNet::V6(Ipv6Net::new_assert(both.into(), 64))]
+}
+
+/// MAC address of a hostile node's device to the underlay.
+#[must_use]
+pub const fn hostile_mac(number: u8) -> Mac {
+    Mac::new([0x02, 0, 0x63, 0, 0, number])
+}
+
+/// Link-local address of that device: modified EUI-64 (RFC 4291 appendix A).
+#[must_use]
+pub fn hostile_link_local(number: u8) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = hostile_mac(number).bytes;
+    let two = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(0xfe80, 0, 0, 0, two(a ^ 2, b), two(c, 0xff), two(0xfe, d), two(e, f))
+}
+
+/// Addresses of the second device of node `number`, IPv4 first.
+#[must_use]
+pub fn second_addresses(number: u8) -> [IpNet; 2] {
+    [v4(SECOND4, number, 24), v6(SECOND6, number, 64)]
+}
+
+/// Addresses of the host behind such a device.
+#[must_use]
+pub fn outside_addresses() -> [IpNet; 2] {
+    second_addresses(OUTSIDE)
+}
+
+/// Address `number` of an IPv4 network.
+pub(crate) fn v4(network: Ipv4Addr, number: u8, length: u8) -> IpNet {
+    let [a, b, c, _] = network.octets();
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, number), length))
+}
+
+/// Address `number`, spelled in decimal digits, of an IPv6 network.
+pub(crate) fn v6(network: Ipv6Addr, number: u8, length: u8) -> IpNet {
+    let mut segments = network.segments();
+    segments[7] = spelled(number);
+    IpNet::V6(Ipv6Net::new_assert(segments.into(), length))
 }
 
 /// Pod CIDRs of node `number`, IPv4 first.
@@ -135,12 +217,14 @@ mod tests {
     #[test]
     fn a_nodes_number_is_read_from_its_addresses() {
         assert_eq!(node_addresses(12).map(|a| a.to_string()), ["10.99.0.12/24", "fd99::12/64"]);
+        assert_eq!(hostile_addresses(2).map(|a| a.to_string()), ["10.99.0.2/24", "fd99::63ff:fe00:2/64"]);
+        assert_eq!(second_addresses(12).map(|a| a.to_string()), ["10.98.0.12/24", "fd98::12/64"]);
         assert_eq!(pod_cidrs(12).map(|a| a.to_string()), ["10.244.12.0/24", "fd10:244:12::/64"]);
     }
 
     #[test]
     fn only_the_labs_namespaces_are_the_labs() {
-        for ours in [UNDERLAY, &node_netns(1), &pod_netns("web")] {
+        for ours in [UNDERLAY, &node_netns(1), &pod_netns("web"), &container_netns(2), &outside_netns(2)] {
             assert!(is_ours(ours), "{ours}");
         }
         for other in ["weft-test-1", "weft", "cni-1234", "node-1"] {

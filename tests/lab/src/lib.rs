@@ -8,6 +8,7 @@
 //! the next lab finds and removes.
 pub mod api;
 mod clean;
+pub mod hostile;
 mod lab;
 pub mod layout;
 mod lock;
@@ -16,12 +17,14 @@ mod node;
 mod pod;
 pub mod probe;
 mod process;
+mod programs;
 pub mod snapshot;
 mod state;
 pub mod tour;
 mod underlay;
 mod watch;
 
+pub use hostile::{Hostile, HostileNode};
 pub use lab::{Ending, Lab, LabConfig, exec};
 pub use lock::{HELD_BY_PARENT, Quiet};
 pub use node::Node;

@@ -3,7 +3,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
-use lab::{Ending, Lab, LabConfig, PodSpec, Port, Step, Underlay, Watch, tour};
+use lab::{Ending, Hostile, Lab, LabConfig, PodSpec, Port, Step, Underlay, Watch, tour};
 
 const ABOUT: &str = "\
 A cluster on this machine, out of network namespaces: nodes with a real agent each, pods made by real CNI calls. Without a \
@@ -75,6 +75,9 @@ struct Up {
     /// Join two nodes by a wire instead of a bridge
     #[arg(long)]
     direct: bool,
+    /// No hostile node: without it the last of several has a firewall, Docker's bridge, a second NIC and other people's filters
+    #[arg(long)]
+    ordinary: bool,
     /// Further arguments for every agent
     #[arg(last = true, value_name = "AGENT ARGS")]
     agent_args: Vec<String>,
@@ -126,6 +129,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let config = LabConfig {
                 nodes: up.nodes,
                 underlay,
+                hostile: if up.ordinary { Hostile::Nobody } else { Hostile::default() },
                 agent_args: up.agent_args,
                 watch: printing(),
                 ..LabConfig::default()
@@ -185,7 +189,8 @@ fn print_status(lab: &Lab) {
     for node in lab.nodes() {
         let agent = node.agent_pid().map_or("no agent runs".into(), |pid| format!("agent {pid}"));
         let cidrs = node.pod_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        println!("{:<10} {:<24} pods {cidrs:<32} {agent}", node.name(), join(&node.addresses()));
+        let hostile = if node.is_hostile() { ", hostile" } else { "" };
+        println!("{:<10} {:<32} pods {cidrs:<32} {agent}{hostile}", node.name(), join(&node.addresses()));
     }
     for pod in lab.pods() {
         let labels = pod.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");

@@ -2,6 +2,7 @@
 use std::{fs, io, path::PathBuf};
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::{
@@ -11,8 +12,8 @@ use crate::{
 };
 
 pub(crate) fn node(node: &NodeState) -> Value {
-    let addresses: Vec<Value> =
-        node.addresses.iter().map(|a| json!({"type": "InternalIP", "address": a.addr()})).collect();
+    let addresses = node.addresses.iter().map(IpNet::addr).chain(node.listed.iter().copied());
+    let addresses: Vec<Value> = addresses.map(|a| json!({"type": "InternalIP", "address": a})).collect();
     json!({
         "apiVersion": "v1",
         "kind": "Node",

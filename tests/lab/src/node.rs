@@ -50,6 +50,12 @@ impl Node {
         &self.state.name
     }
 
+    /// It is as nodes in the world are: see [`hostile`](crate::hostile).
+    #[must_use]
+    pub const fn is_hostile(&self) -> bool {
+        self.state.hostile
+    }
+
     /// Its addresses on the underlay, IPv4 first.
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {

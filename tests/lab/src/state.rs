@@ -1,5 +1,5 @@
 //! What a lab command must know of the lab that another one has built.
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, net::IpAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
@@ -30,7 +30,11 @@ pub(crate) struct State {
 pub(crate) struct NodeState {
     pub(crate) number: u8,
     pub(crate) name: String,
+    /// On the underlay; these are InternalIPs.
     pub(crate) addresses: Vec<IpNet>,
+    /// Further InternalIPs.
+    pub(crate) listed: Vec<IpAddr>,
+    pub(crate) hostile: bool,
     #[serde(rename = "podCIDRs")]
     pub(crate) pod_cidrs: Vec<IpNet>,
     pub(crate) agent: Option<Identity>,

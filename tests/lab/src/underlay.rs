@@ -1,5 +1,5 @@
 //! What joins the nodes, and the nodes' network namespaces.
-use std::{fs, os::fd::AsFd as _};
+use std::{fs, net::Ipv6Addr, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::{
@@ -7,12 +7,16 @@ use cni_agent::netlink::{
     link::{self, End},
     netns,
 };
+use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     layout::{self, BRIDGE, NODE_DEVICE, UNDERLAY, UNDERLAY_MTU, node_netns},
     state::NodeState,
 };
+
+/// Address of the router on the bridge. It routes nothing.
+const ROUTER: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x99), 64));
 
 /// What joins the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -23,6 +27,25 @@ pub enum Underlay {
     Bridge,
     /// One veth pair between exactly two nodes: no bridge code in what is measured.
     Direct,
+}
+
+/// Who sends router advertisements to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Router {
+    /// Its network namespace.
+    pub(crate) netns: String,
+    /// Its device to the node.
+    pub(crate) device: String,
+}
+
+impl Router {
+    /// On the link of node `number`: the bridge itself, or the node at the other end of the wire.
+    pub(crate) fn of(kind: Underlay, number: u8) -> Self {
+        match kind {
+            Underlay::Bridge => Self { netns: UNDERLAY.into(), device: BRIDGE.into() },
+            Underlay::Direct => Self { netns: node_netns(if number == 1 { 2 } else { 1 }), device: NODE_DEVICE.into() },
+        }
+    }
 }
 
 /// Makes the nodes' namespaces and joins them.
@@ -62,11 +85,13 @@ fn bridge(nodes: &[NodeState]) -> Result<()> {
     let mut socket = Socket::open_in(netns.as_fd())?;
     socket.batch(vec![link::up(link::LOOPBACK), link::create_bridge(BRIDGE)])?;
     let bridge = index_of(&mut socket, BRIDGE)?;
-    socket.batch(vec![link::no_link_local(bridge), link::up(bridge)])?;
+    // The router's address, for its advertisements; and a neighbour that does not forward is no router.
+    netns::set_sysctl(&netns, &format!("ipv6/conf/{BRIDGE}/forwarding"), "1")?;
+    socket.batch(vec![link::no_link_local(bridge), link::up(bridge), addr::add(bridge, ROUTER)])?;
     for node in nodes {
         let inside = netns::open(netns::path_of(&node_netns(node.number)))?;
         let port = End { name: &node.name, mtu: Some(UNDERLAY_MTU), ..End::default() };
-        let device = End { name: NODE_DEVICE, mtu: Some(UNDERLAY_MTU), netns: Some(inside.as_fd()), ..End::default() };
+        let device = End { netns: Some(inside.as_fd()), ..end_of(node) };
         socket.run(link::create_veth(&port, &device))?;
         let port = index_of(&mut socket, &node.name)?;
         socket.batch(vec![link::no_link_local(port), link::set_master(port, Some(bridge)), link::up(port)])?;
@@ -78,19 +103,29 @@ fn bridge(nodes: &[NodeState]) -> Result<()> {
 fn direct(one: &NodeState, two: &NodeState) -> Result<()> {
     let open = |node: &NodeState| netns::open(netns::path_of(&node_netns(node.number)));
     let (first, second) = (open(one)?, open(two)?);
-    let end = End { name: NODE_DEVICE, mtu: Some(UNDERLAY_MTU), ..End::default() };
-    let peer = End { netns: Some(second.as_fd()), ..end };
-    Socket::open_in(first.as_fd())?.run(link::create_veth(&end, &peer))?;
+    let peer = End { netns: Some(second.as_fd()), ..end_of(two) };
+    Socket::open_in(first.as_fd())?.run(link::create_veth(&end_of(one), &peer))?;
     address(one)?;
     address(two)
 }
 
-/// Gives the node's device its addresses and sets it up.
+/// The node's device, to be made.
+fn end_of(node: &NodeState) -> End<'static> {
+    let mac = node.hostile.then(|| layout::hostile_mac(node.number));
+    End { name: NODE_DEVICE, mtu: Some(UNDERLAY_MTU), mac, ..End::default() }
+}
+
+/// Gives the node's device its addresses and sets it up. Its IPv6 address a hostile node gets from a router.
 fn address(node: &NodeState) -> Result<()> {
     let netns = netns::open(netns::path_of(&node_netns(node.number)))?;
     let mut socket = Socket::open_in(netns.as_fd())?;
     let device = index_of(&mut socket, NODE_DEVICE)?;
-    let mut batch: Vec<_> = node.addresses.iter().map(|net| addr::add(device, *net)).collect();
+    if node.hostile {
+        // 2: although it forwards.
+        netns::set_sysctl(&netns, &format!("ipv6/conf/{NODE_DEVICE}/accept_ra"), "2")?;
+    }
+    let here = node.addresses.iter().filter(|net| !node.hostile || net.addr().is_ipv4());
+    let mut batch: Vec<_> = here.map(|net| addr::add(device, *net)).collect();
     batch.insert(0, link::up(device));
     socket.batch(batch)?;
     Ok(())
@@ -101,11 +136,14 @@ fn index_of(socket: &mut Socket, name: &str) -> Result<u32> {
 }
 
 /// A node as it will be.
-pub(crate) fn plan(number: u8) -> NodeState {
+pub(crate) fn plan(number: u8, hostile: bool) -> NodeState {
+    let addresses = if hostile { layout::hostile_addresses(number) } else { layout::node_addresses(number) };
     NodeState {
         number,
         name: layout::node_name(number),
-        addresses: layout::node_addresses(number).into(),
+        addresses: addresses.into(),
+        listed: Vec::new(),
+        hostile,
         pod_cidrs: layout::pod_cidrs(number).into(),
         agent: None,
     }

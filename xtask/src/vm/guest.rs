@@ -21,11 +21,11 @@ use crate::{
 /// Lines of init for the host begin so.
 pub const MARK: &str = "weft-vm: ";
 
-/// The lab's tests that are run in a machine: pods on one node and on two.
-const LAB_TESTS: [&str; 2] = ["two_pods", "two_nodes"];
+/// The lab's tests that are run in a machine: pods on one node and on two, and every way in and out of a node.
+const LAB_TESTS: [&str; 3] = ["two_pods", "two_nodes", "paths"];
 
 /// Modules that disks, the console's luck and our datapath may need, in a sensible order; their own needs are added.
-const MODULES: [&str; 18] = [
+const MODULES: [&str; 21] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_rng",
@@ -43,6 +43,9 @@ const MODULES: [&str; 18] = [
     "tun",
     "overlay",
     "nf_tables",
+    "nf_nat",
+    "nft_chain_nat",
+    "nft_masq",
     "8021q",
 ];
 

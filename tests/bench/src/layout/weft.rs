@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
 use lab::layout::NODE_DEVICE;
-use lab::{Lab, LabConfig, PodSpec, Underlay};
+use lab::{Hostile, Lab, LabConfig, PodSpec, Underlay};
 
 use super::{Ends, Layout, LayoutName};
 use crate::netns::Netns;
@@ -50,7 +50,8 @@ impl Layout for Weft {
     fn up(&mut self) -> Result<()> {
         let mut cluster = self.cluster.borrow_mut();
         if cluster.lab.is_none() {
-            let mut lab = Lab::up(LabConfig { underlay: Underlay::Direct, ..LabConfig::with_nodes(2) })?;
+            let config = LabConfig { underlay: Underlay::Direct, hostile: Hostile::Nobody, ..LabConfig::with_nodes(2) };
+            let mut lab = Lab::up(config)?;
             for (node, pod) in [("node-1", CLIENT), ("node-1", SAME_NODE), ("node-2", OTHER_NODE)] {
                 lab.pod_add(node, &PodSpec::named(pod)).with_context(|| format!("add the pod {pod} on {node}"))?;
             }

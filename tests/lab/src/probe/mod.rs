@@ -112,19 +112,33 @@ pub struct Reply {
 /// # Errors
 /// When it does not come back within [`LIMIT`]; the text says how far it came.
 pub fn udp(from: &Place, to: &Place, family: Family) -> Result<Reply> {
+    ask((from, family.any()), (to, family.any()), to.address(family)?)
+}
+
+/// A datagram there and back, asked from the address `source` (or whichever the stack takes, if it is the unspecified one) and answered
+/// by a socket that is bound to the address `target`.
+///
+/// # Errors
+/// As [`udp`], and when one of the addresses is not there.
+pub fn udp_bound(from: &Place, source: IpAddr, to: &Place, target: IpAddr) -> Result<Reply> {
+    ask((from, source), (to, target), target)
+}
+
+/// Between two sockets, each at a place and bound to an address.
+fn ask((from, source): (&Place, IpAddr), (to, bound): (&Place, IpAddr), target: IpAddr) -> Result<Reply> {
     const ASK: &[u8] = b"weft asks";
     const ANSWER: &[u8] = b"weft answers";
+    let family = if target.is_ipv4() { Family::V4 } else { Family::V6 };
     let what = || format!("UDP {family} {} → {}", from.name, to.name);
-    let bind = |place: &Place| {
+    let bind = |place: &Place, address: IpAddr| {
         place.run(|| {
-            let socket = UdpSocket::bind(SocketAddr::new(family.any(), 0))?;
+            let socket = UdpSocket::bind(SocketAddr::new(address, 0))?;
             socket.set_read_timeout(Some(LIMIT))?;
             Ok(socket)
         })
     };
-    let address = to.address(family)?;
-    let (client, server) = (bind(from).with_context(what)?, bind(to).with_context(what)?);
-    let target = SocketAddr::new(address, server.local_addr().with_context(what)?.port());
+    let (client, server) = (bind(from, source).with_context(what)?, bind(to, bound).with_context(what)?);
+    let target = SocketAddr::new(target, server.local_addr().with_context(what)?.port());
     client.connect(target).with_context(what)?;
     let mut buffer = [0; 64];
     let begin = Instant::now();
