@@ -2,8 +2,10 @@
 //!
 //! Both ends are sockets of this process, opened inside the namespaces. So a probe needs no program in the pod, and what it
 //! measures is the way between the two.
+mod datagram;
 mod ping;
 mod stream;
+mod wire;
 
 use std::{
     fmt, io,
@@ -15,8 +17,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
+pub use datagram::{Arrived, Datagrams};
 pub use ping::ping;
 pub use stream::{Flow, tcp};
+pub use wire::Wire;
 
 /// A packet that has not come back by then is lost.
 pub const LIMIT: Duration = Duration::from_millis(800);

@@ -78,20 +78,31 @@ impl Flow {
     /// # Errors
     /// When they do not arrive in five seconds, or not as they were.
     pub fn exchange(&mut self, bytes: usize) -> Result<()> {
+        self.pass(&self.client, &self.server, "there", bytes)?;
+        self.pass(&self.server, &self.client, "back", bytes)
+    }
+
+    /// Sends so many bytes to the server, and compares them.
+    ///
+    /// # Errors
+    /// As [`exchange`](Self::exchange).
+    pub fn push(&mut self, bytes: usize) -> Result<()> {
+        self.pass(&self.client, &self.server, "there", bytes)
+    }
+
+    fn pass(&self, from: &TcpStream, to: &TcpStream, way: &str, bytes: usize) -> Result<()> {
         let data: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
-        for (from, to, way) in [(&self.client, &self.server, "there"), (&self.server, &self.client, "back")] {
-            let what = || format!("{}: {bytes} bytes {way}", self.what);
-            let received = std::thread::scope(|scope| {
-                // More than the socket buffers hold: both ends must work at the same time.
-                let sender = scope.spawn(|| (&mut &*from).write_all(&data));
-                let mut received = vec![0; bytes];
-                let result = (&mut &*to).read_exact(&mut received);
-                sender.join().unwrap_or(Ok(())).and(result).map(|()| received)
-            })
-            .with_context(what)?;
-            if received != data {
-                bail!("{}: other bytes arrived", what());
-            }
+        let what = || format!("{}: {bytes} bytes {way}", self.what);
+        let received = std::thread::scope(|scope| {
+            // More than the socket buffers hold: both ends must work at the same time.
+            let sender = scope.spawn(|| (&mut &*from).write_all(&data));
+            let mut received = vec![0; bytes];
+            let result = (&mut &*to).read_exact(&mut received);
+            sender.join().unwrap_or(Ok(())).and(result).map(|()| received)
+        })
+        .with_context(what)?;
+        if received != data {
+            bail!("{}: other bytes arrived", what());
         }
         Ok(())
     }
