@@ -39,7 +39,8 @@ enum Verb {
 /// TESTS: udp_rr and tcp_rr: one byte there and back, ns. tcp_crr: connect, one byte there, one back, close, ns.
 /// tcp_stream: Gbit per second of CPU time.
 ///
-/// LAYOUTS on one node, with veth as limit: veth, bridge, weft-same. Across two nodes, with node as limit: node,
+/// LAYOUTS on one node, with veth as limit: veth, bridge, weft-same, weft-node (a process of the node to a pod, as a
+/// kubelet's probes) and weft-to-node (a pod to a process of the node). Across two nodes, with node as limit: node,
 /// flannel, weft-vxlan. Then, each with a TCP stream over an underlay without segmentation offload and with receive
 /// coalescing (GRO): node-notso, flannel-notso, weft-vxlan-notso; there the average size of the packets that reach
 /// the pod is the figure: about 1400 bytes when GRO is lost, tens of thousands when it works.

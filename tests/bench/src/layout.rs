@@ -93,6 +93,10 @@ pub enum LayoutName {
     Bridge,
     /// Two pods on one node of a Weft lab.
     WeftSame,
+    /// A process of a Weft node itself, as a kubelet is, to a pod of the node.
+    WeftNode,
+    /// A pod of a Weft node to a process of the node itself.
+    WeftToNode,
     /// One veth pair between two nodes, MTU 1500, from host to host: the limit across nodes.
     Node,
     /// Two pods on two nodes, bridges and kernel VXLAN as Flannel sets them up, with its masquerade rules.
@@ -135,6 +139,8 @@ impl LayoutName {
             Self::Veth => "veth",
             Self::Bridge => "bridge",
             Self::WeftSame => "weft-same",
+            Self::WeftNode => "weft-node",
+            Self::WeftToNode => "weft-to-node",
             Self::Node => "node",
             Self::Flannel => "flannel",
             Self::WeftVxlan => "weft-vxlan",
@@ -147,7 +153,7 @@ impl LayoutName {
     /// The layout that is the limit for this one.
     pub fn limit(self) -> Self {
         match self {
-            Self::Veth | Self::Bridge | Self::WeftSame => Self::Veth,
+            Self::Veth | Self::Bridge | Self::WeftSame | Self::WeftNode | Self::WeftToNode => Self::Veth,
             Self::Node | Self::Flannel | Self::WeftVxlan => Self::Node,
             Self::NodeNotso | Self::FlannelNotso | Self::WeftVxlanNotso => Self::NodeNotso,
         }
@@ -162,6 +168,10 @@ impl LayoutName {
                  (conntrack on), bridge-nf-call-iptables and -ip6tables 1, forwarding on, MTU 1500"
             }
             Self::WeftSame => "two pods on one node of a Weft lab, real agent and CNI calls",
+            Self::WeftNode => {
+                "a process of a Weft node to a pod of the node: by route into weft_host, back by redirect"
+            }
+            Self::WeftToNode => "a pod of a Weft node to a process of the node, to the node's address",
             Self::Node => "two nodes joined by one veth pair, MTU 1500, host to host, forwarding on, no netfilter",
             Self::Flannel => {
                 "a pod on cni0 of each of two nodes, flannel.1 (VNI 1, port 8472, nolearning) over IPv4 for IPv4 and flannel-v6.1 over IPv6 for IPv6, \

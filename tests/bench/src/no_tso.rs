@@ -17,7 +17,7 @@ use crate::path::{Site, progress, progress_end};
 use crate::{interrupt, stats};
 
 /// Bytes per packet into the pod, on average, that prove that GRO works.
-pub const BYTES_BOUND: f64 = 30_000.0;
+pub use lab::offload::LARGE_PACKETS as BYTES_BOUND;
 
 /// Long enough for some hundred thousand wire packets.
 const DURATION: Duration = Duration::from_millis(500);
@@ -125,7 +125,6 @@ fn stream(row: &mut NoTso, ends: &Ends, cpu: usize) -> Result<Option<f64>> {
 }
 
 fn change(node: &crate::netns::Netns, device: &str) -> Result<()> {
-    node.sh(&format!("ethtool -K {device} tso off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off gro on"))
-        .map(drop)
-        .context("take segmentation offload from the underlay")
+    let command = format!("ethtool {}", lab::offload::without_segmentation_options(device));
+    node.sh(&command).map(drop).context("take segmentation offload from the underlay")
 }

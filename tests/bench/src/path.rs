@@ -105,7 +105,9 @@ impl Site {
         match name {
             LayoutName::Bridge => Box::new(Bridge::default()),
             LayoutName::Flannel => Box::new(Flannel::default()),
-            LayoutName::WeftSame | LayoutName::WeftVxlan => Box::new(Weft::new(name, &self.cluster)),
+            LayoutName::WeftSame | LayoutName::WeftNode | LayoutName::WeftToNode | LayoutName::WeftVxlan => {
+                Box::new(Weft::new(name, &self.cluster))
+            }
             // The names without segmentation offload are not built: `built_as` has been asked.
             LayoutName::Veth
             | LayoutName::Node

@@ -27,6 +27,7 @@ impl Budget {
         match (layout, test) {
             (LayoutName::WeftSame, Test::TcpRr | Test::TcpCrr) => Some(Self::AtMost(1.12)),
             (LayoutName::WeftSame, Test::TcpStream) => Some(Self::AtLeast(0.90)),
+            (LayoutName::WeftNode | LayoutName::WeftToNode, Test::UdpRr | Test::TcpRr) => Some(Self::AtMost(1.25)),
             (LayoutName::WeftVxlan, Test::UdpRr | Test::TcpRr) => Some(Self::AtMost(1.33)),
             (LayoutName::WeftVxlan, Test::TcpCrr) => Some(Self::AtMost(1.30)),
             (LayoutName::WeftVxlan, Test::TcpStream) => Some(Self::AtLeast(0.75)),
@@ -263,10 +264,10 @@ pub fn text(report: &Report) -> String {
         report.duration_ms
     ));
     for built in &report.layouts {
-        line(format_args!("  {:11} {}", built.name.as_str(), built.description));
+        line(format_args!("  {:12} {}", built.name.as_str(), built.description));
     }
     line(format_args!(
-        "\n{:11} {:11} {:5} {:>10} {:11} {:>7}  {:8} {}",
+        "\n{:12} {:11} {:5} {:>10} {:11} {:>7}  {:8} {}",
         "layout", "test", "", "value", "", "x limit", "budget", ""
     ));
     for row in &report.results {
@@ -276,7 +277,7 @@ pub fn text(report: &Report) -> String {
         );
         let ratio = if row.layout == row.layout.limit() { Some(1.0) } else { row.ratio };
         line(format_args!(
-            "{:11} {:11} {:5} {:>10} {:11} {:>7}  {:8} {}",
+            "{:12} {:11} {:5} {:>10} {:11} {:>7}  {:8} {}",
             row.layout.as_str(),
             row.test.name(),
             row.family.name(),

@@ -15,13 +15,19 @@ use crate::{probe::Place, tool};
 /// Bytes per packet, on average, that only a path on which coalescing works carries.
 pub const LARGE_PACKETS: f64 = 30_000.0;
 
-/// Makes a wire's end like a NIC that can not segment inside a tunnel, and that coalesces what it receives.
+/// What ethtool is asked for so that the wire's end `device` becomes like a NIC that can not segment inside a tunnel, and that
+/// coalesces what it receives.
+#[must_use]
+pub fn without_segmentation_options(device: &str) -> String {
+    format!("-K {device} tso off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off gro on")
+}
+
+/// Makes a wire's end so.
 ///
 /// # Errors
 /// When ethtool is missing or refuses.
 pub fn without_segmentation(place: &Place, device: &str) -> Result<()> {
-    let off = "tso off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off gro on";
-    tool::succeeds(place, &format!("ethtool -K {device} {off}"))
+    tool::succeeds(place, &format!("ethtool {}", without_segmentation_options(device)))
         .map(drop)
         .with_context(|| format!("take segmentation offload from {device} of {}", place.name))
 }
