@@ -65,12 +65,16 @@ struct Tool {
     needs: &'static [Need],
 }
 
-const TOOLS: [Tool; 17] = [
+const TOOLS: [Tool; 20] = [
     Tool { program: "ip", package: "iproute2", needs: &[Need::Lab, Need::Vm] },
     Tool { program: "tc", package: "iproute2", needs: &[Need::Lab, Need::Vm] },
     Tool { program: "ping", package: "iputils-ping", needs: &[Need::Lab, Need::Vm] },
+    Tool { program: "tracepath", package: "iputils-tracepath", needs: &[Need::Lab, Need::Vm] },
+    Tool { program: "traceroute", package: "traceroute", needs: &[Need::Lab, Need::Vm] },
+    // Sends by its helper mtr-packet, of the same package.
+    Tool { program: "mtr", package: "mtr-tiny", needs: &[Need::Lab, Need::Vm] },
     Tool { program: "bpftool", package: "bpftool", needs: &[Need::Lab, Need::Vm] },
-    Tool { program: "ethtool", package: "ethtool", needs: &[Need::Lab] },
+    Tool { program: "ethtool", package: "ethtool", needs: &[Need::Lab, Need::Vm] },
     Tool { program: "tcpdump", package: "tcpdump", needs: &[Need::Lab] },
     Tool { program: "iptables", package: "iptables", needs: &[Need::Lab] },
     Tool { program: "nft", package: "nftables", needs: &[Need::Lab] },

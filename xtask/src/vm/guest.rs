@@ -21,8 +21,8 @@ use crate::{
 /// Lines of init for the host begin so.
 pub const MARK: &str = "weft-vm: ";
 
-/// The lab's tests that are run in a machine: pods on one node and on two, and every way in and out of a node.
-const LAB_TESTS: [&str; 3] = ["two_pods", "two_nodes", "paths"];
+/// The lab's tests that are run in a machine: those of packets' ways.
+const LAB_TESTS: [&str; 5] = ["two_pods", "two_nodes", "paths", "offloads", "icmp"];
 
 /// Modules that disks, the console's luck and our datapath may need, in a sensible order; their own needs are added.
 const MODULES: [&str; 21] = [
@@ -50,7 +50,7 @@ const MODULES: [&str; 21] = [
 ];
 
 /// Tools of the host that tests and people use in the guest; their shared libraries come along.
-const TOOLS: [&str; 4] = ["ip", "tc", "bpftool", "ping"];
+const TOOLS: [&str; 9] = ["ip", "tc", "bpftool", "ping", "ethtool", "tracepath", "traceroute", "mtr", "mtr-packet"];
 
 /// Seconds that one test binary may take in the guest.
 const STEP_LIMIT: u32 = 20 * 60;
