@@ -10,7 +10,7 @@ use nix::{
     cmsg_space,
     sys::socket::{
         ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
-        sockopt::{IpRecvTos, Ipv4Tos, Ipv6RecvTClass, Ipv6TClass},
+        sockopt::{IpRecvTos, Ipv4Tos, Ipv6RecvTClass, Ipv6TClass, Ipv6Ttl},
     },
 };
 
@@ -130,5 +130,16 @@ impl Datagrams {
             };
         buffer.truncate(length);
         Ok(Some(Arrived { payload: buffer, tos }))
+    }
+}
+
+/// Makes a socket's packets live for so many hops.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn set_ttl(socket: &UdpSocket, family: Family, ttl: u8) -> io::Result<()> {
+    match family {
+        Family::V4 => socket.set_ttl(u32::from(ttl)),
+        Family::V6 => Ok(setsockopt(socket, Ipv6Ttl, &i32::from(ttl))?),
     }
 }

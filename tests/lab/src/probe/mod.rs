@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
-pub use datagram::{Arrived, Datagrams};
+pub use datagram::{Arrived, Datagrams, set_ttl};
 pub use ping::ping;
 pub use stream::{Flow, tcp};
 pub use wire::Wire;

@@ -1,11 +1,11 @@
 //! Tunnelled packets built by hand, as a node would send them.
 use std::net::IpAddr;
 
-use cni_common::{net::Mac, wire};
+use cni_common::net::Mac;
 use cni_ebpf::fake::frame::{self, Ip};
 use lab::probe::Family;
 
-use crate::Rig;
+use crate::{Rig, checksum::with_checksum};
 
 /// The agent's default tunnel port.
 const PORT: u16 = 8472;
@@ -58,23 +58,6 @@ impl Tunnelled {
     pub fn udp(&self, sport: u16, dport: u16, payload: &[u8]) -> Vec<u8> {
         self.frame(frame::udp(sport, dport, payload))
     }
-}
-
-/// Fills in the checksum of a UDP or TCP header (RFC 9293 section 3.1, RFC 8200 section 8.1). Bytes of the frame that are changed
-/// afterwards no longer fit it.
-pub fn with_checksum((src, dst): (IpAddr, IpAddr), (proto, mut body): (u8, Vec<u8>)) -> (u8, Vec<u8>) {
-    let mut pseudo = match (src, dst) {
-        (IpAddr::V4(s), IpAddr::V4(d)) => [s.octets(), d.octets()].concat(),
-        (IpAddr::V6(s), IpAddr::V6(d)) => [s.octets(), d.octets()].concat(),
-        _ => panic!("{src} and {dst} are of different families"),
-    };
-    pseudo.extend((body.len() as u32).to_be_bytes());
-    pseudo.extend([0, 0, 0, proto]);
-    let at = if proto == wire::UDP { 6 } else { 16 };
-    pseudo.extend(&body);
-    let sum = frame::checksum(&pseudo);
-    body[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-    (proto, body)
 }
 
 /// DSCP and ECN of a tunnelled frame: of the outer and of the inner header.

@@ -1,5 +1,7 @@
 //! Large packets, checksums and congestion marks through the tunnel, with real traffic. Needs root and `cargo xtask build`; run it with
 //! `cargo xtask test --suite lab`.
+#[path = "../support/checksum.rs"]
+mod checksum;
 mod checksums;
 mod ecn;
 mod frames;

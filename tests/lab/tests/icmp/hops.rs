@@ -1,0 +1,108 @@
+//! Who is on the way: traceroute, tracepath, mtr.
+use std::net::IpAddr;
+
+use lab::{
+    probe::{Family, Place},
+    tool,
+};
+
+use crate::{Rig, option};
+
+/// Where a packet of the client may go, and whom it meets, the destination last.
+fn ways(rig: &Rig, family: Family) -> Vec<(&Place, Vec<IpAddr>)> {
+    let address = |place: &Place| place.address(family).unwrap();
+    let first = address(&rig.near_node);
+    vec![
+        (&rig.near, vec![first, address(&rig.near)]),
+        (&rig.far, vec![first, address(&rig.far)]),
+        (&rig.far_node, vec![first, address(&rig.far_node)]),
+        // Nobody is in between.
+        (&rig.near_node, vec![first]),
+    ]
+}
+
+/// The addresses in lines that begin with a number, which is the hop's; one for each hop. A hop that did not answer has none.
+fn hops(said: &str, separator: &str) -> Vec<Option<IpAddr>> {
+    let mut hops: Vec<Option<IpAddr>> = Vec::new();
+    for line in said.lines() {
+        let Some((number, rest)) = line.trim().split_once(separator) else { continue };
+        let Ok(number) = number.trim().parse::<usize>() else { continue };
+        hops.resize(hops.len().max(number), None);
+        let address = rest.split_whitespace().find_map(|word| word.trim_matches(['(', ')']).parse().ok());
+        hops[number - 1] = hops[number - 1].or(address);
+    }
+    hops
+}
+
+fn assert_hops(rig: &Rig, family: Family, command: &str, separator: &str) {
+    for (to, expected) in ways(rig, family) {
+        let line = format!("{command} {}", to.address(family).unwrap());
+        let said = tool::succeeds(&rig.client, &line).unwrap();
+        let expected: Vec<_> = expected.into_iter().map(Some).collect();
+        assert_eq!(hops(&said, separator), expected, "to {}: {line} says:\n{said}", to.name);
+    }
+}
+
+/// On underlays of both families.
+fn on_both(test: impl Fn(&Rig, Family)) {
+    for underlay in Family::BOTH {
+        let rig = Rig::new(underlay);
+        for family in Family::BOTH {
+            test(&rig, family);
+        }
+        rig.lab.down().unwrap();
+    }
+}
+
+#[test]
+fn traceroute_by_udp_shows_the_node_and_then_the_destination() {
+    on_both(|rig, family| assert_hops(rig, family, &format!("traceroute {} -n -q 1 -w 2 -m 4", option(family)), " "));
+}
+
+#[test]
+fn traceroute_by_echo_requests_shows_the_same() {
+    on_both(|rig, family| {
+        assert_hops(rig, family, &format!("traceroute {} -I -n -q 1 -w 2 -m 4", option(family)), " ")
+    });
+}
+
+#[test]
+fn traceroute_by_tcp_shows_the_same() {
+    on_both(|rig, family| {
+        assert_hops(rig, family, &format!("traceroute {} -T -n -q 1 -w 2 -m 4", option(family)), " ")
+    });
+}
+
+#[test]
+fn mtr_shows_the_same_and_loses_nothing() {
+    on_both(|rig, family| {
+        for (to, expected) in ways(rig, family) {
+            let line = format!(
+                "mtr {} --report --report-cycles 3 --interval 0.2 --gracetime 2 --no-dns -m 4 {}",
+                option(family),
+                to.address(family).unwrap()
+            );
+            let said = tool::succeeds(&rig.client, &line).unwrap();
+            let expected: Vec<_> = expected.into_iter().map(Some).collect();
+            assert_eq!(hops(&said, ".|--"), expected, "to {}: {line} says:\n{said}", to.name);
+            let lossless = said.lines().filter(|l| l.contains(".|--")).all(|l| l.contains(" 0.0%"));
+            assert!(lossless, "to {}: {line} says:\n{said}", to.name);
+        }
+    });
+}
+
+#[test]
+fn tracepath_shows_the_same_and_the_mtu_of_the_way() {
+    on_both(|rig, family| {
+        for (to, expected) in ways(rig, family) {
+            let line = format!("tracepath {} -n -m 4 {}", option(family), to.address(family).unwrap());
+            let said = tool::succeeds(&rig.client, &line).unwrap();
+            let count = expected.len();
+            let expected: Vec<_> = expected.into_iter().map(Some).collect();
+            assert_eq!(hops(&said, ":"), expected, "to {}: {line} says:\n{said}", to.name);
+            // The way back is as long as the way there.
+            let resume = format!("Resume: pmtu {} hops {count} back {count}", rig.mtu);
+            assert!(said.contains(&resume), "to {}: no `{resume}`; {line} says:\n{said}", to.name);
+        }
+    });
+}
