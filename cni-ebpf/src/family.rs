@@ -78,8 +78,6 @@ pub trait Family: Copy + 'static {
     fn is_node(cfg: &Config, a: &F4or6<Self>) -> bool;
     /// Under which address the node answers pods: its first InternalIP, else their gateway.
     fn node(cfg: &Config) -> F4or6<Self>;
-    /// Whether a router may cut the packet whose header stands at `off` into fragments.
-    fn may_be_cut<P: Packet>(p: &P, off: usize) -> bool;
     /// Whether it is an ICMP error (or a redirect): such are not answered.
     fn is_icmp_error<P: Packet>(p: &P, ip: &L3<Self>) -> bool;
     /// Writes the headers of an ICMP error before `quote` bytes of the packet that it is about; `sum` is the sum of these as words in
@@ -212,11 +210,6 @@ impl Family for V4 {
         if cfg.node4.raw() == 0 { GATEWAY4 } else { cfg.node4 }
     }
     #[inline(always)]
-    fn may_be_cut<P: Packet>(p: &P, off: usize) -> bool {
-        // 0x4000: Don't Fragment.
-        p.read::<Be16>(off + 6).is_ok_and(|frag| frag.to_host() & 0x4000 == 0)
-    }
-    #[inline(always)]
     fn is_icmp_error<P: Packet>(p: &P, ip: &L3<Self>) -> bool {
         use cni_common::wire::icmp::{PARAMETER, QUENCH, REDIRECT, TIME_EXCEEDED, UNREACHABLE};
         // One whose type cannot be read may be one.
@@ -342,10 +335,6 @@ impl Family for V6 {
     #[inline(always)]
     fn node(cfg: &Config) -> Ip6 {
         if cfg.node6.raw() == [0, 0] { GATEWAY6 } else { cfg.node6 }
-    }
-    #[inline(always)]
-    fn may_be_cut<P: Packet>(_: &P, _: usize) -> bool {
-        false
     }
     #[inline(always)]
     fn is_icmp_error<P: Packet>(p: &P, ip: &L3<Self>) -> bool {

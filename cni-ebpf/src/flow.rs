@@ -83,11 +83,7 @@ fn pod<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config,
         return Err(D::NoPod);
     }
     F::dec_ttl(p, ETH_LEN)?;
-    match encap::to_node(p, s, cfg, node, &inner(&ip, ports, ep.vni)) {
-        // A router has to cut what it may cut (RFC 1812 section 4.2.2.7); the node's stack does.
-        Err(D::TooBig) if F::may_be_cut(p, ETH_LEN) => to_stack(p),
-        r => r,
-    }
+    encap::to_node(p, s, cfg, node, &inner(&ip, ports, ep.vni))
 }
 
 /// Into the stack, which takes only what has its device's MAC.

@@ -1,5 +1,8 @@
 //! ICMP errors: who sent a packet that could not go on hears why (RFC 792 and 1191, RFC 4443). They make ping, traceroute and path MTU
 //! discovery tell the truth. All of it is off the fast path: only a drop comes here.
+//!
+//! An IPv4 packet that may be cut (no DF) is answered too: the sender's kernel then cuts it itself, where the node's stack would do so only if its
+//! FORWARD chain lets it (on a node with Docker it does not), and packet by packet.
 use cni_common::{drop::Point, maps::Tunnel, net::Mac, wire::*};
 
 use crate::{

@@ -98,10 +98,11 @@ fn tracepath_shows_the_same_and_the_mtu_of_the_way() {
             let line = format!("tracepath {} -n -m 4 {}", option(family), to.address(family).unwrap());
             let said = tool::succeeds(&rig.client, &line).unwrap();
             let count = expected.len();
+            // What a node itself sends loses no hop in its own programs.
+            let back = if [&rig.near_node.name, &rig.far_node.name].contains(&&to.name) { 1 } else { count };
             let expected: Vec<_> = expected.into_iter().map(Some).collect();
             assert_eq!(hops(&said, ":"), expected, "to {}: {line} says:\n{said}", to.name);
-            // The way back is as long as the way there.
-            let resume = format!("Resume: pmtu {} hops {count} back {count}", rig.mtu);
+            let resume = format!("Resume: pmtu {} hops {count} back {back}", rig.mtu);
             assert!(said.contains(&resume), "to {}: no `{resume}`; {line} says:\n{said}", to.name);
         }
     });

@@ -69,6 +69,17 @@ impl Rig {
         coalesces
     }
 
+    /// Packets of pods that the programs have left to the kernel's own VXLAN device, on both nodes.
+    fn by_the_kernels_device(&self) -> u64 {
+        let of = |node: &lab::Node| {
+            let counted = node.ask("/v1/drops").unwrap();
+            let verdicts = counted["verdicts"].as_array().expect("a list");
+            let left = verdicts.iter().filter(|v| v["point"] == "from_pod" && v["verdict"] == "overlay");
+            left.map(|v| v["packets"].as_u64().expect("a count")).sum::<u64>()
+        };
+        self.lab.nodes().iter().map(of).sum()
+    }
+
     /// Packets that a node has dropped for this reason in this program.
     fn drops(&self, node: usize, point: &str, reason: &str) -> u64 {
         let drops = self.lab.nodes()[node].ask("/v1/drops").unwrap();
