@@ -136,7 +136,7 @@ fn host<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config
 /// Whether another node takes the address for one of this node's: see `decap::sent_by`.
 #[inline(always)]
 fn is_believed<F: Family, S: Tables<F>>(s: &S, cfg: &Config, a: &F::Addr) -> bool {
-    F::is_node(cfg, a) || F::is_probably_here(cfg, a) || s.own(a) & OWN_ANNOUNCED != 0 || s.local(a).is_some()
+    F::is_node(cfg, a) || s.own(a) & OWN_ANNOUNCED != 0 || s.local(a).is_some()
 }
 
 /// The node behind an address of the cluster, and the address's flags.

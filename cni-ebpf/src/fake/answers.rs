@@ -246,6 +246,10 @@ fn arp_for_the_gateway_is_answered_and_no_other() {
     ] {
         assert_eq!(ask(frame::arp(op, CLIENT_MAC, sender, target)).0, Err(D::NotGateway), "{op} {sender:?} {target:?}");
     }
+    // Another MAC inside than outside.
+    let mut forged = frame::arp(1, SERVER_MAC, ME4, GATEWAY4.bytes);
+    forged[6..12].copy_from_slice(&CLIENT_MAC.bytes);
+    assert_eq!(ask(forged).0, Err(D::NotGateway));
 }
 
 #[test]
