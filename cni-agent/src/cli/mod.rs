@@ -1,5 +1,6 @@
 //! The `weft` command: asks the agent of this node through its API and shows the answers.
 pub mod client;
+mod doctor;
 mod show;
 mod table;
 
@@ -19,8 +20,8 @@ use crate::api::types::{EndpointStatus, MapEntry, MapInfo, NodeStatus, Observed,
 
 const ABOUT: &str = "\
 weft shows what the Weft agent of this node does: its state, the endpoints, the cluster's objects as it knows them, the \
-BPF maps that the programs read, and the packets that they dropped. It only reads, and talks to nobody but the agent, \
-over the agent's unix socket.";
+BPF maps that the programs read, the packets that they dropped, and what on the node hinders it. It only reads; all but \
+doctor talk to nobody but the agent, over the agent's unix socket.";
 
 const AFTER: &str = "\
 Output:
@@ -29,7 +30,7 @@ Output:
 
 Exit status:
   0  done
-  1  the agent refused or could not answer
+  1  the agent refused or could not answer; with doctor, something hinders Weft
   2  wrong usage, or the agent does not run
 
 Examples:
@@ -38,6 +39,7 @@ Examples:
   weft map dump endpoints_v1
   weft drops
   weft observe --count 10
+  weft doctor
   weft --socket /run/weft-lab/node-1/run/api.sock status --json";
 
 #[derive(Debug, Parser)]
@@ -76,6 +78,9 @@ enum Command {
     /// The programs report at most --event-rate (a setting of the agent) events a second on each CPU; counters, shown by
     /// `weft drops`, count all. Ends by Ctrl-C, or as --count and --timeout say.
     Observe(Observe),
+    /// Name what on this node hinders Weft, why, and the cure
+    #[command(long_about = doctor::ABOUT, after_long_help = doctor::AFTER)]
+    Doctor(doctor::Doctor),
 }
 
 #[derive(Debug, Subcommand)]
@@ -135,6 +140,8 @@ where
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough: `weft observe | head`.
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        // The report has said it.
+        Err(Failure::Unwell) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("weft: {error}");
             error.exit_code()
@@ -148,6 +155,8 @@ enum Failure {
     Client(#[from] ClientError),
     #[error("write to standard output: {0}")]
     Output(#[from] io::Error),
+    #[error("something hinders Weft on this node")]
+    Unwell,
 }
 impl Failure {
     fn exit_code(&self) -> ExitCode {
@@ -180,6 +189,13 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
         }
         Command::Drops(o) => show(&client, *o, "/v1/drops", show::drops, out).await,
         Command::Observe(observe) => follow(&client, observe, out).await,
+        Command::Doctor(options) => {
+            if doctor::run(&client, options, out).await? {
+                Ok(())
+            } else {
+                Err(Failure::Unwell)
+            }
+        }
     }
 }
 

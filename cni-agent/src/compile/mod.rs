@@ -169,7 +169,9 @@ impl Facts {
 
     /// MTU of the devices between nodes; `None` until they are known.
     pub fn device_mtu(&self, contents: &Contents) -> Option<u32> {
-        let smallest = contents.devices.values().map(|d| d.mtu).min();
+        let smallest = |all| contents.devices.values().filter(|d| all || d.leads).map(|d| d.mtu).min();
+        // An InternalIP may be on the loopback device, with routes to it over any other.
+        let smallest = smallest(false).or_else(|| smallest(true));
         if self.mtu != 0 { Some(self.mtu) } else { smallest }
     }
 

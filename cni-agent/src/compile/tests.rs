@@ -23,7 +23,7 @@ fn cluster() -> Tables {
     let t = Tables::new();
     t.set_node(node("here", 1));
     t.set_node(node("there", 2));
-    t.set_devices(BTreeMap::from([(7, Device { name: "eth0".into(), mtu: 1500 })]));
+    t.set_devices(BTreeMap::from([(7, Device { name: "eth0".into(), mtu: 1500, leads: true })]));
     t.set_next_hop("192.0.2.2".parse().expect("an address"), hop(true));
     t.set_pod(Pod {
         namespace: "default".into(),

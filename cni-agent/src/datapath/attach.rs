@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::netlink::{
-    NetlinkError, Socket, names,
+    MissingIsDone as _, NetlinkError, Socket, names,
     tc::{self, Place},
 };
 
@@ -68,6 +68,54 @@ pub fn block(socket: &mut Socket, program: &'static str, fd: BorrowedFd<'_>) -> 
         .map_err(|source| AttachError::Filter { program, source })
 }
 
+/// Takes a program from a device's ingress, however it came there. What others have there stays.
+///
+/// # Errors
+/// When the pin of the link cannot be removed, or the kernel keeps the filter. A device that has gone is no error.
+pub fn detach(
+    socket: &mut Socket,
+    pin_dir: &Path,
+    program: &'static str,
+    (name, ifindex): (&str, u32),
+    how: How,
+) -> Result<(), AttachError> {
+    match how {
+        // Nobody else holds the link.
+        How::Tcx => {
+            let path = link_pin(pin_dir, program, name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    Err(AttachError::Pin { program, path, source })
+                }
+                _ => Ok(()),
+            }
+        }
+        How::Clsact => {
+            let failed = |source| AttachError::Filter { program, source };
+            let place = Place::Ingress(ifindex);
+            if tc::filters(socket, place).map_err(failed)?.iter().any(tc::Filter::is_ours) {
+                // The qdisc may be others' too.
+                socket.run(tc::delete_filter(place)).missing_is_done().map_err(failed)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Devices by name that a link of a program is pinned for: a former agent's as well.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn linked(pin_dir: &Path, program: &str) -> io::Result<Vec<String>> {
+    let prefix = format!("link_{program}_");
+    let entries = fs::read_dir(pin_dir)?.collect::<io::Result<Vec<_>>>()?;
+    Ok(entries.iter().filter_map(|e| Some(e.file_name().to_str()?.strip_prefix(&prefix)?.to_owned())).collect())
+}
+
+fn link_pin(pin_dir: &Path, program: &str, device: &str) -> PathBuf {
+    pin_dir.join(format!("link_{program}_{device}"))
+}
+
 /// Puts a program on a device's ingress.
 pub fn device(
     socket: &mut Socket,
@@ -77,7 +125,7 @@ pub fn device(
     device: (&str, u32),
 ) -> Result<How, AttachError> {
     let (name, ifindex) = device;
-    let path = pin_dir.join(format!("link_{program}_{name}"));
+    let path = link_pin(pin_dir, program, name);
     let pin_failed = |source| AttachError::Pin { program, path: path.clone(), source };
     let tcx_failed = |source| AttachError::Tcx { program, device: name.to_owned(), source };
     if let Some(link) = syscall::open_pin(&path).map_err(pin_failed)? {

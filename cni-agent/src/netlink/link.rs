@@ -48,6 +48,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Free text (`ip link set alias`).
     pub alias: Option<String>,
+    /// UDP port of a VXLAN device.
+    pub vxlan_port: Option<u16>,
 }
 
 impl Link {
@@ -63,6 +65,8 @@ impl Link {
         const IFALIAS: u16 = 20;
         const LINK_NETNSID: u16 = 37;
         const INFO_KIND: u16 = 1;
+        const INFO_DATA: u16 = 2;
+        const VXLAN_PORT: u16 = 15;
 
         let header = LinkHeader::parse(payload).ok()?;
         // The bridge code reports its ports in messages of its own family; a DELLINK of those is no device's end.
@@ -81,6 +85,7 @@ impl Link {
             link_netns: None,
             master: None,
             alias: None,
+            vxlan_port: None,
         };
         for (kind, value) in read::attributes(payload, HEADER) {
             match kind {
@@ -90,7 +95,12 @@ impl Link {
                 LINK => link.link = read::number(value),
                 MASTER => link.master = read::number(value),
                 LINKINFO => {
-                    link.kind = read::nested(value).find(|(k, _)| *k == INFO_KIND).map(|(_, v)| read::text(v));
+                    let info = |wanted| read::nested(value).find(|(k, _)| *k == wanted).map(|(_, v)| v);
+                    link.kind = info(INFO_KIND).map(read::text);
+                    if link.kind.as_deref() == Some("vxlan") {
+                        let port = read::nested(info(INFO_DATA).unwrap_or_default()).find(|(k, _)| *k == VXLAN_PORT);
+                        link.vxlan_port = port.and_then(|(_, v)| Some(u16::from_be_bytes(v.try_into().ok()?)));
+                    }
                 }
                 IFALIAS => link.alias = Some(read::text(value)),
                 LINK_NETNSID => link.link_netns = read::number(value).map(u32::cast_signed),

@@ -17,6 +17,7 @@ pub mod monitor;
 pub mod names;
 pub mod neigh;
 pub mod netns;
+pub mod nftables;
 pub mod pod;
 pub mod route;
 pub mod socket;

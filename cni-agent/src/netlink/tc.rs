@@ -69,7 +69,7 @@ impl std::fmt::Display for Place {
 pub struct Qdisc {
     /// The device's interface index.
     pub index: u32,
-    /// "clsact", "noqueue", "fq_codel" …
+    /// "clsact", "ingress", "noqueue", "fq_codel" …
     pub kind: String,
     /// The shared block that its ingress has joined.
     pub ingress_block: Option<u32>,

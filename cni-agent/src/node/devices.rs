@@ -85,7 +85,13 @@ fn pair(socket: &mut Socket, name: &str, peer: &str) -> Result<(u32, u32), Devic
 }
 
 fn vxlan(socket: &mut Socket, port: u16) -> Result<u32, DeviceError> {
-    if link::by_name(socket, names::VXLAN)?.is_none() {
+    let found = link::by_name(socket, names::VXLAN)?;
+    if let Some(old) = found.as_ref().filter(|l| l.mac == Some(Mac::WEFT) && l.vxlan_port != Some(port)) {
+        // The kernel does not change the port of a VXLAN device.
+        socket.run(link::delete(old.index))?;
+        info!(device = names::VXLAN, old = old.vxlan_port, new = port, "the tunnel's port is another one now");
+    }
+    if found.is_none_or(|l| l.mac == Some(Mac::WEFT) && l.vxlan_port != Some(port)) {
         match socket.run(link::create_vxlan(names::VXLAN, port, Mac::WEFT, None)) {
             Err(e) if e.is_exists() => return Err(DeviceError::PortInUse { port }),
             other => other?,

@@ -1,3 +1,4 @@
 //! This node: its devices of ours, and what is learnt from the kernel about the rest.
+pub mod choose;
 pub mod devices;
 pub mod watch;

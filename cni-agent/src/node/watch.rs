@@ -12,15 +12,16 @@ use std::{
 
 use tracing::{debug, error, warn};
 
+use super::choose::Choice;
 use crate::{
     compile::Facts,
     error_chain,
     netlink::{
         NetlinkError, Socket, addr, link,
         monitor::{Event, Monitor, Stop},
-        names, neigh, route,
+        neigh, route,
     },
-    tables::{Device, NextHop, Source, Tables},
+    tables::{NextHop, Source, Tables},
 };
 
 /// How often next hops are confirmed: packets that bypass the stack do not keep its neighbours fresh.
@@ -125,6 +126,8 @@ impl Watch {
             self.facts.tunnels(&contents)
         };
         let known: BTreeMap<IpAddr, NextHop> = self.tables.read().next_hops.clone();
+        let devices = |hops: &BTreeMap<IpAddr, NextHop>| hops.values().map(|hop| hop.ifindex).collect::<BTreeSet<_>>();
+        let led = devices(&known);
         for gone in known.keys().filter(|a| !targets.contains(*a)) {
             self.tables.remove_next_hop(*gone);
         }
@@ -134,34 +137,36 @@ impl Watch {
                 self.next_hop(to, look.confirm)?;
             }
         }
-        Ok(())
+        let leads = devices(&self.tables.read().next_hops);
+        // The choice of devices depends on them.
+        if leads == led { Ok(()) } else { self.addresses() }
     }
 
     /// Own addresses, and the devices that carry those of the Node object.
     fn addresses(&mut self) -> Result<(), NetlinkError> {
-        let links: BTreeMap<u32, link::Link> =
-            link::list(&mut self.socket)?.into_iter().map(|l| (l.index, l)).collect();
+        let links = link::list(&mut self.socket)?;
         let addresses = addr::list(&mut self.socket)?;
         let global = |a: &IpAddr| match a {
             IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local(),
             IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
         };
         let own: BTreeSet<IpAddr> = addresses.iter().map(|a| a.net.addr()).filter(global).collect();
-        let internal: Vec<IpAddr> =
-            self.tables.read().nodes.get(&self.facts.node).map(|n| n.internal_ips.clone()).unwrap_or_default();
-        let chosen = |index: &u32, l: &link::Link| {
-            let ours =
-                [names::HOST, names::NET, names::VXLAN, names::BLOCK, names::BLOCK_PEER].contains(&l.name.as_str());
-            let by_address = || addresses.iter().any(|a| a.index == *index && internal.contains(&a.net.addr()));
-            !ours
-                && *index != link::LOOPBACK
-                && if self.devices.is_empty() { by_address() } else { self.devices.contains(&l.name) }
+        let routes = route::list(&mut self.socket)?;
+        let (internal, next_hops) = {
+            let contents = self.tables.read();
+            let internal = contents.nodes.get(&self.facts.node).map(|n| n.internal_ips.clone()).unwrap_or_default();
+            (internal, contents.next_hops.values().map(|hop| hop.ifindex).collect())
         };
-        let devices = links
-            .iter()
-            .filter(|(index, l)| chosen(index, l))
-            .map(|(index, l)| (*index, Device { name: l.name.clone(), mtu: l.mtu }))
-            .collect();
+        let choice = Choice {
+            links: &links,
+            addresses: &addresses,
+            routes: &routes,
+            internal: &internal,
+            next_hops: &next_hops,
+            named: &self.devices,
+        };
+        // While the Node object is not known nobody can say where other nodes are.
+        let devices = if internal.is_empty() && self.devices.is_empty() { BTreeMap::new() } else { choice.devices() };
         self.tables.set_node_addresses(own);
         self.tables.set_devices(devices);
         Ok(())

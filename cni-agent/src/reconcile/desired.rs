@@ -202,7 +202,8 @@ mod tests {
         assert_eq!(rig.writes(), 1);
         rig.tables.set_node_addresses(["192.0.2.1", "fd00::1"].map(|a| a.parse().expect("an address")).into());
         assert_eq!(rig.writes(), 1);
-        rig.tables.set_devices(BTreeMap::from([(7, crate::tables::Device { name: "eth0".into(), mtu: 1500 })]));
+        rig.tables
+            .set_devices(BTreeMap::from([(7, crate::tables::Device { name: "eth0".into(), mtu: 1500, leads: true })]));
         assert_eq!(rig.writes(), 0, "devices are no map entries");
     }
 

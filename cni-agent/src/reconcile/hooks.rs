@@ -18,14 +18,16 @@ use crate::{
 pub struct Hooks {
     socket: Socket,
     pin_dir: PathBuf,
-    by_index: BTreeMap<u32, How>,
+    by_index: BTreeMap<u32, (String, How)>,
     by_name: BTreeMap<String, How>,
+    /// Leftovers of former agents have been looked for.
+    swept: bool,
 }
 
 impl Hooks {
     /// Nothing attached yet by this agent; links of a former one are adopted as they are met.
     pub fn new(socket: Socket, pin_dir: PathBuf) -> Self {
-        Self { socket, pin_dir, by_index: BTreeMap::new(), by_name: BTreeMap::new() }
+        Self { socket, pin_dir, by_index: BTreeMap::new(), by_name: BTreeMap::new(), swept: false }
     }
 
     /// The socket of this thread.
@@ -38,10 +40,14 @@ impl Hooks {
         &self.by_name
     }
 
-    /// Attaches to the devices that have it not. A device that is no longer one of them keeps the program: it lets pass what is not
-    /// ours.
-    pub fn apply(&mut self, datapath: &Datapath, devices: &BTreeMap<u32, Device>) -> Result<(), String> {
-        self.by_index.retain(|index, _| devices.contains_key(index));
+    /// Attaches to the devices that have it not, and takes it from those that are no longer among them. What a former agent left on
+    /// others goes when `complete`: once the Node object is known, a device that is not listed is not waited for.
+    pub fn apply(
+        &mut self,
+        datapath: &Datapath,
+        devices: &BTreeMap<u32, Device>,
+        complete: bool,
+    ) -> Result<(), String> {
         let mut errors = Vec::new();
         for (index, device) in devices {
             if self.by_index.contains_key(index) {
@@ -50,14 +56,45 @@ impl Hooks {
             match self.attach(datapath, *index, &device.name) {
                 Ok(how) => {
                     info!(device = device.name, ?how, "watching what comes from other nodes");
-                    self.by_index.insert(*index, how);
-                    self.by_name.insert(device.name.clone(), how);
+                    self.by_index.insert(*index, (device.name.clone(), how));
                 }
                 // The others are tried all the same.
                 Err(e) => errors.push(e),
             }
         }
+        // New ones first: no packet of a node that moves from device to device is missed.
+        let gone: Vec<u32> = self.by_index.keys().filter(|index| !devices.contains_key(index)).copied().collect();
+        for index in gone {
+            let Some((name, how)) = self.by_index.get(&index).cloned() else { continue };
+            match self.detach(&name, index, how) {
+                Ok(()) => drop(self.by_index.remove(&index)),
+                Err(e) => errors.push(e),
+            }
+        }
+        self.by_name = self.by_index.values().cloned().collect();
+        if complete && !devices.is_empty() {
+            errors.extend(self.sweep(devices).err());
+        }
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+    }
+
+    /// Links that a former agent left on devices that are none of ours any more.
+    fn sweep(&mut self, devices: &BTreeMap<u32, Device>) -> Result<(), String> {
+        if std::mem::replace(&mut self.swept, true) {
+            return Ok(());
+        }
+        let linked = attach::linked(&self.pin_dir, object::FROM_NETDEV).map_err(|e| error_chain(&e))?;
+        for name in linked.into_iter().filter(|name| !devices.values().any(|d| d.name == *name)) {
+            self.detach(&name, 0, How::Tcx)?;
+        }
+        Ok(())
+    }
+
+    fn detach(&mut self, name: &str, index: u32, how: How) -> Result<(), String> {
+        attach::detach(&mut self.socket, &self.pin_dir, object::FROM_NETDEV, (name, index), how)
+            .map_err(|e| error_chain(&e))?;
+        info!(device = name, ?how, "no longer watching it: it leads to no other node");
+        Ok(())
     }
 
     fn attach(&mut self, datapath: &Datapath, index: u32, name: &str) -> Result<How, String> {

@@ -124,7 +124,7 @@ impl Reconciler {
         if let Err(e) = self.routes.apply(self.hooks.socket(), routes, self.tables.all_synced()) {
             failures.insert(Row::Node(self.desired.facts.node.clone()), e.to_string());
         }
-        if let Err(e) = self.hooks.apply(&self.datapath, &devices) {
+        if let Err(e) = self.hooks.apply(&self.datapath, &devices, self.tables.all_synced()) {
             failures.insert(Row::Devices, e);
         }
         failures

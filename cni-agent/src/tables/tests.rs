@@ -250,7 +250,10 @@ fn run(tables: &Tables, op: &Op) -> Option<Row> {
             Some(Row::NodeAddresses)
         }
         Op::SetDevices(v) => {
-            tables.set_devices(BTreeMap::from([(2, Device { name: "eth0".into(), mtu: 1500 + u32::from(v) })]));
+            tables.set_devices(BTreeMap::from([(
+                2,
+                Device { name: "eth0".into(), mtu: 1500 + u32::from(v), leads: true },
+            )]));
             Some(Row::Devices)
         }
         Op::SetNextHop(k, v) => {

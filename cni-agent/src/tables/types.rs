@@ -167,13 +167,15 @@ pub struct NextHop {
     pub ethernet: bool,
 }
 
-/// A device that leads to other nodes.
+/// A device that `from_netdev` watches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Device {
     /// Its name.
     pub name: String,
     /// Its MTU, bytes.
     pub mtu: u32,
+    /// It carries an InternalIP of this node: other nodes are behind it, and its MTU is that of the tunnel.
+    pub leads: bool,
 }
 
 /// Names one row of any table.

@@ -1,0 +1,310 @@
+//! What hinders Weft on a node, from the facts. Pure.
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::facts::{Facts, Legacy};
+use crate::netlink::{names, nftables};
+
+/// Something to know about the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Finding {
+    /// A word for programs; it stays the same from version to version.
+    pub(super) id: &'static str,
+    /// Weft does not do all that it should while this is so; else it is a hint.
+    pub(super) hinders: bool,
+    /// What is so.
+    pub(super) what: String,
+    /// Why it matters.
+    pub(super) why: &'static str,
+    /// A command that changes it, or what to do.
+    pub(super) cure: String,
+}
+
+/// Options without which nothing works, on every kernel that we run on.
+const OPTIONS: [&str; 10] = [
+    "BPF",
+    "BPF_SYSCALL",
+    "BPF_JIT",
+    "NET_CLS_BPF",
+    "NET_CLS_ACT",
+    "NET_SCH_INGRESS",
+    "VETH",
+    "VXLAN",
+    "IPV6",
+    "NETFILTER",
+];
+
+/// All of them, in the order in which one would look.
+pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    agent(facts, &mut found);
+    kernel(facts, &mut found);
+    sysctls(facts, &mut found);
+    firewalls(facts, &mut found);
+    legacy(facts, &mut found);
+    cni(facts, &mut found);
+    devices(facts, &mut found);
+    found
+}
+
+fn hinders(id: &'static str, what: String, why: &'static str, cure: impl Into<String>) -> Finding {
+    Finding { id, hinders: true, what, why, cure: cure.into() }
+}
+fn hint(id: &'static str, what: String, why: &'static str, cure: impl Into<String>) -> Finding {
+    Finding { hinders: false, ..hinders(id, what, why, cure) }
+}
+
+fn agent(facts: &Facts, found: &mut Vec<Finding>) {
+    let status = match &facts.agent {
+        Ok(status) => status,
+        Err(why) => {
+            found.push(hinders(
+                "agent",
+                format!("The agent does not answer: {why}"),
+                "Without it pods are neither added nor removed, and nothing follows changes; what runs already runs on.",
+                "systemctl restart weft-agent; journalctl -u weft-agent -n 50",
+            ));
+            return;
+        }
+    };
+    if let Some(why) = &status.not_ready {
+        found.push(hinders(
+            "not-ready",
+            format!("The agent is not ready: {why}"),
+            "New pods wait until it is.",
+            "weft status",
+        ));
+    }
+    for row in &status.reconciler.failed {
+        found.push(hinders(
+            "failed-row",
+            format!("The kernel does not take {}: {}", row.row, row.error),
+            "Packets go as if it were not there.",
+            "weft status",
+        ));
+    }
+    let Some(node) = &facts.own_node else { return };
+    for v4 in [true, false] {
+        let family = if v4 { "IPv4" } else { "IPv6" };
+        if node.pod_cidrs.iter().any(|c| c.addr().is_ipv4() == v4)
+            && !node.internal_ips.iter().any(|a| a.is_ipv4() == v4)
+        {
+            found.push(hinders(
+                "internal-ip",
+                format!("The Node object {} has an {family} pod network, but no {family} InternalIP", node.name),
+                "Other nodes know this one's packets by it: what the node itself sends to pods elsewhere is refused.",
+                format!(
+                    "kubectl get node {} -o jsonpath='{{.status.addresses}}'  # then set the kubelet's --node-ip",
+                    node.name
+                ),
+            ));
+        }
+    }
+}
+
+fn kernel(facts: &Facts, found: &mut Vec<Finding>) {
+    if version(&facts.release).is_some_and(|v| v < (5, 10)) {
+        found.push(hinders(
+            "kernel",
+            format!("The kernel is {}", facts.release),
+            "Weft's programs need Linux 5.10 or newer.",
+            "apt-get install linux-image-amd64  # or your distribution's newer kernel; then reboot",
+        ));
+    }
+    let missing: Vec<&str> = match &facts.config {
+        Some(config) => OPTIONS.into_iter().filter(|o| !config.contains(*o)).collect(),
+        // By what is there without them: the file system comes with the system call.
+        None if !facts.filesystems.is_empty() && !facts.filesystems.contains("bpf") => vec!["BPF_SYSCALL"],
+        None => Vec::new(),
+    };
+    if !missing.is_empty() {
+        let list = missing.iter().map(|o| format!("CONFIG_{o}")).collect::<Vec<_>>().join(", ");
+        found.push(hinders(
+            "kernel-options",
+            format!("The kernel {} was built without {list}", facts.release),
+            "Weft's programs or devices need them.",
+            format!("zgrep -E 'CONFIG_({})[= ]' /proc/config.gz  # and take a kernel that has them", missing.join("|")),
+        ));
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn sysctls(facts: &Facts, found: &mut Vec<Finding>) {
+    const PASSES_ON: &str =
+        "What pods exchange with the world beyond the cluster goes through the node's stack, which drops it.";
+    let off = |name: &str| facts.sysctls.get(name).is_some_and(|v| v == "0");
+    let set = |key: &str| format!("sysctl -w {key}=1 && echo {key}=1 > /etc/sysctl.d/99-weft.conf");
+    for (path, id, key) in [
+        ("net/ipv4/ip_forward", "ip-forward4", "net.ipv4.ip_forward"),
+        ("net/ipv6/conf/all/forwarding", "ip-forward6", "net.ipv6.conf.all.forwarding"),
+    ] {
+        if off(path) {
+            let keep = if id == "ip-forward4" { set(key) } else { set(key).replace("> /etc", ">> /etc") };
+            found.push(hinders(id, format!("{key} is 0"), PASSES_ON, keep));
+        }
+    }
+    if off("net/core/bpf_jit_enable") {
+        found.push(hinders(
+            "bpf-jit",
+            "net.core.bpf_jit_enable is 0".into(),
+            "The programs are interpreted: each packet costs several times as much.",
+            "sysctl -w net.core.bpf_jit_enable=1",
+        ));
+    }
+}
+
+const FORWARDED: &str = "What pods exchange with the world beyond the cluster, and what this node passes on to pods for others \
+     (containers of Docker, a VPN), goes through this chain.";
+
+fn firewalls(facts: &Facts, found: &mut Vec<Finding>) {
+    let chains = match &facts.chains {
+        Ok(chains) => chains,
+        Err(why) => {
+            found.push(hint(
+                "nftables",
+                format!("The firewall's rules cannot be read: {why}"),
+                "A chain that drops what is forwarded would not be named here.",
+                "sudo weft doctor",
+            ));
+            return;
+        }
+    };
+    let ip = |family: &str| ["ip", "ip6", "inet"].contains(&family);
+    for chain in chains.iter().filter(|c| c.hook == nftables::FORWARD && c.drops && ip(c.family)) {
+        let accepted = |device: fn(&nftables::Rule) -> &Option<String>| {
+            facts.rules.iter().any(|r| {
+                (r.family, &r.table, &r.chain) == (chain.family, &chain.table, &chain.name)
+                    && r.accepts
+                    && !r.narrower
+                    && device(r).as_deref() == Some(names::HOST)
+            })
+        };
+        if accepted(|r| &r.from) && accepted(|r| &r.to) {
+            continue;
+        }
+        let at = format!("{} {} {}", chain.family, chain.table, chain.name);
+        let rule = |way: &str| format!("nft insert rule {at} {way} {} accept", names::HOST);
+        found.push(hinders(
+            "forward-policy",
+            format!("The nftables chain {at} (hook forward, priority {}) has policy drop", chain.priority),
+            FORWARDED,
+            format!("{} && {}", rule("iifname"), rule("oifname")),
+        ));
+    }
+    let about_us = |r: &nftables::Rule| [&r.from, &r.to].into_iter().any(|d| d.as_deref() == Some(names::HOST));
+    if chains.iter().any(|c| c.table == "firewalld")
+        && !facts.rules.iter().any(|r| r.table == "firewalld" && about_us(r))
+    {
+        found.push(hinders(
+            "firewalld",
+            format!("firewalld runs, and {} is in none of its zones", names::HOST),
+            "It rejects what it forwards for devices that it was not told to trust.",
+            format!("firewall-cmd --permanent --zone=trusted --add-interface={} && firewall-cmd --reload", names::HOST),
+        ));
+    }
+}
+
+fn legacy(facts: &Facts, found: &mut Vec<Finding>) {
+    for (program, chain) in &facts.legacy {
+        let text = match chain {
+            Legacy::Rules(text) => text,
+            Legacy::Unreadable => {
+                found.push(hint(
+                    "forward-legacy-unread",
+                    format!("The kernel has rules of an older iptables, and {program} is not there to read them"),
+                    FORWARDED,
+                    format!("{program} -S FORWARD  # from the package iptables"),
+                ));
+                continue;
+            }
+        };
+        let rule = |way: &str| format!("-A FORWARD {way} {} -j ACCEPT", names::HOST);
+        let accepts = |way: &str| text.lines().any(|l| l == rule(way));
+        if text.lines().any(|l| l == "-P FORWARD DROP") && !(accepts("-i") && accepts("-o")) {
+            let insert = |way: &str| format!("{program} -I FORWARD {way} {} -j ACCEPT", names::HOST);
+            found.push(hinders(
+                "forward-policy-legacy",
+                format!("{program}'s chain FORWARD has policy DROP"),
+                FORWARDED,
+                format!("{} && {}", insert("-i"), insert("-o")),
+            ));
+        }
+    }
+}
+
+fn cni(facts: &Facts, found: &mut Vec<Finding>) {
+    let Some(first) = facts.cni_files.first() else {
+        found.push(hint(
+            "cni-none",
+            format!("There is no CNI configuration in {}", facts.cni_dir),
+            "The runtime calls no plugin until there is one; on a node without a runtime that is as it should be.",
+            format!(
+                r#"echo '{{"cniVersion":"1.1.0","name":"weft","plugins":[{{"type":"weft-cni"}}]}}' > {}/10-weft.conflist"#,
+                facts.cni_dir
+            ),
+        ));
+        return;
+    };
+    if !first.ours {
+        found.push(hinders(
+            "cni-foreign",
+            format!("The runtime takes {}, which is not Weft's", first.path),
+            "It takes the first file by name; pods that are made now are not Weft's.",
+            format!("mv {0} {0}.disabled", first.path),
+        ));
+    }
+}
+
+fn devices(facts: &Facts, found: &mut Vec<Finding>) {
+    let port = facts.agent.as_ref().map_or(names::VXLAN_PORT, |s| s.datapath.tunnel_port);
+    const SHARED: &str = "One of the two gets the other's packets, or cannot start at all.";
+    for other in facts.links.iter().filter(|l| l.name != names::VXLAN && l.vxlan_port == Some(port)) {
+        found.push(hinders(
+            "vxlan-device",
+            format!("The VXLAN device {} has Weft's tunnel port {port}", other.name),
+            SHARED,
+            format!("ip link delete {}  # or give all nodes another port: weft-agent --tunnel-port", other.name),
+        ));
+    }
+    // The kernel's socket of a VXLAN device is in the table too, and shares its port with nobody.
+    if facts.udp_ports.contains(&port) && !facts.links.iter().any(|l| l.up && l.vxlan_port == Some(port)) {
+        found.push(hinders(
+            "tunnel-port",
+            format!("A program listens on UDP port {port}, Weft's tunnel port"),
+            SHARED,
+            format!(
+                "ss -lunp sport = :{port}  # and stop it, or give all nodes another port: weft-agent --tunnel-port"
+            ),
+        ));
+    }
+    let kinds: BTreeMap<&str, &str> = [
+        (names::HOST, "veth"),
+        (names::NET, "veth"),
+        (names::BLOCK, "veth"),
+        (names::BLOCK_PEER, "veth"),
+        (names::VXLAN, "vxlan"),
+    ]
+    .into();
+    for link in &facts.links {
+        let Some(kind) = kinds.get(link.name.as_str()) else { continue };
+        if link.kind.as_deref() != Some(kind)
+            || link.mac != Some(cni_common::net::Mac::WEFT) && link.name != names::BLOCK_PEER
+        {
+            found.push(hinders(
+                "foreign-device",
+                format!("The device {} is not one that Weft made", link.name),
+                "The agent does not start while another device has this name.",
+                format!("ip link delete {}", link.name),
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "rules_tests.rs"]
+mod tests;

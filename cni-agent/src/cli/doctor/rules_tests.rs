@@ -1,0 +1,176 @@
+use super::*;
+use crate::{
+    api::types::{DatapathStatus, Status},
+    cli::doctor::facts::{self, CniFile},
+    netlink::{
+        link::Link,
+        nftables::{BaseChain, Rule},
+    },
+};
+
+fn healthy() -> Facts {
+    let status =
+        Status { datapath: DatapathStatus { tunnel_port: 8472, ..DatapathStatus::default() }, ..Status::default() };
+    Facts {
+        release: "6.18.3-1-amd64".into(),
+        sysctls: facts::SYSCTLS.map(|name| (name, "1".to_owned())).into(),
+        chains: Ok(Vec::new()),
+        cni_files: vec![CniFile { path: "/etc/cni/net.d/10-weft.conflist".into(), ours: true }],
+        config: Some(OPTIONS.map(str::to_owned).into()),
+        agent: Ok(status),
+        rules: Vec::new(),
+        legacy: Vec::new(),
+        cni_dir: "/etc/cni/net.d".into(),
+        filesystems: ["bpf".to_owned()].into(),
+        links: Vec::new(),
+        udp_ports: [].into(),
+        own_node: None,
+    }
+}
+fn ids(facts: &Facts) -> Vec<&'static str> {
+    findings(facts).iter().map(|f| f.id).collect()
+}
+fn drops() -> BaseChain {
+    BaseChain {
+        family: "ip",
+        table: "filter".into(),
+        name: "FORWARD".into(),
+        hook: nftables::FORWARD,
+        priority: 0,
+        drops: true,
+    }
+}
+fn accepts(from: Option<&str>, to: Option<&str>) -> Rule {
+    Rule {
+        family: "ip",
+        table: "filter".into(),
+        chain: "FORWARD".into(),
+        from: from.map(str::to_owned),
+        to: to.map(str::to_owned),
+        accepts: true,
+        narrower: false,
+    }
+}
+
+#[test]
+fn nothing_is_said_about_a_node_that_is_as_it_should_be() {
+    assert_eq!(findings(&healthy()), []);
+}
+
+#[test]
+fn forwarding_that_is_off_is_named_with_the_sysctl() {
+    let mut facts = healthy();
+    for name in facts::SYSCTLS {
+        facts.sysctls.insert(name, "0".into());
+    }
+    assert_eq!(ids(&facts), ["ip-forward4", "ip-forward6", "bpf-jit"]);
+    assert!(findings(&facts)[0].cure.starts_with("sysctl -w net.ipv4.ip_forward=1"));
+    // One that cannot be read is none that is off.
+    facts.sysctls.clear();
+    assert_eq!(ids(&facts), [""; 0]);
+}
+
+#[test]
+fn a_forward_chain_that_drops_is_named_until_both_directions_are_accepted() {
+    let mut facts = Facts { chains: Ok(vec![drops()]), ..healthy() };
+    assert_eq!(ids(&facts), ["forward-policy"]);
+    let cure = &findings(&facts)[0].cure;
+    assert!(cure.contains("nft insert rule ip filter FORWARD iifname weft_host accept"), "{cure}");
+    facts.rules = vec![accepts(Some("weft_host"), None)];
+    assert_eq!(ids(&facts), ["forward-policy"]);
+    facts.rules.push(Rule { narrower: true, ..accepts(None, Some("weft_host")) });
+    assert_eq!(ids(&facts), ["forward-policy"]);
+    facts.rules.push(accepts(None, Some("weft_host")));
+    assert_eq!(ids(&facts), [""; 0]);
+}
+
+#[test]
+fn chains_of_other_hooks_families_and_policies_are_nobodys_business() {
+    let others = [
+        BaseChain { hook: 1, ..drops() },
+        BaseChain { family: "bridge", ..drops() },
+        BaseChain { drops: false, ..drops() },
+    ];
+    assert_eq!(ids(&Facts { chains: Ok(others.into()), ..healthy() }), [""; 0]);
+}
+
+#[test]
+fn firewalld_is_named_until_it_knows_our_device() {
+    let chain = BaseChain { table: "firewalld".into(), name: "filter_FORWARD".into(), drops: false, ..drops() };
+    let mut facts = Facts { chains: Ok(vec![chain]), ..healthy() };
+    assert_eq!(ids(&facts), ["firewalld"]);
+    facts.rules = vec![Rule { table: "firewalld".into(), accepts: false, ..accepts(Some("weft_host"), None) }];
+    assert_eq!(ids(&facts), [""; 0]);
+}
+
+#[test]
+fn a_legacy_chain_is_judged_by_its_policy_and_rules() {
+    let rules = |text: &str| Facts { legacy: vec![("iptables-legacy", Legacy::Rules(text.into()))], ..healthy() };
+    assert_eq!(ids(&rules("-P FORWARD ACCEPT\n")), [""; 0]);
+    assert_eq!(ids(&rules("-P FORWARD DROP\n")), ["forward-policy-legacy"]);
+    let cured = "-P FORWARD DROP\n-A FORWARD -o weft_host -j ACCEPT\n-A FORWARD -i weft_host -j ACCEPT\n";
+    assert_eq!(ids(&rules(cured)), [""; 0]);
+    let unread = Facts { legacy: vec![("iptables-legacy", Legacy::Unreadable)], ..healthy() };
+    assert!(!findings(&unread)[0].hinders);
+}
+
+#[test]
+fn the_first_cni_configuration_counts() {
+    let mut facts = healthy();
+    facts.cni_files.insert(0, CniFile { path: "/etc/cni/net.d/05-other.conflist".into(), ours: false });
+    assert_eq!(ids(&facts), ["cni-foreign"]);
+    assert!(findings(&facts)[0].cure.starts_with("mv /etc/cni/net.d/05-other.conflist "));
+    facts.cni_files.swap(0, 1);
+    assert_eq!(ids(&facts), [""; 0]);
+}
+
+#[test]
+fn old_kernels_and_missing_options_are_named() {
+    assert_eq!(ids(&Facts { release: "5.4.0-42-generic".into(), ..healthy() }), ["kernel"]);
+    let text = "CONFIG_BPF=y\n# CONFIG_VXLAN is not set\nCONFIG_VETH=m\nCONFIG_HZ=250\n";
+    let facts = Facts { config: Some(facts::options(text)), ..healthy() };
+    let what = &findings(&facts)[0].what;
+    assert!(what.contains("CONFIG_VXLAN") && !what.contains("CONFIG_VETH") && !what.contains("CONFIG_BPF,"), "{what}");
+}
+
+#[test]
+fn an_agent_that_does_not_answer_or_is_not_ready_is_named_with_its_reason() {
+    let silent = Facts { agent: Err("no such file".into()), ..healthy() };
+    assert!(findings(&silent)[0].what.contains("no such file"));
+    let waiting = Status { not_ready: Some("no Node object".into()), ..silent.agent.clone().unwrap_or_default() };
+    let facts = Facts { agent: Ok(waiting), ..healthy() };
+    assert_eq!(ids(&facts), ["not-ready"]);
+}
+
+#[test]
+fn a_port_in_use_is_named_unless_it_is_our_own_devices() {
+    let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+                 1: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 77 2 0 0\n";
+    let mut facts = Facts { udp_ports: facts::udp_ports(table), ..healthy() };
+    assert_eq!(ids(&facts), ["tunnel-port"]);
+    facts.links = vec![vxlan("weft_vxlan", 8472)];
+    assert_eq!(ids(&facts), [""; 0]);
+    facts.links.push(vxlan("flannel.1", 8472));
+    assert_eq!(ids(&facts), ["vxlan-device"]);
+    facts.links[1].vxlan_port = Some(4789);
+    assert_eq!(ids(&facts), [""; 0]);
+    facts.links[0].kind = Some("dummy".into());
+    assert_eq!(ids(&facts), ["foreign-device"]);
+}
+
+fn vxlan(name: &str, port: u16) -> Link {
+    Link {
+        index: 7,
+        name: name.into(),
+        mac: Some(cni_common::net::Mac::WEFT),
+        mtu: 1450,
+        kind: Some("vxlan".into()),
+        up: true,
+        carrier: true,
+        link: None,
+        link_netns: None,
+        master: None,
+        alias: None,
+        vxlan_port: Some(port),
+    }
+}
