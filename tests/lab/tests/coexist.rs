@@ -11,6 +11,7 @@ use cni_agent::{
         link::{self, Link},
         names, netns,
         route::{self, Route},
+        tc,
     },
 };
 use cni_common::net::Mac;
@@ -215,5 +216,34 @@ fn somebody_elses_tcx_programs_before_and_after_ours_see_packets() {
     assert_reaches(&other, &place);
     assert!(seen()[0] > first + 8 && seen()[1] > last + 4, "{first} and {last}");
     drop(links);
+    lab.down().unwrap();
+}
+
+#[test]
+fn an_ingress_qdisc_that_is_there_takes_our_filter_and_stays() {
+    let mut lab = Lab::up(LabConfig::with_nodes(2)).expect("a lab of two nodes");
+    let [one, two] = pods(&mut lab);
+    let clsact = how(lab.node("node-1").unwrap()) == "clsact";
+    lab.stop_agent("node-1", Ending::Asked).unwrap();
+    let node = lab.node("node-1").unwrap();
+    let place = node.place().unwrap();
+    let mut socket = socket(node);
+    let index = device(&mut socket, "eth0").index;
+    let kinds = |socket: &mut Socket| -> Vec<String> {
+        tc::qdiscs(socket).unwrap().into_iter().filter(|q| q.index == index).map(|q| q.kind).collect()
+    };
+    // On a kernel without TCX the former agent's is in the way of the other kind.
+    if clsact {
+        socket.run(tc::delete_clsact(index)).unwrap();
+    }
+    let mut command = Command::new("tc");
+    command.args(["qdisc", "add", "dev", "eth0", "ingress"]);
+    assert!(netns::spawn_in(place.netns(), &mut command).unwrap().wait().unwrap().success());
+    lab.start_agent("node-1").unwrap();
+    await_watched(lab.node("node-1").unwrap(), &["eth0"]);
+    assert_reaches(&one, &two);
+    assert_reaches(&two, &one);
+    let there = kinds(&mut socket);
+    assert!(there.contains(&"ingress".to_owned()) && !there.contains(&"clsact".to_owned()), "{there:?}");
     lab.down().unwrap();
 }
