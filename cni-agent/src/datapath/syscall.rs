@@ -25,6 +25,8 @@ const LINK_UPDATE: u32 = 29;
 
 /// `BPF_TCX_INGRESS` of `enum bpf_attach_type` (Linux 6.6).
 const TCX_INGRESS: u32 = 46;
+/// `BPF_F_BEFORE`; without a program to refer to, it means before all.
+const BEFORE: u32 = 1 << 3;
 
 // The arms of `union bpf_attr` that we use. The kernel takes any length and demands that what it does not know is zero.
 #[repr(C)]
@@ -194,10 +196,24 @@ pub fn map_facts(map: BorrowedFd<'_>) -> io::Result<MapFacts> {
     Ok(facts)
 }
 
-/// Attaches a program to a device's ingress by TCX. EINVAL: the kernel has no TCX (before 6.6).
+/// Attaches a program to a device's ingress by TCX, behind those that are there. EINVAL: the kernel has no TCX (before 6.6).
 pub fn attach_tcx_ingress(prog: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
-    let mut attr =
-        LinkCreate { prog_fd: raw(prog), target_ifindex: ifindex, attach_type: TCX_INGRESS, ..LinkCreate::zeroed() };
+    create_tcx_ingress(prog, ifindex, 0)
+}
+
+/// As [`attach_tcx_ingress`], but before those that are there: for tests, which play somebody else.
+pub fn attach_tcx_ingress_first(prog: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    create_tcx_ingress(prog, ifindex, BEFORE)
+}
+
+fn create_tcx_ingress(prog: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog_fd: raw(prog),
+        target_ifindex: ifindex,
+        attach_type: TCX_INGRESS,
+        flags,
+        ..LinkCreate::zeroed()
+    };
     // SAFETY: no pointers in it.
     unsafe { bpf(LINK_CREATE, &mut attr) }.map(owned)
 }

@@ -4,16 +4,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cni_agent::netlink::{
-    Socket, addr,
-    link::{self, Link},
-    names, netns,
-    route::{self, Route},
+use cni_agent::{
+    datapath::syscall,
+    netlink::{
+        Socket, addr,
+        link::{self, Link},
+        names, netns,
+        route::{self, Route},
+        tc,
+    },
 };
 use cni_common::net::Mac;
 use lab::{
     Ending, Lab, LabConfig, Node, PodSpec,
-    hostile::{Direction, Side},
+    hostile::{Direction, Foreign, Side},
     probe::{self, Family, Place},
 };
 
@@ -138,6 +142,13 @@ fn a_bridge_that_takes_the_nodes_device_and_addresses_is_watched_in_its_place() 
     lab.down().unwrap();
 }
 
+/// How `from_netdev` came to the node's device.
+fn how(node: &Node) -> String {
+    let status = node.ask("/v1/status").unwrap();
+    let programs = status["datapath"]["programs"].as_array().unwrap().clone();
+    programs.iter().find(|p| p["program"] == "from_netdev").unwrap()["how"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn somebody_elses_filters_see_on_and_stay_when_the_agent_comes_and_goes() {
     let mut lab = Lab::up(LabConfig::with_nodes(2)).expect("a lab of two nodes");
@@ -147,20 +158,92 @@ fn somebody_elses_filters_see_on_and_stay_when_the_agent_comes_and_goes() {
         [Direction::Ingress, Direction::Egress]
             .map(|direction| Side::BOTH.map(|side| hostile.foreign(direction).unwrap().seen(side).unwrap()))
     };
-    assert_reaches(&one, &two);
+    // TCX programs are asked before all filters of tc, and what ours decapsulates comes to none of those.
+    let clsact = how(lab.node("node-2").unwrap()) == "clsact";
+    let address = lab.node("node-2").unwrap().place().unwrap();
     for ending in [Ending::Asked, Ending::Killed] {
-        let before = count(&lab);
-        lab.restart_agent("node-2", ending).unwrap();
-        assert_reaches(&one, &two);
-        let after = count(&lab);
-        let [[first, _], egress] = [0, 1].map(|d| [0, 1].map(|s| after[d][s] - before[d][s]));
-        // TCP alone takes more than that each way, and is encapsulated.
-        assert!(first > 4 && egress.iter().all(|n| *n > 4), "{before:?} and {after:?}");
+        lab.stop_agent("node-2", ending).unwrap();
+        for agent in [false, true] {
+            if agent {
+                lab.start_agent("node-2").unwrap();
+            }
+            let before = count(&lab);
+            assert_reaches(&one, &two);
+            // Not ours to consume.
+            assert_reaches(&lab.node("node-1").unwrap().place().unwrap(), &address);
+            let after = count(&lab);
+            let [[first, last], egress] = [0, 1].map(|d| [0, 1].map(|s| after[d][s] - before[d][s]));
+            // TCP alone takes more than that each way.
+            assert!(last > 4 && egress.iter().all(|n| *n > 4), "{before:?} and {after:?}");
+            assert!(if clsact { first > last + 4 } else { first == last }, "{before:?} and {after:?}");
+        }
     }
-    lab.stop_agent("node-2", Ending::Asked).unwrap();
-    let before = count(&lab);
-    // What runs, runs on without an agent, for others as well.
+    lab.down().unwrap();
+}
+
+#[test]
+fn somebody_elses_tcx_programs_before_and_after_ours_see_packets() {
+    let mut lab = Lab::up(LabConfig::with_nodes(2)).expect("a lab of two nodes");
+    let [one, two] = pods(&mut lab);
+    let node = lab.node("node-1").unwrap();
+    let foreign = Foreign::load().unwrap();
+    let index = device(&mut socket(node), "eth0").index;
+    let place = node.place().unwrap();
+    let other = lab.node("node-2").unwrap().place().unwrap();
+    let attach = |side| {
+        let program = foreign.program(side).unwrap();
+        let attach = match side {
+            Side::Before => syscall::attach_tcx_ingress_first,
+            Side::After => syscall::attach_tcx_ingress,
+        };
+        netns::in_netns(place.netns(), || attach(program, index)).expect("enters the namespace")
+    };
+    let links = match attach(Side::Before) {
+        // A kernel without TCX: the filters on clsact are what there is.
+        Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) && how(node) == "clsact" => return lab.down().unwrap(),
+        first => [first.unwrap(), attach(Side::After).unwrap()],
+    };
+    let seen = || Side::BOTH.map(|side| foreign.seen(side).unwrap());
+    let [first, last] = seen();
+    assert_reaches(&two, &one);
+    assert_reaches(&other, &place);
+    let [first, last] = [seen()[0] - first, seen()[1] - last];
+    // What ours has decapsulated does not come to the last.
+    assert!(last > 4 && first > last + 4, "{first} and {last}");
+    lab.restart_agent("node-1", Ending::Killed).unwrap();
+    let [first, last] = seen();
+    assert_reaches(&two, &one);
+    assert_reaches(&other, &place);
+    assert!(seen()[0] > first + 8 && seen()[1] > last + 4, "{first} and {last}");
+    drop(links);
+    lab.down().unwrap();
+}
+
+#[test]
+fn an_ingress_qdisc_that_is_there_takes_our_filter_and_stays() {
+    let mut lab = Lab::up(LabConfig::with_nodes(2)).expect("a lab of two nodes");
+    let [one, two] = pods(&mut lab);
+    let clsact = how(lab.node("node-1").unwrap()) == "clsact";
+    lab.stop_agent("node-1", Ending::Asked).unwrap();
+    let node = lab.node("node-1").unwrap();
+    let place = node.place().unwrap();
+    let mut socket = socket(node);
+    let index = device(&mut socket, "eth0").index;
+    let kinds = |socket: &mut Socket| -> Vec<String> {
+        tc::qdiscs(socket).unwrap().into_iter().filter(|q| q.index == index).map(|q| q.kind).collect()
+    };
+    // On a kernel without TCX the former agent's is in the way of the other kind.
+    if clsact {
+        socket.run(tc::delete_clsact(index)).unwrap();
+    }
+    let mut command = Command::new("tc");
+    command.args(["qdisc", "add", "dev", "eth0", "ingress"]);
+    assert!(netns::spawn_in(place.netns(), &mut command).unwrap().wait().unwrap().success());
+    lab.start_agent("node-1").unwrap();
+    await_watched(lab.node("node-1").unwrap(), &["eth0"]);
     assert_reaches(&one, &two);
-    assert!(count(&lab)[0][0] > before[0][0]);
+    assert_reaches(&two, &one);
+    let there = kinds(&mut socket);
+    assert!(there.contains(&"ingress".to_owned()) && !there.contains(&"clsact".to_owned()), "{there:?}");
     lab.down().unwrap();
 }

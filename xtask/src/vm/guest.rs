@@ -21,6 +21,7 @@ use crate::{
 /// Lines of init for the host begin so.
 pub const MARK: &str = "weft-vm: ";
 
+/// The lab's tests that are run in a machine: those of packets' ways, and of what else is on a node.
 const LAB_TESTS: [&str; 7] = ["two_pods", "two_nodes", "paths", "offloads", "icmp", "coexist", "doctor"];
 
 /// Modules that disks, the console's luck and our datapath may need, in a sensible order; their own needs are added.
