@@ -66,6 +66,11 @@ impl Hooks {
         let gone: Vec<u32> = self.by_index.keys().filter(|index| !devices.contains_key(index)).copied().collect();
         for index in gone {
             let Some((name, how)) = self.by_index.get(&index).cloned() else { continue };
+            // A device made anew under the same name: what is pinned under it is the new one's by now.
+            if devices.values().any(|d| d.name == name) {
+                self.by_index.remove(&index);
+                continue;
+            }
             match self.detach(&name, index, how) {
                 Ok(()) => drop(self.by_index.remove(&index)),
                 Err(e) => errors.push(e),

@@ -158,8 +158,8 @@ fn somebody_elses_filters_see_on_and_stay_when_the_agent_comes_and_goes() {
         [Direction::Ingress, Direction::Egress]
             .map(|direction| Side::BOTH.map(|side| hostile.foreign(direction).unwrap().seen(side).unwrap()))
     };
-    // TCX programs are asked before all filters of tc, and what ours decapsulates comes to none of those.
-    let clsact = how(lab.node("node-2").unwrap()) == "clsact";
+    // By TCX, which comes before all filters of tc, ours would hide from the first what it decapsulates.
+    assert_eq!(how(lab.node("node-2").unwrap()), "clsact");
     let address = lab.node("node-2").unwrap().place().unwrap();
     for ending in [Ending::Asked, Ending::Killed] {
         lab.stop_agent("node-2", ending).unwrap();
@@ -175,7 +175,7 @@ fn somebody_elses_filters_see_on_and_stay_when_the_agent_comes_and_goes() {
             let [[first, last], egress] = [0, 1].map(|d| [0, 1].map(|s| after[d][s] - before[d][s]));
             // TCP alone takes more than that each way.
             assert!(last > 4 && egress.iter().all(|n| *n > 4), "{before:?} and {after:?}");
-            assert!(if clsact { first > last + 4 } else { first == last }, "{before:?} and {after:?}");
+            assert!(first > last + 4, "what comes for pods, to the first alone: {before:?} and {after:?}");
         }
     }
     lab.down().unwrap();
