@@ -25,7 +25,7 @@ use crate::{
     cni::server::{Server, ServerConfig},
     compile::Facts,
     datapath::{Datapath, attach, object},
-    endpoint::{EndpointManager, record::RecordStore},
+    endpoint::{EndpointManager, mtu, record::RecordStore},
     inspect::Inspector,
     netlink::{Socket, names},
     node::{devices, watch},
@@ -74,7 +74,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     let records = RecordStore::open(&settings.state_dir, boot_id.trim())?;
     let served = served(&datapath).context("read the endpoints that a former agent left")?;
-    let endpoints = Arc::new(EndpointManager::restore(Arc::clone(&tables), facts.clone(), records, &served)?);
+    let endpoints = Arc::new(EndpointManager::restore(Arc::clone(&tables), facts.clone(), records.clone(), &served)?);
+    mtu::start(Arc::clone(&tables), facts.clone(), records)?;
 
     let reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), pin_dir)?;
     let report = reconciler.report();

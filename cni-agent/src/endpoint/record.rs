@@ -13,6 +13,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cni_common::net::Mac;
@@ -58,7 +59,7 @@ pub struct EndpointRecord {
     /// The IPv6 address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<Ipv6Addr>,
-    /// The MTU of both ends, in bytes.
+    /// The MTU of the pod's routes, in bytes.
     pub mtu: u32,
     /// The pod, when the runtime named one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,11 +142,13 @@ pub struct CorruptRecord {
     pub reason: String,
 }
 
-/// The directory of records. The caller sees to it that only one thread at a time writes the record of an attachment.
+/// The directory of records; its clones are the same one.
 #[derive(Clone, Debug)]
 pub struct RecordStore {
     dir: PathBuf,
     boot_id: String,
+    /// Held while files change: a record that is being changed cannot be removed meanwhile, to come back by the change.
+    changing: Arc<Mutex<()>>,
 }
 
 /// A file's content.
@@ -167,7 +170,11 @@ impl RecordStore {
         let dir = dir.into();
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(|source| RecordError::Open { path: dir.clone(), source })?;
-        Ok(Self { dir, boot_id: boot_id.trim().to_owned() })
+        Ok(Self { dir, boot_id: boot_id.trim().to_owned(), changing: Arc::default() })
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a record, in place of an older one of the same attachment.
@@ -175,6 +182,31 @@ impl RecordStore {
     /// # Errors
     /// [`RecordError::Write`]; the older one is still there.
     pub fn save(&self, record: &EndpointRecord) -> Result<(), RecordError> {
+        let _change = self.change();
+        self.write(record)
+    }
+
+    /// Writes another MTU into the record of an attachment, if there is one and it is that endpoint's.
+    ///
+    /// # Errors
+    /// [`RecordError::Write`]; the record is as it was.
+    pub fn set_mtu(&self, container_id: &str, ifname: &str, endpoint: u16, mtu: u32) -> Result<(), RecordError> {
+        let _change = self.change();
+        let name = file_name(container_id, ifname);
+        let path = self.dir.join(&name);
+        if !path.exists() {
+            return Ok(());
+        }
+        match self.read(&path, &name) {
+            Ok((record, _)) if record.endpoint_id == u32::from(endpoint) => {
+                self.write(&EndpointRecord { mtu, ..record })
+            }
+            Ok(_) => Ok(()),
+            Err(reason) => Err(RecordError::Write { path, source: io::Error::other(reason) }),
+        }
+    }
+
+    fn write(&self, record: &EndpointRecord) -> Result<(), RecordError> {
         let name = file_name(&record.container_id, &record.ifname);
         let path = self.dir.join(&name);
         let temporary = self.dir.join(format!(".{name}{TEMPORARY}"));
@@ -198,6 +230,7 @@ impl RecordStore {
     /// # Errors
     /// [`RecordError::Remove`].
     pub fn remove(&self, container_id: &str, ifname: &str) -> Result<(), RecordError> {
+        let _change = self.change();
         let path = self.dir.join(file_name(container_id, ifname));
         match fs::remove_file(&path) {
             Err(source) if source.kind() != ErrorKind::NotFound => Err(RecordError::Remove { path, source }),
@@ -323,6 +356,19 @@ mod tests {
         let loaded = RecordStore::open(dir.path(), BOOT).unwrap().load_all().unwrap();
         assert_eq!(loaded.records, all);
         assert!(loaded.stale.is_empty() && loaded.corrupt.is_empty());
+    }
+
+    #[test]
+    fn a_record_gets_another_mtu_and_a_removed_one_does_not_come_back() {
+        let (dir, store) = store();
+        store.save(&record("c1", "eth0")).unwrap();
+        store.set_mtu("c1", "eth0", 7, 1350).unwrap();
+        store.set_mtu("c1", "eth0", 8, 1200).unwrap();
+        let expected = EndpointRecord { mtu: 1350, ..record("c1", "eth0") };
+        assert_eq!(store.load_all().unwrap().records, [expected], "endpoint 8 is another one");
+        store.remove("c1", "eth0").unwrap();
+        store.clone().set_mtu("c1", "eth0", 7, 1450).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -202,6 +202,13 @@ impl Tables {
     pub fn set_endpoint(&self, endpoint: Endpoint) -> Revision {
         self.write(|c| (Row::Endpoint(endpoint.id), set(&mut c.endpoints, endpoint.id, endpoint)))
     }
+    /// Changes the MTU of an endpoint's routes. One that is gone meanwhile does not come back by it.
+    pub fn set_endpoint_mtu(&self, id: u16, mtu: u32) -> Revision {
+        self.write(|c| {
+            let changed = c.endpoints.get_mut(&id).is_some_and(|e| std::mem::replace(&mut e.mtu, mtu) != mtu);
+            (Row::Endpoint(id), changed)
+        })
+    }
     /// Removes an endpoint; a missing one is no change.
     pub fn remove_endpoint(&self, id: u16) -> Revision {
         self.write(|c| (Row::Endpoint(id), c.endpoints.remove(&id).is_some()))
