@@ -195,6 +195,13 @@ pub fn set_mtu(index: u32, mtu: u32) -> Request {
     set(format!("set the MTU of device {index} to {mtu}"), message)
 }
 
+/// Sets a device's MAC address.
+pub fn set_mac(index: u32, mac: Mac) -> Request {
+    let mut message = at(index);
+    message.attributes.push(LinkAttribute::Address(mac.bytes.to_vec()));
+    set(format!("set the MAC address of device {index} to {mac}"), message)
+}
+
 /// Makes a device a port of a bridge, or takes it out (none).
 pub fn set_master(index: u32, master: Option<u32>) -> Request {
     let mut message = at(index);

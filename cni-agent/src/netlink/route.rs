@@ -25,6 +25,7 @@ const PRIORITY: u16 = 6;
 const PREFSRC: u16 = 7;
 const METRICS: u16 = 8;
 const TABLE: u16 = 15;
+const VIA: u16 = 18;
 const METRIC_MTU: u16 = 2;
 
 /// A unicast route of the main table with one next hop.
@@ -169,6 +170,8 @@ fn parse_way(payload: &[u8]) -> Option<Way> {
         match kind {
             OIF => way.index = read::number(value)?,
             GATEWAY => way.gateway = read::address(value),
+            // An IPv4 route through an IPv6 neighbour: two bytes of family before the address.
+            VIA => way.gateway = value.get(2..).and_then(read::address),
             PREFSRC => way.source = read::address(value),
             METRICS => {
                 way.mtu = read::nested(value).find(|(k, _)| *k == METRIC_MTU).and_then(|(_, v)| read::number(v));

@@ -10,18 +10,22 @@ use std::{
     time::Duration,
 };
 
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
-use super::choose::Choice;
+use super::{
+    choose::Choice,
+    next_hops::{Link, NextHops},
+    path_mtu,
+};
 use crate::{
     compile::Facts,
     error_chain,
     netlink::{
         NetlinkError, Socket, addr, link,
         monitor::{Event, Monitor, Stop},
-        neigh, route,
+        route,
     },
-    tables::{NextHop, Source, Tables},
+    tables::{Source, Tables},
 };
 
 /// How often next hops are confirmed: packets that bypass the stack do not keep its neighbours fresh.
@@ -34,7 +38,9 @@ enum Wake {
     /// The kernel's configuration changed, in whatever way.
     Kernel,
     /// Only this neighbour did.
-    Neighbour(IpAddr),
+    Neighbour(Link),
+    /// A packet to this address was too big for somebody on the way.
+    Path(IpAddr),
     /// Nodes came, went or moved.
     Nodes,
 }
@@ -43,13 +49,14 @@ enum Wake {
 pub fn start(tables: Arc<Tables>, facts: Facts, devices: Vec<String>) -> Result<Stop, StartError> {
     // Before the first listing, so that nothing is missed between.
     let (monitor, stop) = Monitor::open()?;
-    let mut watch = Watch { socket: Socket::open()?, tables: Arc::clone(&tables), facts: facts.clone(), devices };
+    let hops = NextHops::new(Arc::clone(&tables));
+    let mut watch = Watch { socket: Socket::open()?, hops, tables: Arc::clone(&tables), facts: facts.clone(), devices };
     let (tx, rx) = mpsc::channel();
     let from_kernel = tx.clone();
     thread::Builder::new().name("netlink-events".into()).spawn(move || {
         for event in monitor {
             let wake = match event {
-                Ok(Event::Neighbour(n) | Event::NeighbourGone(n)) => Wake::Neighbour(n.addr),
+                Ok(Event::Neighbour(n) | Event::NeighbourGone(n)) => Wake::Neighbour((n.index, n.addr)),
                 Ok(_) => Wake::Kernel,
                 Err(e) => {
                     error!(error = %error_chain(&e), "the kernel's events cannot be read; looking every {CONFIRM_EVERY:?}");
@@ -61,6 +68,9 @@ pub fn start(tables: Arc<Tables>, facts: Facts, devices: Vec<String>) -> Result<
             }
         }
     })?;
+    for v6 in [false, true] {
+        listen(v6, tx.clone())?;
+    }
     thread::Builder::new().name("node-changes".into()).spawn(move || {
         let mut last = None;
         loop {
@@ -77,6 +87,30 @@ pub fn start(tables: Arc<Tables>, facts: Facts, devices: Vec<String>) -> Result<
     Ok(stop)
 }
 
+/// Hears of smaller path MTUs. Without, which a kernel without IPv6 is, they are noticed by the regular look.
+fn listen(v6: bool, wakes: mpsc::Sender<Wake>) -> io::Result<()> {
+    let family = if v6 { "IPv6" } else { "IPv4" };
+    let mut listener = match path_mtu::Listener::open(v6) {
+        Ok(listener) => listener,
+        Err(error) => {
+            warn!(%error, family, "cannot hear of smaller path MTUs; looking every {CONFIRM_EVERY:?}");
+            return Ok(());
+        }
+    };
+    let heard = move || loop {
+        match listener.next() {
+            Ok(Some(to)) if wakes.send(Wake::Path(to)).is_err() => return,
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                error!(%error, family, "smaller path MTUs are no longer heard of; looking every {CONFIRM_EVERY:?}");
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name(format!("path-mtu-{family}")).spawn(heard).map(drop)
+}
+
 /// The source cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -90,6 +124,7 @@ pub enum StartError {
 
 struct Watch {
     socket: Socket,
+    hops: NextHops,
     tables: Arc<Tables>,
     facts: Facts,
     /// `--device`; empty: those with the node's addresses.
@@ -121,25 +156,23 @@ impl Watch {
         if look.all {
             self.addresses()?;
         }
-        let targets = {
+        let targets: BTreeSet<IpAddr> = {
             let contents = self.tables.read();
-            self.facts.tunnels(&contents)
+            self.facts.tunnels(&contents).into_iter().collect()
         };
-        let known: BTreeMap<IpAddr, NextHop> = self.tables.read().next_hops.clone();
-        let devices = |hops: &BTreeMap<IpAddr, NextHop>| hops.values().map(|hop| hop.ifindex).collect::<BTreeSet<_>>();
-        let led = devices(&known);
-        for gone in known.keys().filter(|a| !targets.contains(*a)) {
-            self.tables.remove_next_hop(*gone);
+        let devices =
+            |tables: &Tables| -> BTreeSet<u32> { tables.read().next_hops.values().map(|hop| hop.ifindex).collect() };
+        let led = devices(&self.tables);
+        let hops = &mut self.hops;
+        hops.keep_only(&targets);
+        let concerned = if look.all { targets } else { &hops.behind(&look.neighbours) | &(&targets & &look.paths) };
+        // One that cannot be read keeps no other from being read.
+        let mut result = Ok(());
+        for to in concerned {
+            result = result.and(hops.follow(&mut self.socket, to, look.confirm));
         }
-        for to in targets {
-            // A neighbour may be the gateway on the way to many, so any neighbour's change is a reason to look at all of them.
-            if look.all || look.confirm || !look.neighbours.is_empty() {
-                self.next_hop(to, look.confirm)?;
-            }
-        }
-        let leads = devices(&self.tables.read().next_hops);
         // The choice of devices depends on them.
-        if leads == led { Ok(()) } else { self.addresses() }
+        if devices(&self.tables) == led { result } else { result.and(self.addresses()) }
     }
 
     /// Own addresses, and the devices that carry those of the Node object.
@@ -171,35 +204,6 @@ impl Watch {
         self.tables.set_devices(devices);
         Ok(())
     }
-
-    fn next_hop(&mut self, to: IpAddr, confirm: bool) -> Result<(), NetlinkError> {
-        let Some(way) = route::lookup(&mut self.socket, to)? else {
-            debug!(%to, "no route");
-            self.tables.remove_next_hop(to);
-            return Ok(());
-        };
-        let Some(device) = link::by_index(&mut self.socket, way.index)? else { return Ok(()) };
-        let via = way.gateway.unwrap_or(to);
-        let neighbour = neigh::lookup(&mut self.socket, way.index, via)?;
-        let mac = neighbour.as_ref().and_then(neigh::Neighbour::usable);
-        if mac.is_none() || confirm {
-            // Asks the kernel to resolve or confirm; the answer comes as an event.
-            if let Err(e) = self.socket.run(neigh::resolve(way.index, via)) {
-                debug!(%via, error = %e, "cannot ask for the neighbour");
-            }
-        }
-        self.tables.set_next_hop(
-            to,
-            NextHop {
-                ifindex: way.index,
-                source_mac: device.mac.unwrap_or(cni_common::net::Mac::ZERO),
-                next_hop_mac: mac,
-                mtu: way.mtu.unwrap_or(device.mtu).min(device.mtu),
-                ethernet: device.mac.is_some(),
-            },
-        );
-        Ok(())
-    }
 }
 
 /// What to look at.
@@ -207,13 +211,15 @@ impl Watch {
 struct Look {
     all: bool,
     confirm: bool,
-    neighbours: BTreeSet<IpAddr>,
+    neighbours: BTreeSet<Link>,
+    paths: BTreeSet<IpAddr>,
 }
 impl Look {
     fn add(&mut self, wake: Wake) {
         match wake {
             Wake::Kernel | Wake::Nodes => self.all = true,
-            Wake::Neighbour(a) => drop(self.neighbours.insert(a)),
+            Wake::Neighbour(link) => drop(self.neighbours.insert(link)),
+            Wake::Path(to) => drop(self.paths.insert(to)),
         }
     }
 }
