@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use cni_agent::netlink::{Socket, link, route};
 use lab::{
-    Lab, LabConfig, PodSpec,
-    layout::NODE_DEVICE,
+    Hostile, Lab, LabConfig, PodSpec, Underlay,
+    layout::{NODE_DEVICE, UNDERLAY},
     probe::{Family, Flow, Place},
 };
 
@@ -100,4 +100,62 @@ fn pods_that_are_there_follow_the_mtu_of_the_devices_between_nodes() {
 #[test]
 fn pods_that_are_there_follow_the_mtu_over_an_ipv6_underlay() {
     pods_follow(&["--underlay", "ipv6"], 70);
+}
+
+/// A path between nodes with a router on it, which becomes narrower without the nodes' devices knowing.
+fn routed(agent_args: &[&str]) -> Rig {
+    let agent_args = agent_args.iter().map(|a| (*a).to_owned()).collect();
+    Rig::new(LabConfig { underlay: Underlay::Routed, hostile: Hostile::Nobody, agent_args, ..LabConfig::default() })
+}
+
+/// What the agents say about the way to the other node.
+fn ways(rig: &Rig) -> Vec<u64> {
+    let of = |nodes: serde_json::Value| {
+        let other = nodes.as_array().expect("a list of nodes").iter().find(|n| n["own"] == false).cloned();
+        other.expect("another node")["next_hop"]["mtu"].as_u64().unwrap_or(0)
+    };
+    rig.lab.nodes().iter().map(|node| of(node.ask("/v1/nodes").unwrap())).collect()
+}
+
+/// What the programs know about it.
+fn tunnels(rig: &Rig) -> Vec<u64> {
+    let entries = |node: &lab::Node| node.ask("/v1/maps/tunnels").unwrap().as_array().expect("entries").clone();
+    rig.lab.nodes().iter().flat_map(entries).filter_map(|e| e["value"]["mtu"].as_u64()).collect()
+}
+
+#[test]
+fn a_narrow_path_between_nodes_is_learnt_and_told_to_pods() {
+    let mut rig = routed(&["--underlay", "ipv6"]);
+    rig.exchange("at full width");
+    assert_eq!(ways(&rig), [1500, 1500]);
+    rig.lab.set_path_mtu(1400).unwrap();
+    rig.exchange("while the narrow path is learnt");
+    until_equal("the MTU of the ways", &vec![1400, 1400], || ways(&rig));
+    until_equal("the MTU in the programs' map", &vec![1400, 1400], || tunnels(&rig));
+    rig.exchange("over the narrow path");
+    for pod in &rig.pods {
+        assert_eq!(mtus_of(pod), (1500, vec![1430; 2]), "the devices have not changed, nor what most ways allow");
+    }
+    rig.lab.down().unwrap();
+}
+
+/// How many IPv4 packets the router had to fragment.
+fn fragmented() -> u64 {
+    let router = Place::new("the router", UNDERLAY, Vec::new()).unwrap();
+    let text = router.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp")).unwrap();
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: ")).map(str::split_whitespace);
+    let (names, numbers) = (lines.next().expect("names"), lines.next().expect("numbers"));
+    let (_, number) = names.zip(numbers).find(|(name, _)| *name == "FragOKs").expect("a counter of fragmented packets");
+    number.parse().unwrap()
+}
+
+#[test]
+fn a_narrow_path_over_ipv4_is_the_routers_to_fragment() {
+    let mut rig = routed(&[]);
+    rig.exchange("at full width");
+    rig.lab.set_path_mtu(1400).unwrap();
+    rig.exchange("in fragments");
+    assert!(fragmented() > 0, "the router has made no fragments, so the way was not narrow");
+    assert_eq!(ways(&rig), [1500, 1500], "nobody has said anything");
+    rig.lab.down().unwrap();
 }
