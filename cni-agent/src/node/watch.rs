@@ -160,9 +160,7 @@ impl Watch {
             let contents = self.tables.read();
             self.facts.tunnels(&contents).into_iter().collect()
         };
-        let devices =
-            |tables: &Tables| -> BTreeSet<u32> { tables.read().next_hops.values().map(|hop| hop.ifindex).collect() };
-        let led = devices(&self.tables);
+        let led = self.devices_of_hops();
         let hops = &mut self.hops;
         hops.keep_only(&targets);
         let concerned = if look.all { targets } else { &hops.behind(&look.neighbours) | &(&targets & &look.paths) };
@@ -172,7 +170,15 @@ impl Watch {
             result = result.and(hops.follow(&mut self.socket, to, look.confirm));
         }
         // The choice of devices depends on them.
-        if devices(&self.tables) == led { result } else { result.and(self.addresses()) }
+        if self.devices_of_hops() != led {
+            result = result.and(self.addresses());
+        }
+        result
+    }
+
+    /// Devices by which other nodes are reached.
+    fn devices_of_hops(&self) -> BTreeSet<u32> {
+        self.tables.read().next_hops.values().map(|hop| hop.ifindex).collect()
     }
 
     /// Own addresses, and the devices that carry those of the Node object.

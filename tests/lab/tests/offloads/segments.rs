@@ -60,8 +60,9 @@ fn on_a_wire_without_segmentation(underlay: Family) {
             wire < 1600.0,
             "{wire:.0} bytes per packet on the wire: it segments still, and this test shows nothing"
         );
-        let average = average_packet(&rig, family, &rig.web, "eth0");
+        // Before 5.13 a veth can not coalesce, and on 5.10 the pod's device counts nothing that was redirected into it.
         if coalesces {
+            let average = average_packet(&rig, family, &rig.web, "eth0");
             println!("{family} over {underlay}: {average:.0} bytes per packet into the pod");
             assert!(average >= LARGE_PACKETS, "{family} over {underlay}: {average:.0} bytes per packet into the pod");
         } else {
