@@ -1,0 +1,169 @@
+//! A node that gets other addresses, or goes and comes back. Needs root and `cargo xtask build`; run it with
+//! `cargo xtask test --suite lab`.
+use std::{
+    fs,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use cni_agent::netlink::{Socket, addr, link};
+use ipnet::IpNet;
+use lab::{
+    Lab, LabConfig, Node, PodSpec,
+    layout::NODE_DEVICE,
+    probe::{self, Family, Flow, Place},
+};
+use serde_json::{Value, json};
+
+/// What has not happened by then does not happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// More than any socket buffer or GSO packet holds.
+const MUCH: usize = 2 * 1024 * 1024;
+/// What node-1 has on the underlay, and gets instead.
+const OLD: [&str; 2] = ["10.99.0.1/24", "fd99::1/64"];
+const NEW: [&str; 2] = ["10.99.0.77/24", "fd99::77/64"];
+
+/// The lab, the pods `web` on node-1 and `client` on node-2, and a connection of each family between them.
+struct Rig {
+    lab: Lab,
+    pods: [Place; 2],
+    flows: Vec<Flow>,
+}
+
+impl Rig {
+    fn new(agent_args: &[&str]) -> Self {
+        let agent_args = agent_args.iter().map(|a| (*a).to_owned()).collect();
+        let mut lab = Lab::up(LabConfig { agent_args, ..LabConfig::default() }).expect("a lab of two nodes");
+        let pods = [("node-1", "web"), ("node-2", "client")]
+            .map(|(node, name)| lab.pod_add(node, &PodSpec::named(name)).expect("a pod").pod.place().unwrap());
+        let open = |family| Flow::open(&pods[1], &pods[0], family).unwrap();
+        let flows = Family::BOTH.into_iter().map(open).collect();
+        Self { lab, pods, flows }
+    }
+
+    fn exchange(&mut self, when: &str) {
+        for flow in &mut self.flows {
+            flow.exchange(MUCH).unwrap_or_else(|e| panic!("{when}: {e:#}"));
+        }
+    }
+
+    fn node(&self, name: &str) -> &Node {
+        self.lab.node(name).unwrap()
+    }
+}
+
+fn until(what: &str, mut now: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !now() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// The object of a node as this node sees it; none takes it away.
+fn show(node: &Node, name: &str, object: Option<&Value>) {
+    let path = node.paths().manifests().join(format!("node.{name}.json"));
+    match object {
+        None => fs::remove_file(path).unwrap(),
+        Some(object) => {
+            let whole = path.with_extension("new");
+            fs::write(&whole, object.to_string()).unwrap();
+            fs::rename(whole, path).unwrap();
+        }
+    }
+}
+
+fn object(node: &Node, name: &str) -> Value {
+    let text = fs::read(node.paths().manifests().join(format!("node.{name}.json"))).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+/// What `node` knows of the other one.
+fn other(node: &Node) -> Option<Value> {
+    let nodes = node.ask("/v1/nodes").unwrap();
+    nodes.as_array().expect("a list of nodes").iter().find(|n| n["own"] == false).cloned()
+}
+
+fn entries(node: &Node, map: &str) -> Vec<Value> {
+    node.ask(&format!("/v1/maps/{map}")).unwrap().as_array().expect("entries").clone()
+}
+
+fn drops(node: &Node, reason: &str) -> u64 {
+    let all = node.ask("/v1/drops").unwrap();
+    let list = all["drops"].as_array().expect("a list of drops");
+    list.iter().filter(|d| d["reason"] == reason).filter_map(|d| d["packets"].as_u64()).sum()
+}
+
+fn survives_a_readdressed_node(agent_args: &[&str], tunnel: &str) {
+    let mut rig = Rig::new(agent_args);
+    rig.exchange("before");
+    let node = rig.node("node-1");
+    let mut socket = Socket::open_in(node.place().unwrap().netns()).unwrap();
+    let device = link::by_name(&mut socket, NODE_DEVICE).unwrap().unwrap().index;
+    let [old, new] = [OLD, NEW].map(|nets| nets.map(|net| net.parse::<IpNet>().unwrap()));
+    for (old, new) in old.iter().zip(new) {
+        // In this order: the kernel takes the others of a subnet away with its first address.
+        socket.run(addr::delete(device, *old)).unwrap();
+        socket.run(addr::add(device, new)).unwrap();
+    }
+    let mut changed = object(node, "node-1");
+    changed["status"]["addresses"] = new.iter().map(|n| json!({"type": "InternalIP", "address": n.addr()})).collect();
+    for node in rig.lab.nodes() {
+        show(node, "node-1", Some(&changed));
+    }
+    until("node-1 has its new tunnel address", || {
+        rig.node("node-1").ask("/v1/status").unwrap()["datapath"]["tunnel_address"] == tunnel
+    });
+    until("node-2 sends there", || {
+        let one = other(rig.node("node-2")).expect("node-1");
+        one["tunnel_address"] == tunnel && one["next_hop"]["mac"].is_string()
+    });
+    rig.exchange("after node-1 has got other addresses");
+    // The node itself too, under the new address.
+    let addresses: Vec<IpAddr> = new.iter().map(IpNet::addr).collect();
+    let moved = Place::new("node-1", &rig.node("node-1").netns(), addresses).unwrap();
+    for family in Family::BOTH {
+        let client = &rig.pods[1];
+        assert_eq!(probe::tcp(&moved, client, family).unwrap().seen, Some(moved.address(family).unwrap()));
+        assert_eq!(probe::tcp(client, &moved, family).unwrap().seen, Some(client.address(family).unwrap()));
+    }
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn connections_live_on_when_a_node_gets_other_addresses() {
+    survives_a_readdressed_node(&[], "10.99.0.77");
+}
+
+#[test]
+fn connections_live_on_over_ipv6_when_a_node_gets_other_addresses() {
+    survives_a_readdressed_node(&["--underlay", "ipv6"], "fd99::77");
+}
+
+#[test]
+fn a_node_that_goes_takes_its_entries_along_and_brings_them_back() {
+    let mut rig = Rig::new(&[]);
+    rig.exchange("before");
+    let node = rig.node("node-1");
+    let gone = object(node, "node-2");
+    show(node, "node-2", None);
+    until("node-1 forgets node-2", || other(node).is_none());
+    until("its tunnel is gone", || entries(node, "tunnels").is_empty());
+    for family in ["4", "6"] {
+        until("its pod CIDR is gone", || {
+            let left = entries(node, &format!("cidr{family}"));
+            left.iter().all(|e| !e["key"].to_string().contains("244.2") && !e["key"].to_string().contains("244:2"))
+        });
+    }
+    // node-2 knows node-1 still and sends to it.
+    let before = drops(node, "UnknownNode");
+    for family in Family::BOTH {
+        let lost = probe::udp(&rig.pods[1], &rig.pods[0], family).unwrap_err();
+        assert!(format!("{lost:#}").contains("did not arrive"), "{lost:#}");
+    }
+    until("what comes from an unknown node is dropped by name", || drops(node, "UnknownNode") > before);
+    show(node, "node-2", Some(&gone));
+    until("node-1 knows the way again", || other(node).is_some_and(|n| n["next_hop"]["mac"].is_string()));
+    rig.exchange("after node-2 is known again");
+    rig.lab.down().unwrap();
+}
