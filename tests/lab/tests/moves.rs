@@ -6,7 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cni_agent::netlink::{Socket, addr, link};
+use cni_agent::netlink::{
+    Socket, addr, link,
+    names::ROUTE_PROTOCOL,
+    route::{self, Route},
+};
 use ipnet::IpNet;
 use lab::{
     Lab, LabConfig, Node, PodSpec,
@@ -138,6 +142,39 @@ fn connections_live_on_when_a_node_gets_other_addresses() {
 #[test]
 fn connections_live_on_over_ipv6_when_a_node_gets_other_addresses() {
     survives_a_readdressed_node(&["--underlay", "ipv6"], "fd99::77");
+}
+
+#[test]
+fn a_node_whose_address_was_gone_for_a_moment_reaches_pods_as_before() {
+    let mut rig = Rig::new(&[]);
+    let node = rig.node("node-1");
+    let mut socket = Socket::open_in(node.place().unwrap().netns()).unwrap();
+    let device = link::by_name(&mut socket, NODE_DEVICE).unwrap().unwrap().index;
+    let routes = |socket: &mut Socket| -> Vec<_> {
+        let ours = |r: &Route| r.protocol == ROUTE_PROTOCOL;
+        let mut all: Vec<_> =
+            route::list(socket).unwrap().into_iter().filter(ours).map(|r| (r.dst, r.source)).collect();
+        all.sort();
+        all
+    };
+    let before = routes(&mut socket);
+    assert_eq!(before.len(), 4, "a route for each pod CIDR: {before:?}");
+    // The other family's address stays, and the device with it one that leads to other nodes.
+    let own: IpNet = OLD[0].parse().unwrap();
+    let known = || entries(node, "own4").iter().any(|e| e["key"] == own.addr().to_string());
+    socket.run(addr::delete(device, own)).unwrap();
+    until("the agent knows that the address is gone", || !known());
+    assert_ne!(routes(&mut socket), before, "the kernel takes routes along, or this test shows nothing");
+    socket.run(addr::add(device, own)).unwrap();
+    until("the agent knows the address", known);
+    until("the routes are there again", || routes(&mut socket) == before);
+    until("the other node is found again", || other(node).is_some_and(|n| n["next_hop"]["mac"].is_string()));
+    let (node, client) = (node.place().unwrap(), &rig.pods[1]);
+    for family in Family::BOTH {
+        assert_eq!(probe::tcp(&node, client, family).unwrap().seen, Some(node.address(family).unwrap()));
+    }
+    rig.exchange("after the address is back");
+    rig.lab.down().unwrap();
 }
 
 #[test]
