@@ -102,7 +102,7 @@ impl Reconciler {
             let mut failures = self.desired.follow(&self.tables.read(), &mut rows);
             failures.extend(self.desired.delta.flush(&mut self.datapath.clone()));
             if idle || rows.iter().any(|r| matches!(r, Row::Node(_) | Row::NodeAddresses | Row::Devices)) {
-                failures.extend(self.network());
+                failures.extend(self.network(idle || rows.contains(&Row::NodeAddresses)));
             }
             self.prune();
             self.tables.applied_except(revision, &failures);
@@ -114,14 +114,16 @@ impl Reconciler {
         }
     }
 
-    /// Routes and hooks.
-    fn network(&mut self) -> BTreeMap<Row, String> {
+    /// Routes and hooks. `look`: the kernel may have removed routes.
+    fn network(&mut self, look: bool) -> BTreeMap<Row, String> {
         let (routes, devices) = {
             let contents = self.tables.read();
             (compile::cluster_routes(&contents, &self.desired.facts), contents.devices.clone())
         };
         let mut failures = BTreeMap::new();
-        if let Err(e) = self.routes.apply(self.hooks.socket(), routes, self.tables.all_synced()) {
+        let looked = if look { self.routes.look(self.hooks.socket()) } else { Ok(()) };
+        let applied = self.routes.apply(self.hooks.socket(), routes, self.tables.all_synced());
+        if let Err(e) = looked.and(applied) {
             failures.insert(Row::Node(self.desired.facts.node.clone()), e.to_string());
         }
         if let Err(e) = self.hooks.apply(&self.datapath, &devices, self.tables.all_synced()) {

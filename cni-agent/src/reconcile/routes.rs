@@ -20,9 +20,17 @@ pub struct Routes {
 impl Routes {
     /// Reads what a former agent left.
     pub fn adopt(socket: &mut Socket, weft_host: u32) -> Result<Self, NetlinkError> {
-        let ours = route::list(socket)?.into_iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.index == weft_host);
-        let actual = ours.map(|r| ClusterRoute { to: r.dst, source: r.source, mtu: r.mtu.unwrap_or(0) }).collect();
-        Ok(Self { weft_host, actual })
+        let mut routes = Self { weft_host, actual: BTreeSet::new() };
+        routes.look(socket)?;
+        Ok(routes)
+    }
+
+    /// Reads what there is, as routes go without our doing: with an address of the node goes every IPv4 route that names it as source.
+    pub fn look(&mut self, socket: &mut Socket) -> Result<(), NetlinkError> {
+        let ours = |r: &Route| r.protocol == ROUTE_PROTOCOL && r.index == self.weft_host;
+        let there = route::list(socket)?.into_iter().filter(ours);
+        self.actual = there.map(|r| ClusterRoute { to: r.dst, source: r.source, mtu: r.mtu.unwrap_or(0) }).collect();
+        Ok(())
     }
 
     /// Adds or replaces what differs; removes what is too much only when `prune` says that all sources are in sync.

@@ -104,10 +104,15 @@ impl Lab {
         if underlay == Underlay::Direct && nodes != 2 {
             bail!("a direct wire joins two nodes, not {nodes}: take a bridge");
         }
+        if underlay == Underlay::Routed && hostile != Hostile::Nobody {
+            bail!(
+                "a hostile node gets its address from a router that routes nothing: behind one that does, nobody is hostile"
+            );
+        }
         let bin_dir = programs::find(bin_dir)?;
         let lock = Lock::wait()?;
         remove_leftovers(&mut watch)?;
-        let nodes: Vec<NodeState> = (1..=nodes).map(|n| underlay::plan(n, hostile.is(n, nodes))).collect();
+        let nodes: Vec<NodeState> = (1..=nodes).map(|n| underlay::plan(underlay, n, hostile.is(n, nodes))).collect();
         let state = State {
             owner: Some(Identity::own()?),
             underlay,
@@ -131,6 +136,7 @@ impl Lab {
         let what = match state.underlay {
             Underlay::Bridge => "make the nodes' network namespaces and join them by a bridge",
             Underlay::Direct => "make two nodes' network namespaces and join them by a wire",
+            Underlay::Routed => "make the nodes' network namespaces and join them by a router",
         };
         watch.step(what, || underlay::build(state.underlay, &state.nodes))?;
         if let Some(node) = state.nodes.iter().find(|n| n.hostile) {
@@ -262,6 +268,18 @@ impl Lab {
         } else {
             manifest::remove_node(object, &self.state.nodes)
         }
+    }
+
+    /// Makes the way between nodes narrower, or wide again, where no node sees it: in the router of [`Underlay::Routed`]. What is
+    /// larger than `mtu` bytes the router fragments (IPv4) or refuses and says so (IPv6).
+    ///
+    /// # Errors
+    /// When the lab has no router, or it refuses.
+    pub fn set_path_mtu(&self, mtu: u32) -> Result<()> {
+        if self.state.underlay != Underlay::Routed {
+            bail!("no router is between the nodes: ask for one by LabConfig::underlay");
+        }
+        underlay::set_path_mtu(&self.state.nodes, mtu).context("set the MTU of the way between nodes")
     }
 
     /// The pod called `name`.

@@ -34,6 +34,8 @@ pub const MAX_NODES: u8 = 99;
 const UNDERLAY6: Ipv6Addr = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0);
 const SECOND4: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 0);
 const SECOND6: Ipv6Addr = Ipv6Addr::new(0xfd98, 0, 0, 0, 0, 0, 0, 0);
+/// Number of the router on the link of a node behind it.
+const ROUTER: u8 = 254;
 const NODE_NETNS: &str = "weft-node-";
 const POD_NETNS: &str = "weft-pod-";
 const CONTAINER_NETNS: &str = "weft-docker-";
@@ -82,6 +84,23 @@ pub fn is_ours(netns: &str) -> bool {
 #[must_use]
 pub fn node_addresses(number: u8) -> [IpNet; 2] {
     [v4(Ipv4Addr::new(10, 99, 0, 0), number, 24), v6(UNDERLAY6, number, 64)]
+}
+
+/// Underlay addresses of node `number` behind a router, IPv4 first: its link is a subnet of its own.
+#[must_use]
+pub fn routed_addresses(number: u8) -> [IpNet; 2] {
+    on_routed_link(number, number)
+}
+
+/// The router's addresses on that link.
+#[must_use]
+pub fn router_addresses(number: u8) -> [IpNet; 2] {
+    on_routed_link(number, ROUTER)
+}
+
+fn on_routed_link(link: u8, number: u8) -> [IpNet; 2] {
+    let subnet = Ipv6Addr::new(0xfd97, 0, 0, spelled(link), 0, 0, 0, 0);
+    [v4(Ipv4Addr::new(10, 97, link, 0), number, 24), v6(subnet, number, 64)]
 }
 
 /// Underlay addresses of a hostile node `number`, IPv4 first. The other one it makes itself, of the prefix that a router tells
@@ -218,6 +237,8 @@ mod tests {
     fn a_nodes_number_is_read_from_its_addresses() {
         assert_eq!(node_addresses(12).map(|a| a.to_string()), ["10.99.0.12/24", "fd99::12/64"]);
         assert_eq!(hostile_addresses(2).map(|a| a.to_string()), ["10.99.0.2/24", "fd99::63ff:fe00:2/64"]);
+        assert_eq!(routed_addresses(12).map(|a| a.to_string()), ["10.97.12.12/24", "fd97:0:0:12::12/64"]);
+        assert_eq!(router_addresses(12).map(|a| a.to_string()), ["10.97.12.254/24", "fd97:0:0:12::254/64"]);
         assert_eq!(second_addresses(12).map(|a| a.to_string()), ["10.98.0.12/24", "fd98::12/64"]);
         assert_eq!(pod_cidrs(12).map(|a| a.to_string()), ["10.244.12.0/24", "fd10:244:12::/64"]);
     }

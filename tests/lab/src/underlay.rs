@@ -6,6 +6,7 @@ use cni_agent::netlink::{
     Socket, addr,
     link::{self, End},
     netns,
+    route::{self, Route},
 };
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub enum Underlay {
     Bridge,
     /// One veth pair between exactly two nodes: no bridge code in what is measured.
     Direct,
+    /// A router in a namespace of its own, with a link and a subnet for each node. No node is hostile.
+    Routed,
 }
 
 /// Who sends router advertisements to a node.
@@ -44,6 +47,7 @@ impl Router {
         match kind {
             Underlay::Bridge => Self { netns: UNDERLAY.into(), device: BRIDGE.into() },
             Underlay::Direct => Self { netns: node_netns(if number == 1 { 2 } else { 1 }), device: NODE_DEVICE.into() },
+            Underlay::Routed => Self { netns: UNDERLAY.into(), device: layout::node_name(number) },
         }
     }
 }
@@ -56,6 +60,7 @@ pub(crate) fn build(kind: Underlay, nodes: &[NodeState]) -> Result<()> {
     match (kind, nodes) {
         (Underlay::Bridge, _) => bridge(nodes).context("join the nodes by a bridge"),
         (Underlay::Direct, [one, two]) => direct(one, two).context("join the nodes by a wire"),
+        (Underlay::Routed, _) => routed(nodes).context("join the nodes by a router"),
         (Underlay::Direct, _) => bail!("a direct wire joins two nodes, not {}: take a bridge", nodes.len()),
     }
 }
@@ -109,6 +114,52 @@ fn direct(one: &NodeState, two: &NodeState) -> Result<()> {
     address(two)
 }
 
+fn routed(nodes: &[NodeState]) -> Result<()> {
+    let netns = netns::create(UNDERLAY)?;
+    let mut socket = Socket::open_in(netns.as_fd())?;
+    socket.run(link::up(link::LOOPBACK))?;
+    let sysctls = [
+        ("ipv4/ip_forward", "1"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv4/ip_forward_use_pmtu", "1"),
+        ("ipv6/conf/default/accept_dad", "0"),
+    ];
+    for (key, value) in sysctls {
+        netns::set_sysctl(&netns, key, value).with_context(|| format!("set the router's sysctl net/{key}"))?;
+    }
+    for node in nodes {
+        let inside = netns::open(netns::path_of(&node_netns(node.number)))?;
+        let port = End { name: &node.name, mtu: Some(UNDERLAY_MTU), ..End::default() };
+        socket.run(link::create_veth(&port, &End { netns: Some(inside.as_fd()), ..end_of(node) }))?;
+        let port = index_of(&mut socket, &node.name)?;
+        let routers = layout::router_addresses(node.number);
+        // It keeps its link-local address: from it the kernel asks for the neighbours to which it forwards.
+        socket.run(link::up(port))?;
+        socket.batch(routers.iter().map(|net| addr::add(port, *net)).collect())?;
+        address(node)?;
+        let mut node = Socket::open_in(inside.as_fd())?;
+        let device = index_of(&mut node, NODE_DEVICE)?;
+        let by_router = |net: &IpNet| Route { onlink: false, ..Route::default_through(net.addr(), device) };
+        node.batch(routers.iter().map(|net| route::add(&by_router(net))).collect())?;
+    }
+    Ok(())
+}
+
+/// From now on the router sends no packet to a node that is larger than `mtu`, though its devices would take it. An IPv6 packet's
+/// sender is told so; an IPv4 packet is fragmented unless that is forbidden.
+pub(crate) fn set_path_mtu(nodes: &[NodeState], mtu: u32) -> Result<()> {
+    let netns = netns::open(netns::path_of(UNDERLAY))?;
+    let mut socket = Socket::open_in(netns.as_fd())?;
+    for node in nodes {
+        netns::set_sysctl(&netns, &format!("ipv6/conf/{}/mtu", node.name), &mtu.to_string())?;
+        let port = index_of(&mut socket, &node.name)?;
+        let all = route::list(&mut socket)?;
+        let connected = all.into_iter().filter(|r| r.index == port && r.dst.addr().is_ipv4());
+        socket.batch(connected.map(|r| route::replace(&Route { mtu: Some(mtu), ..r })).collect())?;
+    }
+    Ok(())
+}
+
 /// The node's device, to be made.
 fn end_of(node: &NodeState) -> End<'static> {
     let mac = node.hostile.then(|| layout::hostile_mac(node.number));
@@ -136,8 +187,12 @@ fn index_of(socket: &mut Socket, name: &str) -> Result<u32> {
 }
 
 /// A node as it will be.
-pub(crate) fn plan(number: u8, hostile: bool) -> NodeState {
-    let addresses = if hostile { layout::hostile_addresses(number) } else { layout::node_addresses(number) };
+pub(crate) fn plan(kind: Underlay, number: u8, hostile: bool) -> NodeState {
+    let addresses = match kind {
+        Underlay::Routed => layout::routed_addresses(number),
+        _ if hostile => layout::hostile_addresses(number),
+        _ => layout::node_addresses(number),
+    };
     NodeState {
         number,
         name: layout::node_name(number),
