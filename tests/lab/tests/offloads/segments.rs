@@ -8,7 +8,7 @@ use lab::{
 use crate::Rig;
 
 /// Some hundred large packets, after which slow start no longer shows in the average.
-const STREAM: usize = 48 << 20;
+const STREAM: usize = 16 << 20;
 /// As many datagrams as fit into one packet of 64 KiB.
 const DATAGRAMS: usize = 44;
 /// Of a size that QUIC uses.
