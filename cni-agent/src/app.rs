@@ -70,7 +70,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         encap_l2_eth: datapath.encap_l2_eth(),
         hz: ticks_per_second()?,
     };
-    let tables = Arc::new(Tables::new());
+    let tables = Arc::new(Tables::of_node(&settings.node_name));
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     let records = RecordStore::open(&settings.state_dir, boot_id.trim())?;
     let served = served(&datapath).context("read the endpoints that a former agent left")?;

@@ -20,6 +20,7 @@ use std::{
 };
 
 use serde::Serialize;
+use tracing::warn;
 
 pub use self::types::{
     Device, Endpoint, NamedPort, NextHop, Node, Phase, Pod, PodKey, Protocol, Row, RowStatus, Source,
@@ -108,6 +109,8 @@ pub struct Tables {
     state: Mutex<State>,
     /// Signalled on every change of `state`: changes, reports, sync marks, kicks.
     moved: Condvar,
+    /// This node's name, whose row is changed but never removed.
+    own: Option<String>,
 }
 
 /// A consistent view of the rows. Holds the tables' lock: read, compute, let go; never write or wait with it in hand,
@@ -143,6 +146,11 @@ impl Tables {
     /// Empty tables, no source in sync.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, on the node of this name.
+    pub fn of_node(name: &str) -> Self {
+        Self { own: Some(name.to_owned()), ..Self::default() }
     }
 
     // No writer leaves the state half changed, so what a panicked thread left behind is whole.
@@ -186,8 +194,13 @@ impl Tables {
             (row, set(&mut c.nodes, node.name.clone(), node))
         })
     }
-    /// Removes a node; a missing one is no change.
+    /// Removes a node; a missing one is no change. This node stays as it was last read: an object that is deleted by mistake, or only to be
+    /// made anew, must not cut its pods off.
     pub fn remove_node(&self, name: &str) -> Revision {
+        if self.own.as_deref() == Some(name) {
+            warn!(node = name, "this node's own Node object is gone; going on as it was");
+            return self.read().revision();
+        }
         self.write(|c| (Row::Node(name.to_owned()), c.nodes.remove(name).is_some()))
     }
     /// Adds or replaces a pod.

@@ -9,6 +9,18 @@ const LONG: Duration = Duration::from_secs(20);
 const NOW: Duration = Duration::ZERO;
 
 #[test]
+fn this_nodes_own_row_outlives_its_object() {
+    let tables = Tables::of_node("a");
+    for name in ["a", "b"] {
+        tables.set_node(Node { name: name.into(), pod_cidrs: Vec::new(), internal_ips: Vec::new() });
+    }
+    let before = tables.read().revision();
+    assert_eq!(tables.remove_node("a"), before, "nothing to wait for");
+    assert!(tables.remove_node("b") > before);
+    assert_eq!(tables.read().nodes.keys().collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
 fn an_equal_value_is_no_change() {
     let tables = Tables::new();
     let first = tables.set_node(node("a", 1));

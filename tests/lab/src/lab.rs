@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::{
@@ -242,6 +243,31 @@ impl Lab {
         let object = node.state.clone();
         self.note_agents()?;
         manifest::write_node(&object, &self.state.nodes)
+    }
+
+    /// Writes other underlay addresses into the Node object of `node`; to give them to its device is the caller's.
+    ///
+    /// # Errors
+    /// When there is no such node or its object can not be written.
+    pub fn readdress(&mut self, node: &str, addresses: &[IpNet]) -> Result<()> {
+        let node = self.nodes.iter_mut().find(|n| n.name() == node).with_context(|| format!("no node {node}"))?;
+        node.state.addresses = addresses.to_vec();
+        let object = node.state.clone();
+        self.note_agents()?;
+        manifest::write_node(&object, &self.state.nodes)
+    }
+
+    /// Takes the Node object of `node` away from all agents, or shows it to them again.
+    ///
+    /// # Errors
+    /// When there is no such node or its object can not be written or removed.
+    pub fn show_node(&self, node: &str, shown: bool) -> Result<()> {
+        let object = &self.node(node)?.state;
+        if shown {
+            manifest::write_node(object, &self.state.nodes)
+        } else {
+            manifest::remove_node(object, &self.state.nodes)
+        }
     }
 
     /// Makes the way between nodes narrower, or wide again, where no node sees it: in the router of [`Underlay::Routed`]. What is

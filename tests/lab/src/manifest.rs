@@ -45,7 +45,7 @@ pub(crate) fn pod(pod: &Pod) -> Value {
 
 /// Writes a Node object into the directories of `nodes`.
 pub(crate) fn write_node(object: &NodeState, nodes: &[NodeState]) -> Result<()> {
-    write(nodes, &format!("node.{}.json", object.name), &node(object))
+    write(nodes, &node_file(object), &node(object))
 }
 
 /// Writes a Pod object into the directories of `nodes`.
@@ -53,9 +53,18 @@ pub(crate) fn write_pod(object: &Pod, nodes: &[NodeState]) -> Result<()> {
     write(nodes, &pod_file(object), &pod(object))
 }
 
+/// Takes a Node object out of the directories of `nodes`.
+pub(crate) fn remove_node(object: &NodeState, nodes: &[NodeState]) -> Result<()> {
+    remove(nodes, &node_file(object))
+}
+
 /// Takes a Pod object out of the directories of `nodes`.
 pub(crate) fn remove_pod(object: &Pod, nodes: &[NodeState]) -> Result<()> {
-    for path in places(nodes, &pod_file(object)) {
+    remove(nodes, &pod_file(object))
+}
+
+fn remove(nodes: &[NodeState], file: &str) -> Result<()> {
+    for path in places(nodes, file) {
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(e).with_context(|| format!("remove {}", path.display()));
@@ -69,6 +78,10 @@ pub(crate) fn remove_pod(object: &Pod, nodes: &[NodeState]) -> Result<()> {
 fn write(nodes: &[NodeState], file: &str, object: &Value) -> Result<()> {
     let text = serde_json::to_vec_pretty(object).with_context(|| format!("write {file}"))?;
     places(nodes, file).try_for_each(|path| write_whole(&path, &text))
+}
+
+fn node_file(node: &NodeState) -> String {
+    format!("node.{}.json", node.name)
 }
 
 fn pod_file(pod: &Pod) -> String {

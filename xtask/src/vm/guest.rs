@@ -22,8 +22,8 @@ use crate::{
 pub const MARK: &str = "weft-vm: ";
 
 /// The lab's tests that are run in a machine: those of packets' ways, and of what else is on a node.
-const LAB_TESTS: [&str; 9] =
-    ["two_pods", "two_nodes", "paths", "offloads", "icmp", "coexist", "doctor", "mtu", "moves"];
+const LAB_TESTS: [&str; 10] =
+    ["two_pods", "two_nodes", "paths", "mtu", "neighbours", "moves", "offloads", "icmp", "coexist", "doctor"];
 
 /// Modules that disks, the console's luck and our datapath may need, in a sensible order; their own needs are added.
 const MODULES: [&str; 21] = [

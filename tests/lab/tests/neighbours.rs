@@ -1,0 +1,161 @@
+//! The way to another node follows the kernel's neighbours and routes, and the Node objects. Needs root and `cargo xtask build`; run it with
+//! `cargo xtask test --suite lab`.
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use cni_agent::netlink::{Socket, link, neigh, netns};
+use cni_common::net::Mac;
+use lab::{
+    Lab, LabConfig, Node, PodSpec,
+    layout::NODE_DEVICE,
+    probe::{self, Family, Flow, Place},
+};
+use serde_json::Value;
+
+/// What has not happened by then does not happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// More than any socket buffer or GSO packet holds.
+const MUCH: usize = 2 * 1024 * 1024;
+/// A MAC that no device of the lab has.
+const OTHER: Mac = Mac::new([2, 0, 0, 0, 0xbb, 1]);
+/// Both underlays: the agents' arguments.
+const UNDERLAYS: [&[&str]; 2] = [&[], &["--underlay", "ipv6"]];
+
+/// The lab, the pods `web` on node-1 and `client` on node-2, and a connection of each family between them.
+struct Rig {
+    lab: Lab,
+    pods: [Place; 2],
+    flows: Vec<Flow>,
+}
+
+impl Rig {
+    fn new(agent_args: &[&str]) -> Self {
+        let agent_args = agent_args.iter().map(|a| (*a).to_owned()).collect();
+        let mut lab = Lab::up(LabConfig { agent_args, ..LabConfig::default() }).expect("a lab of two nodes");
+        let pods = [("node-1", "web"), ("node-2", "client")]
+            .map(|(node, name)| lab.pod_add(node, &PodSpec::named(name)).expect("a pod").pod.place().unwrap());
+        let open = |family| Flow::open(&pods[1], &pods[0], family).unwrap();
+        let flows = Family::BOTH.into_iter().map(open).collect();
+        Self { lab, pods, flows }
+    }
+
+    fn exchange(&mut self, when: &str) {
+        for flow in &mut self.flows {
+            flow.exchange(MUCH).unwrap_or_else(|e| panic!("{when}: {e:#}"));
+        }
+        for family in Family::BOTH {
+            probe::udp(&self.pods[0], &self.pods[1], family).unwrap_or_else(|e| panic!("{when}: {e:#}"));
+        }
+    }
+
+    fn node(&self, name: &str) -> &Node {
+        self.lab.node(name).unwrap()
+    }
+}
+
+/// A netlink socket on the node, and the index of its device to the others.
+fn device(node: &Node) -> (Socket, u32) {
+    let mut socket = Socket::open_in(node.place().unwrap().netns()).unwrap();
+    let index = link::by_name(&mut socket, NODE_DEVICE).unwrap().unwrap().index;
+    (socket, index)
+}
+
+/// What `node` knows about the way to `other`; null when it does not know such a node.
+fn seen(node: &Node, other: &str) -> Value {
+    let nodes = node.ask("/v1/nodes").unwrap();
+    nodes.as_array().expect("a list").iter().find(|n| n["name"] == other).cloned().unwrap_or_default()
+}
+
+fn until(what: &str, mut now: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !now() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// Where `node` sends packets for the pods of `other`.
+fn tunnel_address(node: &Node, other: &str) -> IpAddr {
+    seen(node, other)["tunnel_address"].as_str().expect("a tunnel address").parse().unwrap()
+}
+
+/// Packets that a node has dropped for this reason.
+fn drops(node: &Node, reason: &str) -> u64 {
+    let counted = node.ask("/v1/drops").unwrap();
+    let of_kind = counted["drops"].as_array().expect("a list").iter().filter(|d| d["reason"] == reason);
+    of_kind.map(|d| d["packets"].as_u64().expect("a count")).sum()
+}
+
+#[test]
+fn connections_live_on_when_the_other_node_changes_its_mac() {
+    for underlay in UNDERLAYS {
+        let mut rig = Rig::new(underlay);
+        rig.exchange("before");
+        let far = rig.node("node-2");
+        // As a failover does: who has another MAC tells everybody.
+        for key in ["ipv4/conf/eth0/arp_notify", "ipv6/conf/eth0/ndisc_notify"] {
+            netns::set_sysctl(far.place().unwrap().netns(), key, "1").unwrap();
+        }
+        let (mut there, index) = device(far);
+        there.run(link::set_mac(index, OTHER)).unwrap();
+        until("node-1 sends to the new MAC", || {
+            seen(rig.node("node-1"), "node-2")["next_hop"]["mac"] == OTHER.to_string()
+        });
+        rig.exchange("after the other node has changed its MAC");
+        rig.lab.down().unwrap();
+    }
+}
+
+#[test]
+fn a_forgotten_or_failed_neighbour_is_found_again_and_nothing_stops() {
+    for underlay in UNDERLAYS {
+        let mut rig = Rig::new(underlay);
+        let to = tunnel_address(rig.node("node-1"), "node-2");
+        let (mut here, index) = device(rig.node("node-1"));
+        for round in 0..3 {
+            // It may be gone already: the kernel forgets too.
+            drop(here.run(neigh::delete(index, to)));
+            rig.exchange(&format!("neighbour deleted, round {round}"));
+        }
+        until("the MAC is known again", || seen(rig.node("node-1"), "node-2")["next_hop"]["mac"].is_string());
+        rig.lab.down().unwrap();
+    }
+}
+
+#[test]
+fn a_node_that_cannot_be_reached_for_a_while_is_reached_again() {
+    let mut rig = Rig::new(&[]);
+    let (mut here, index) = device(rig.node("node-1"));
+    here.run(link::down(index)).unwrap();
+    until("no next hop", || seen(rig.node("node-1"), "node-2")["next_hop"].is_null());
+    here.run(link::up(index)).unwrap();
+    until("a next hop again", || seen(rig.node("node-1"), "node-2")["next_hop"]["ifindex"] == index);
+    rig.exchange("after the device is back");
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn a_node_whose_object_is_gone_is_a_stranger_until_it_comes_back() {
+    let mut rig = Rig::new(&[]);
+    rig.exchange("before");
+    rig.lab.show_node("node-2", false).unwrap();
+    until("node-1 forgets it", || seen(rig.node("node-1"), "node-2").is_null());
+    // The other one goes on without its object as it was: what it sends is a stranger's now.
+    let before = drops(rig.node("node-1"), "UnknownNode");
+    for family in Family::BOTH {
+        let lost = probe::udp(&rig.pods[1], &rig.pods[0], family).unwrap_err();
+        assert!(format!("{lost:#}").contains("did not arrive"), "{lost:#}");
+    }
+    assert!(drops(rig.node("node-1"), "UnknownNode") > before, "no drop under its name");
+    for map in ["tunnels", "cidr4", "cidr6", "nodes4"] {
+        let entries = rig.node("node-1").ask(&format!("/v1/maps/{map}")).unwrap().to_string();
+        let theirs = ["10.244.2.0", "fd10:244:2::", "10.99.0.2"];
+        assert!(!theirs.iter().any(|a| entries.contains(a)), "{map}: {entries}");
+    }
+    rig.lab.show_node("node-2", true).unwrap();
+    until("it is back", || seen(rig.node("node-1"), "node-2")["next_hop"]["mac"].is_string());
+    rig.exchange("after it is back");
+    rig.lab.down().unwrap();
+}
