@@ -128,7 +128,17 @@ pub fn dependents(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
         Row::Pod(key) => endpoints_of(contents, key),
         // MAC and MTU of the way are in the node's tunnel entry.
         Row::NextHop(to) => nodes_at(contents, facts, *to),
-        Row::Endpoint(_) | Row::NodeAddresses | Row::Devices => Vec::new(),
+        // A way that is not known is taken to be as wide as the devices.
+        Row::Devices => contents
+            .nodes
+            .values()
+            .filter(|n| {
+                let to = facts.tunnel_to(contents, &n.internal_ips);
+                n.name != facts.node && to.is_some_and(|to| !contents.next_hops.contains_key(&to))
+            })
+            .map(|n| Row::Node(n.name.clone()))
+            .collect(),
+        Row::Endpoint(_) | Row::NodeAddresses => Vec::new(),
     }
 }
 

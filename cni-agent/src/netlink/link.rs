@@ -7,7 +7,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
-        LinkHeader, LinkInfo, LinkMessage,
+        LinkHeader, LinkInfo, LinkLayerType, LinkMessage,
     },
 };
 
@@ -89,7 +89,8 @@ impl Link {
         };
         for (kind, value) in read::attributes(payload, HEADER) {
             match kind {
-                ADDRESS => link.mac = read::mac(value),
+                // Loopback has an address of that length too, and is none.
+                ADDRESS if header.link_layer_type == LinkLayerType::Ether => link.mac = read::mac(value),
                 IFNAME => link.name = read::text(value),
                 MTU => link.mtu = read::number(value)?,
                 LINK => link.link = read::number(value),

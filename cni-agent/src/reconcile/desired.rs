@@ -208,6 +208,20 @@ mod tests {
     }
 
     #[test]
+    fn a_way_that_is_not_known_is_as_wide_as_the_devices_and_costs_a_write_when_they_change() {
+        let mut rig = Rig::new();
+        let devices = |mtu| BTreeMap::from([(7, crate::tables::Device { name: "eth0".into(), mtu, leads: true })]);
+        rig.tables.set_devices(devices(1500));
+        rig.writes();
+        rig.tables.set_devices(devices(1400));
+        assert_eq!(rig.writes(), 0, "the next hop tells its own");
+        rig.tables.remove_next_hop("192.0.2.2".parse().expect("an address"));
+        rig.writes();
+        rig.tables.set_devices(devices(1300));
+        assert_eq!(rig.writes(), 1);
+    }
+
+    #[test]
     fn a_pod_read_before_its_node_is_reachable_as_soon_as_the_node_is_read() {
         let mut rig = Rig::new();
         rig.tables.set_pod(pod("early", "later", &["10.244.5.5"]));

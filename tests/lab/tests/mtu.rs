@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use cni_agent::netlink::{Socket, link, route};
 use lab::{
-    Hostile, Lab, LabConfig, PodSpec, Underlay,
+    Ending, Hostile, Lab, LabConfig, PodSpec, Underlay,
     layout::{NODE_DEVICE, UNDERLAY},
     probe::{Family, Flow, Place},
 };
@@ -100,6 +100,23 @@ fn pods_that_are_there_follow_the_mtu_of_the_devices_between_nodes() {
 #[test]
 fn pods_that_are_there_follow_the_mtu_over_an_ipv6_underlay() {
     pods_follow(&["--underlay", "ipv6"], 70);
+}
+
+#[test]
+fn pods_follow_a_change_that_no_agent_saw_as_soon_as_one_runs() {
+    let mut rig = Rig::new(LabConfig::default());
+    for node in ["node-1", "node-2"] {
+        rig.lab.stop_agent(node, Ending::Killed).unwrap();
+    }
+    rig.set_underlay(1400);
+    for node in ["node-1", "node-2"] {
+        rig.lab.start_agent(node).unwrap();
+    }
+    for pod in &rig.pods {
+        until_equal(&format!("the MTU of {}", pod.name), &(1400, vec![1350; 2]), || mtus_of(pod));
+    }
+    rig.exchange("after the agents are back");
+    rig.lab.down().unwrap();
 }
 
 /// A path between nodes with a router on it, which becomes narrower without the nodes' devices knowing.

@@ -92,6 +92,14 @@ fn a_veth_pair_is_made_in_two_namespaces_under_final_names_indexes_macs_and_mtu(
 }
 
 #[test]
+fn loopback_has_no_mac_address_though_the_kernel_tells_six_zeros() {
+    let mut net = Net::new();
+    net.with_wire();
+    assert_eq!(net.link("lo").mac, None);
+    assert!(net.link("a").mac.is_some());
+}
+
+#[test]
 fn a_refused_request_names_its_place_in_the_batch_what_it_was_and_the_kernels_words() {
     let mut net = Net::new();
     let index = net.with_wire();
