@@ -22,18 +22,8 @@ pub(super) struct Finding {
 }
 
 /// Options without which nothing works, on every kernel that we run on.
-const OPTIONS: [&str; 10] = [
-    "BPF",
-    "BPF_SYSCALL",
-    "BPF_JIT",
-    "NET_CLS_BPF",
-    "NET_CLS_ACT",
-    "NET_SCH_INGRESS",
-    "VETH",
-    "VXLAN",
-    "IPV6",
-    "NETFILTER",
-];
+const OPTIONS: [&str; 9] =
+    ["BPF", "BPF_SYSCALL", "BPF_JIT", "NET_CLS_BPF", "NET_CLS_ACT", "NET_SCH_INGRESS", "VETH", "VXLAN", "IPV6"];
 
 /// All of them, in the order in which one would look.
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
