@@ -150,6 +150,15 @@ fn a_narrow_path_between_nodes_is_learnt_and_told_to_pods() {
     until_equal("the MTU of the ways", &vec![1400, 1400], || ways(&rig));
     until_equal("the MTU in the programs' map", &vec![1400, 1400], || tunnels(&rig));
     rig.exchange("over the narrow path");
+    // The node's own stack hears it from the programs like a pod.
+    let node = rig.lab.place("node-1").unwrap();
+    for family in Family::BOTH {
+        Flow::open(&node, &rig.pods[1], family).unwrap().exchange(MUCH).unwrap();
+    }
+    let told = rig.lab.node("node-1").unwrap().ask("/v1/drops").unwrap();
+    let told =
+        told["drops"].as_array().expect("a list").iter().any(|d| d["point"] == "from_host" && d["reason"] == "TooBig");
+    assert!(told, "nothing that the node sent was too big, so this shows nothing");
     for pod in &rig.pods {
         assert_eq!(mtus_of(pod), (1500, vec![1430; 2]), "the devices have not changed, nor what most ways allow");
     }
