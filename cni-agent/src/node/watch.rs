@@ -7,7 +7,7 @@ use std::{
     net::IpAddr,
     sync::{Arc, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tracing::{error, warn};
@@ -32,6 +32,8 @@ use crate::{
 const CONFIRM_EVERY: Duration = Duration::from_secs(30);
 /// How long a burst of events is collected before it is worked on.
 const GATHER: Duration = Duration::from_millis(5);
+/// How long a burst is collected at most.
+const GATHER_AT_MOST: Duration = Duration::from_millis(50);
 
 /// Why to look again.
 enum Wake {
@@ -146,7 +148,11 @@ impl Watch {
                 Err(mpsc::RecvTimeoutError::Timeout) => look = Look { all: true, confirm: true, ..look },
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
-            while let Ok(wake) = wakes.recv_timeout(GATHER) {
+            // A stream of events without a gap must not keep it from looking: others can send some.
+            let enough = Instant::now() + GATHER_AT_MOST;
+            while Instant::now() < enough
+                && let Ok(wake) = wakes.recv_timeout(GATHER)
+            {
                 look.add(wake);
             }
         }

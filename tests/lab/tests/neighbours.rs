@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cni_agent::netlink::{Socket, link, neigh, netns};
+use cni_agent::netlink::{Socket, addr, link, neigh, netns};
 use cni_common::net::Mac;
 use lab::{
     Lab, LabConfig, Node, PodSpec,
+    hostile::Advertisement,
     layout::NODE_DEVICE,
     probe::{self, Family, Flow, Place},
 };
@@ -122,6 +123,32 @@ fn a_forgotten_or_failed_neighbour_is_found_again_and_nothing_stops() {
         until("the MAC is known again", || seen(rig.node("node-1"), "node-2")["next_hop"]["mac"].is_string());
         rig.lab.down().unwrap();
     }
+}
+
+/// Of a busy link: a router that repeats itself, and neighbours that no way to a node leads over.
+#[test]
+fn what_others_do_on_the_link_changes_nothing_that_the_agent_has_read() {
+    let rig = Rig::new(&[]);
+    let node = rig.node("node-2");
+    until("the way is known", || seen(node, "node-1")["next_hop"]["mac"].is_string());
+    let revision = || node.ask("/v1/status").unwrap()["reconciler"]["revision"].as_u64().expect("a number");
+    let before = revision();
+    let hostile = rig.lab.hostile().unwrap();
+    for n in 0..20 {
+        let again = Advertisement::of("fd99::/64".parse().unwrap());
+        hostile.advertise(&Advertisement { valid: again.valid - n, ..again }).unwrap();
+    }
+    let (mut socket, index) = device(node);
+    for n in 100..150 {
+        let stranger = IpAddr::from([10, 99, 0, n]);
+        socket.run(neigh::set_permanent(index, stranger, OTHER)).unwrap();
+        socket.run(neigh::delete(index, stranger)).unwrap();
+    }
+    // Read after all of that, as the kernel tells in order: an address that the node did not have.
+    socket.run(addr::add(index, "10.99.0.200/32".parse().unwrap())).unwrap();
+    until("the new address is read", || revision() > before);
+    assert_eq!(revision(), before + 1, "more has changed than that address");
+    rig.lab.down().unwrap();
 }
 
 #[test]
