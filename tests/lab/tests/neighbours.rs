@@ -155,8 +155,17 @@ fn what_others_do_on_the_link_changes_nothing_that_the_agent_has_read() {
 fn a_node_that_cannot_be_reached_for_a_while_is_reached_again() {
     let mut rig = Rig::new(&[]);
     let (mut here, index) = device(rig.node("node-1"));
+    let (mut there, far_index) = device(rig.node("node-2"));
+    let to = tunnel_address(rig.node("node-2"), "node-1");
     here.run(link::down(index)).unwrap();
     until("no next hop", || seen(rig.node("node-1"), "node-2")["next_hop"].is_null());
+    // The other one asks for it anew, and in vain.
+    there.run(neigh::delete(far_index, to)).unwrap();
+    there.run(neigh::resolve(far_index, to)).unwrap();
+    until("node-2's neighbour has failed", || {
+        neigh::lookup(&mut there, far_index, to).unwrap().is_some_and(|n| n.state == neigh::State::Failed)
+    });
+    assert!(seen(rig.node("node-2"), "node-1")["next_hop"]["mac"].is_null(), "a failed neighbour has no MAC");
     here.run(link::up(index)).unwrap();
     until("a next hop again", || seen(rig.node("node-1"), "node-2")["next_hop"]["ifindex"] == index);
     rig.exchange("after the device is back");
