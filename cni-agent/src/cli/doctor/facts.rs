@@ -114,6 +114,11 @@ fn legacy() -> Vec<(&'static str, Legacy)> {
             continue;
         }
         let read = |program: &'static str| {
+            // Under the plain name it may be the one that writes nftables' rules, and sees no others.
+            let version = Command::new(program).arg("--version").output().ok()?;
+            if String::from_utf8_lossy(&version.stdout).contains("nf_tables") {
+                return None;
+            }
             let output = Command::new(program).args(["-S", "FORWARD"]).output().ok().filter(|o| o.status.success())?;
             Some((program, Legacy::Rules(String::from_utf8_lossy(&output.stdout).into_owned())))
         };

@@ -114,7 +114,15 @@ fn kernel(facts: &Facts, found: &mut Vec<Finding>) {
             "kernel-options",
             format!("The kernel {} was built without {list}", facts.release),
             "Weft's programs or devices need them.",
-            format!("zgrep -E 'CONFIG_({})[= ]' /proc/config.gz  # and take a kernel that has them", missing.join("|")),
+            format!("boot a kernel that was built with {list}"),
+        ));
+    }
+    if facts.config.is_none() {
+        found.push(hint(
+            "kernel-options-unread",
+            format!("Neither /proc/config.gz nor /boot/config-{} can be read", facts.release),
+            "An option that Weft needs and this kernel lacks would not be named here; the agent's start would fail by it.",
+            "weft status  # when the agent is ready, nothing is missing",
         ));
     }
 }
@@ -128,14 +136,15 @@ fn sysctls(facts: &Facts, found: &mut Vec<Finding>) {
     const PASSES_ON: &str =
         "What pods exchange with the world beyond the cluster goes through the node's stack, which drops it.";
     let off = |name: &str| facts.sysctls.get(name).is_some_and(|v| v == "0");
-    let set = |key: &str| format!("sysctl -w {key}=1 && echo {key}=1 > /etc/sysctl.d/99-weft.conf");
-    for (path, id, key) in [
-        ("net/ipv4/ip_forward", "ip-forward4", "net.ipv4.ip_forward"),
-        ("net/ipv6/conf/all/forwarding", "ip-forward6", "net.ipv6.conf.all.forwarding"),
+    // A host that forwards drops the routes that it has by router advertisement, unless accept_ra is 2.
+    const KEEP_ROUTES: &str = "for f in /proc/sys/net/ipv6/conf/*/accept_ra; do grep -q 1 $f && echo 2 > $f; done; ";
+    for (path, id, key, first) in [
+        ("net/ipv4/ip_forward", "ip-forward4", "net.ipv4.ip_forward", ""),
+        ("net/ipv6/conf/all/forwarding", "ip-forward6", "net.ipv6.conf.all.forwarding", KEEP_ROUTES),
     ] {
         if off(path) {
-            let keep = if id == "ip-forward4" { set(key) } else { set(key).replace("> /etc", ">> /etc") };
-            found.push(hinders(id, format!("{key} is 0"), PASSES_ON, keep));
+            let cure = format!("{first}sysctl -w {key}=1 && echo {key}=1 >> /etc/sysctl.d/99-weft.conf");
+            found.push(hinders(id, format!("{key} is 0"), PASSES_ON, cure));
         }
     }
     if off("net/core/bpf_jit_enable") {
@@ -166,15 +175,16 @@ fn firewalls(facts: &Facts, found: &mut Vec<Finding>) {
     };
     let ip = |family: &str| ["ip", "ip6", "inet"].contains(&family);
     for chain in chains.iter().filter(|c| c.hook == nftables::FORWARD && c.drops && ip(c.family)) {
-        let accepted = |device: fn(&nftables::Rule) -> &Option<String>| {
+        // All that comes from our device, and all that leaves by it: a rule about two devices is about less.
+        let accepted = |from: Option<&str>, to: Option<&str>| {
             facts.rules.iter().any(|r| {
                 (r.family, &r.table, &r.chain) == (chain.family, &chain.table, &chain.name)
                     && r.accepts
                     && !r.narrower
-                    && device(r).as_deref() == Some(names::HOST)
+                    && (r.from.as_deref(), r.to.as_deref()) == (from, to)
             })
         };
-        if accepted(|r| &r.from) && accepted(|r| &r.to) {
+        if accepted(Some(names::HOST), None) && accepted(None, Some(names::HOST)) {
             continue;
         }
         let at = format!("{} {} {}", chain.family, chain.table, chain.name);

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    api::types::{DatapathStatus, Status},
+    api::types::{DatapathStatus, FailedRow, NodeStatus, Status},
     cli::doctor::facts::{self, CniFile},
     netlink::{
         link::Link,
@@ -65,6 +65,8 @@ fn forwarding_that_is_off_is_named_with_the_sysctl() {
     }
     assert_eq!(ids(&facts), ["ip-forward4", "ip-forward6", "bpf-jit"]);
     assert!(findings(&facts)[0].cure.starts_with("sysctl -w net.ipv4.ip_forward=1"));
+    let v6 = &findings(&facts)[1].cure;
+    assert!(v6.find("accept_ra") < v6.find("forwarding=1"), "routes by advertisement must outlive it: {v6}");
     // One that cannot be read is none that is off.
     facts.sysctls.clear();
     assert_eq!(ids(&facts), [""; 0]);
@@ -79,7 +81,9 @@ fn a_forward_chain_that_drops_is_named_until_both_directions_are_accepted() {
     facts.rules = vec![accepts(Some("weft_host"), None)];
     assert_eq!(ids(&facts), ["forward-policy"]);
     facts.rules.push(Rule { narrower: true, ..accepts(None, Some("weft_host")) });
-    assert_eq!(ids(&facts), ["forward-policy"]);
+    facts.rules.push(accepts(Some("eth0"), Some("weft_host")));
+    facts.rules.push(accepts(Some("weft_host"), Some("weft_host")));
+    assert_eq!(ids(&facts), ["forward-policy"], "of one device only, of ours only");
     facts.rules.push(accepts(None, Some("weft_host")));
     assert_eq!(ids(&facts), [""; 0]);
 }
@@ -131,6 +135,43 @@ fn old_kernels_and_missing_options_are_named() {
     let facts = Facts { config: Some(facts::options(text)), ..healthy() };
     let what = &findings(&facts)[0].what;
     assert!(what.contains("CONFIG_VXLAN") && !what.contains("CONFIG_VETH") && !what.contains("CONFIG_BPF,"), "{what}");
+    let unread = Facts { config: None, ..healthy() };
+    assert_eq!(ids(&unread), ["kernel-options-unread"]);
+    assert!(!findings(&unread)[0].hinders);
+    let filesystems = ["ext4".to_owned()].into();
+    assert_eq!(ids(&Facts { config: None, filesystems, ..healthy() }), ["kernel-options", "kernel-options-unread"]);
+}
+
+#[test]
+fn what_the_agent_cannot_do_and_a_node_object_without_an_address_are_named() {
+    let node = |pod_cidr: &str, internal_ip: &str| NodeStatus {
+        pod_cidrs: vec![pod_cidr.parse().expect("a CIDR")],
+        internal_ips: vec![internal_ip.parse().expect("an address")],
+        name: "here".into(),
+        own: true,
+        tunnel_address: None,
+        next_hop: None,
+        kernel: "applied".into(),
+    };
+    let facts = |own| Facts { own_node: Some(own), ..healthy() };
+    assert_eq!(ids(&facts(node("fd10::/64", "192.0.2.1"))), ["internal-ip"]);
+    assert_eq!(ids(&facts(node("10.244.1.0/24", "192.0.2.1"))), [""; 0]);
+    let mut failing = healthy();
+    if let Ok(status) = &mut failing.agent {
+        status.reconciler.failed.push(FailedRow { row: "devices".into(), error: "no such device".into(), retries: 1 });
+    }
+    assert_eq!(ids(&failing), ["failed-row"]);
+}
+
+#[test]
+fn what_cannot_be_read_is_a_hint() {
+    for (facts, id) in [
+        (Facts { chains: Err("permission denied".into()), ..healthy() }, "nftables"),
+        (Facts { cni_files: Vec::new(), ..healthy() }, "cni-none"),
+    ] {
+        assert_eq!(ids(&facts), [id]);
+        assert!(!findings(&facts)[0].hinders);
+    }
 }
 
 #[test]
