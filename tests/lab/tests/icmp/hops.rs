@@ -43,9 +43,9 @@ fn assert_hops(rig: &Rig, family: Family, command: &str, separator: &str) {
     }
 }
 
-/// On underlays of both families.
-fn on_both(test: impl Fn(&Rig, Family)) {
-    for underlay in Family::BOTH {
+/// On these underlays: one tool sees that hops do not depend on them.
+fn on(underlays: &[Family], test: impl Fn(&Rig, Family)) {
+    for underlay in underlays.iter().copied() {
         let rig = Rig::new(underlay);
         for family in Family::BOTH {
             test(&rig, family);
@@ -56,26 +56,28 @@ fn on_both(test: impl Fn(&Rig, Family)) {
 
 #[test]
 fn traceroute_by_udp_shows_the_node_and_then_the_destination() {
-    on_both(|rig, family| assert_hops(rig, family, &format!("traceroute {} -n -q 1 -w 2 -m 4", option(family)), " "));
+    on(&[Family::V4], |rig, family| {
+        assert_hops(rig, family, &format!("traceroute {} -n -q 1 -w 2 -m 4", option(family)), " ")
+    });
 }
 
 #[test]
 fn traceroute_by_echo_requests_shows_the_same() {
-    on_both(|rig, family| {
+    on(&[Family::V4], |rig, family| {
         assert_hops(rig, family, &format!("traceroute {} -I -n -q 1 -w 2 -m 4", option(family)), " ")
     });
 }
 
 #[test]
 fn traceroute_by_tcp_shows_the_same() {
-    on_both(|rig, family| {
+    on(&[Family::V4], |rig, family| {
         assert_hops(rig, family, &format!("traceroute {} -T -n -q 1 -w 2 -m 4", option(family)), " ")
     });
 }
 
 #[test]
 fn mtr_shows_the_same_and_loses_nothing() {
-    on_both(|rig, family| {
+    on(&[Family::V4], |rig, family| {
         for (to, expected) in ways(rig, family) {
             let line = format!(
                 "mtr {} --report --report-cycles 3 --interval 0.2 --gracetime 2 --no-dns -m 4 {}",
@@ -93,7 +95,7 @@ fn mtr_shows_the_same_and_loses_nothing() {
 
 #[test]
 fn tracepath_shows_the_same_and_the_mtu_of_the_way() {
-    on_both(|rig, family| {
+    on(&Family::BOTH, |rig, family| {
         for (to, expected) in ways(rig, family) {
             let line = format!("tracepath {} -n -m 4 {}", option(family), to.address(family).unwrap());
             let said = tool::succeeds(&rig.client, &line).unwrap();
