@@ -15,6 +15,7 @@ mod lock;
 mod manifest;
 mod node;
 pub mod offload;
+pub mod pair;
 mod pod;
 pub mod probe;
 mod process;

@@ -1,7 +1,5 @@
 //! A node that gets other addresses, or loses one for a moment. Needs root and `cargo xtask build`; run it with
 //! `cargo xtask test --suite lab`.
-use std::time::{Duration, Instant};
-
 use cni_agent::netlink::{
     Socket, addr, link,
     names::ROUTE_PROTOCOL,
@@ -9,56 +7,16 @@ use cni_agent::netlink::{
 };
 use ipnet::IpNet;
 use lab::{
-    Lab, LabConfig, Node, PodSpec,
+    Node,
     layout::NODE_DEVICE,
-    probe::{self, Family, Flow, Place},
+    pair::{Pair, until},
+    probe::{self, Family},
 };
 use serde_json::Value;
 
-/// What has not happened by then does not happen.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// More than any socket buffer or GSO packet holds.
-const MUCH: usize = 2 * 1024 * 1024;
 /// What node-1 has on the underlay, and gets instead.
 const OLD: [&str; 2] = ["10.99.0.1/24", "fd99::1/64"];
 const NEW: [&str; 2] = ["10.99.0.77/24", "fd99::77/64"];
-
-/// The lab, the pods `web` on node-1 and `client` on node-2, and a connection of each family between them.
-struct Rig {
-    lab: Lab,
-    pods: [Place; 2],
-    flows: Vec<Flow>,
-}
-
-impl Rig {
-    fn new(agent_args: &[&str]) -> Self {
-        let agent_args = agent_args.iter().map(|a| (*a).to_owned()).collect();
-        let mut lab = Lab::up(LabConfig { agent_args, ..LabConfig::default() }).expect("a lab of two nodes");
-        let pods = [("node-1", "web"), ("node-2", "client")]
-            .map(|(node, name)| lab.pod_add(node, &PodSpec::named(name)).expect("a pod").pod.place().unwrap());
-        let open = |family| Flow::open(&pods[1], &pods[0], family).unwrap();
-        let flows = Family::BOTH.into_iter().map(open).collect();
-        Self { lab, pods, flows }
-    }
-
-    fn exchange(&mut self, when: &str) {
-        for flow in &mut self.flows {
-            flow.exchange(MUCH).unwrap_or_else(|e| panic!("{when}: {e:#}"));
-        }
-    }
-
-    fn node(&self, name: &str) -> &Node {
-        self.lab.node(name).unwrap()
-    }
-}
-
-fn until(what: &str, mut now: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !now() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        std::thread::yield_now();
-    }
-}
 
 /// What `node` knows of the other one.
 fn other(node: &Node) -> Option<Value> {
@@ -71,9 +29,9 @@ fn entries(node: &Node, map: &str) -> Vec<Value> {
 }
 
 fn survives_a_readdressed_node(agent_args: &[&str], tunnel: &str) {
-    let mut rig = Rig::new(agent_args);
-    rig.exchange("before");
-    let node = rig.node("node-1");
+    let mut rig = Pair::with_agents(agent_args).unwrap();
+    rig.exchange("before").unwrap();
+    let node = rig.node("node-1").unwrap();
     let mut socket = Socket::open_in(node.place().unwrap().netns()).unwrap();
     let device = link::by_name(&mut socket, NODE_DEVICE).unwrap().unwrap().index;
     let [old, new] = [OLD, NEW].map(|nets| nets.map(|net| net.parse::<IpNet>().unwrap()));
@@ -84,13 +42,15 @@ fn survives_a_readdressed_node(agent_args: &[&str], tunnel: &str) {
     }
     rig.lab.readdress("node-1", &new).unwrap();
     until("node-1 has its new tunnel address", || {
-        rig.node("node-1").ask("/v1/status").unwrap()["datapath"]["tunnel_address"] == tunnel
-    });
+        rig.node("node-1").unwrap().ask("/v1/status").unwrap()["datapath"]["tunnel_address"] == tunnel
+    })
+    .unwrap();
     until("node-2 sends there", || {
-        let one = other(rig.node("node-2")).expect("node-1");
+        let one = other(rig.node("node-2").unwrap()).expect("node-1");
         one["tunnel_address"] == tunnel && one["next_hop"]["mac"].is_string()
-    });
-    rig.exchange("after node-1 has got other addresses");
+    })
+    .unwrap();
+    rig.exchange("after node-1 has got other addresses").unwrap();
     // The node itself too, under the new address.
     let moved = rig.lab.place("node-1").unwrap();
     for family in Family::BOTH {
@@ -113,8 +73,8 @@ fn connections_live_on_over_ipv6_when_a_node_gets_other_addresses() {
 
 #[test]
 fn a_node_whose_address_was_gone_for_a_moment_reaches_pods_as_before() {
-    let mut rig = Rig::new(&[]);
-    let node = rig.node("node-1");
+    let mut rig = Pair::with_agents(&[]).unwrap();
+    let node = rig.node("node-1").unwrap();
     let mut socket = Socket::open_in(node.place().unwrap().netns()).unwrap();
     let device = link::by_name(&mut socket, NODE_DEVICE).unwrap().unwrap().index;
     let routes = |socket: &mut Socket| -> Vec<_> {
@@ -130,16 +90,16 @@ fn a_node_whose_address_was_gone_for_a_moment_reaches_pods_as_before() {
     let own: IpNet = OLD[0].parse().unwrap();
     let known = || entries(node, "own4").iter().any(|e| e["key"] == own.addr().to_string());
     socket.run(addr::delete(device, own)).unwrap();
-    until("the agent knows that the address is gone", || !known());
+    until("the agent knows that the address is gone", || !known()).unwrap();
     assert_ne!(routes(&mut socket), before, "the kernel takes routes along, or this test shows nothing");
     socket.run(addr::add(device, own)).unwrap();
-    until("the agent knows the address", known);
-    until("the routes are there again", || routes(&mut socket) == before);
-    until("the other node is found again", || other(node).is_some_and(|n| n["next_hop"]["mac"].is_string()));
+    until("the agent knows the address", known).unwrap();
+    until("the routes are there again", || routes(&mut socket) == before).unwrap();
+    until("the other node is found again", || other(node).is_some_and(|n| n["next_hop"]["mac"].is_string())).unwrap();
     let (node, client) = (node.place().unwrap(), &rig.pods[1]);
     for family in Family::BOTH {
         assert_eq!(probe::tcp(&node, client, family).unwrap().seen, Some(node.address(family).unwrap()));
     }
-    rig.exchange("after the address is back");
+    rig.exchange("after the address is back").unwrap();
     rig.lab.down().unwrap();
 }

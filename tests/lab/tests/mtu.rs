@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use cni_agent::netlink::{Socket, link, route};
 use lab::{
-    Ending, Hostile, Lab, LabConfig, PodSpec, Underlay,
+    Ending, Hostile, Lab, LabConfig, Underlay,
     layout::{NODE_DEVICE, UNDERLAY},
+    pair::Pair,
     probe::{Family, Flow, Place},
 };
 
@@ -16,36 +17,12 @@ const MUCH: usize = 4 * 1024 * 1024;
 /// MTU of the underlay in the beginning, and afterwards.
 const MTUS: [u32; 3] = [1500, 1400, 1500];
 
-/// The lab, the pods `web` on node-1 and `client` on node-2, and a connection of each family between them.
-struct Rig {
-    lab: Lab,
-    pods: [Place; 2],
-    flows: Vec<Flow>,
-}
-
-impl Rig {
-    fn new(config: LabConfig) -> Self {
-        let mut lab = Lab::up(config).expect("a lab of two nodes");
-        let pods = [("node-1", "web"), ("node-2", "client")]
-            .map(|(node, name)| lab.pod_add(node, &PodSpec::named(name)).expect("a pod").pod.place().unwrap());
-        let open = |family| Flow::open(&pods[1], &pods[0], family).unwrap();
-        let flows = Family::BOTH.into_iter().map(open).collect();
-        Self { lab, pods, flows }
-    }
-
-    fn exchange(&mut self, when: &str) {
-        for flow in &mut self.flows {
-            flow.exchange(MUCH).unwrap_or_else(|e| panic!("{when}: {e:#}"));
-        }
-    }
-
-    /// What `ip link set eth0 mtu` does on every node.
-    fn set_underlay(&self, mtu: u32) {
-        for node in self.lab.nodes() {
-            let mut socket = Socket::open_in(node.place().unwrap().netns()).unwrap();
-            let device = link::by_name(&mut socket, NODE_DEVICE).unwrap().unwrap();
-            socket.run(link::set_mtu(device.index, mtu)).unwrap();
-        }
+/// What `ip link set eth0 mtu` does on every node.
+fn set_underlay(lab: &Lab, mtu: u32) {
+    for node in lab.nodes() {
+        let mut socket = Socket::open_in(node.place().unwrap().netns()).unwrap();
+        let device = link::by_name(&mut socket, NODE_DEVICE).unwrap().unwrap();
+        socket.run(link::set_mtu(device.index, mtu)).unwrap();
     }
 }
 
@@ -71,10 +48,10 @@ fn until_equal<T: PartialEq + std::fmt::Debug>(what: &str, wanted: &T, mut now: 
 
 fn pods_follow(agent_args: &[&str], overhead: u32) {
     let agent_args = agent_args.iter().map(|a| (*a).to_owned()).collect();
-    let mut rig = Rig::new(LabConfig { agent_args, ..LabConfig::default() });
+    let mut rig = Pair::up(LabConfig { agent_args, ..LabConfig::default() }).unwrap();
     for mtu in MTUS {
-        rig.set_underlay(mtu);
-        rig.exchange(&format!("while the pods learn of {mtu}"));
+        set_underlay(&rig.lab, mtu);
+        rig.exchange(&format!("while the pods learn of {mtu}")).unwrap();
         for pod in &rig.pods {
             let wanted = (mtu, vec![mtu - overhead; 2]);
             until_equal(&format!("the MTU of {}", pod.name), &wanted, || mtus_of(pod));
@@ -87,7 +64,7 @@ fn pods_follow(agent_args: &[&str], overhead: u32) {
             let ours = link::by_name(&mut socket, &device).unwrap().unwrap();
             assert_eq!(ours.mtu, mtu, "{device} of {}", node.name());
         }
-        rig.exchange(&format!("after the pods have learnt of {mtu}"));
+        rig.exchange(&format!("after the pods have learnt of {mtu}")).unwrap();
     }
     rig.lab.down().unwrap();
 }
@@ -104,29 +81,30 @@ fn pods_that_are_there_follow_the_mtu_over_an_ipv6_underlay() {
 
 #[test]
 fn pods_follow_a_change_that_no_agent_saw_as_soon_as_one_runs() {
-    let mut rig = Rig::new(LabConfig::default());
+    let mut rig = Pair::up(LabConfig::default()).unwrap();
     for node in ["node-1", "node-2"] {
         rig.lab.stop_agent(node, Ending::Killed).unwrap();
     }
-    rig.set_underlay(1400);
+    set_underlay(&rig.lab, 1400);
     for node in ["node-1", "node-2"] {
         rig.lab.start_agent(node).unwrap();
     }
     for pod in &rig.pods {
         until_equal(&format!("the MTU of {}", pod.name), &(1400, vec![1350; 2]), || mtus_of(pod));
     }
-    rig.exchange("after the agents are back");
+    rig.exchange("after the agents are back").unwrap();
     rig.lab.down().unwrap();
 }
 
 /// A path between nodes with a router on it, which becomes narrower without the nodes' devices knowing.
-fn routed(agent_args: &[&str]) -> Rig {
+fn routed(agent_args: &[&str]) -> Pair {
     let agent_args = agent_args.iter().map(|a| (*a).to_owned()).collect();
-    Rig::new(LabConfig { underlay: Underlay::Routed, hostile: Hostile::Nobody, agent_args, ..LabConfig::default() })
+    Pair::up(LabConfig { underlay: Underlay::Routed, hostile: Hostile::Nobody, agent_args, ..LabConfig::default() })
+        .unwrap()
 }
 
 /// What the agents say about the way to the other node.
-fn ways(rig: &Rig) -> Vec<u64> {
+fn ways(rig: &Pair) -> Vec<u64> {
     let of = |nodes: serde_json::Value| {
         let other = nodes.as_array().expect("a list of nodes").iter().find(|n| n["own"] == false).cloned();
         other.expect("another node")["next_hop"]["mtu"].as_u64().unwrap_or(0)
@@ -135,7 +113,7 @@ fn ways(rig: &Rig) -> Vec<u64> {
 }
 
 /// What the programs know about it.
-fn tunnels(rig: &Rig) -> Vec<u64> {
+fn tunnels(rig: &Pair) -> Vec<u64> {
     let entries = |node: &lab::Node| node.ask("/v1/maps/tunnels").unwrap().as_array().expect("entries").clone();
     rig.lab.nodes().iter().flat_map(entries).filter_map(|e| e["value"]["mtu"].as_u64()).collect()
 }
@@ -143,13 +121,13 @@ fn tunnels(rig: &Rig) -> Vec<u64> {
 #[test]
 fn a_narrow_path_between_nodes_is_learnt_and_told_to_pods() {
     let mut rig = routed(&["--underlay", "ipv6"]);
-    rig.exchange("at full width");
+    rig.exchange("at full width").unwrap();
     assert_eq!(ways(&rig), [1500, 1500]);
     rig.lab.set_path_mtu(1400).unwrap();
-    rig.exchange("while the narrow path is learnt");
+    rig.exchange("while the narrow path is learnt").unwrap();
     until_equal("the MTU of the ways", &vec![1400, 1400], || ways(&rig));
     until_equal("the MTU in the programs' map", &vec![1400, 1400], || tunnels(&rig));
-    rig.exchange("over the narrow path");
+    rig.exchange("over the narrow path").unwrap();
     // The node's own stack hears it from the programs like a pod.
     let node = rig.lab.place("node-1").unwrap();
     for family in Family::BOTH {
@@ -178,9 +156,9 @@ fn fragmented() -> u64 {
 #[test]
 fn a_narrow_path_over_ipv4_is_the_routers_to_fragment() {
     let mut rig = routed(&[]);
-    rig.exchange("at full width");
+    rig.exchange("at full width").unwrap();
     rig.lab.set_path_mtu(1400).unwrap();
-    rig.exchange("in fragments");
+    rig.exchange("in fragments").unwrap();
     assert!(fragmented() > 0, "the router has made no fragments, so the way was not narrow");
     assert_eq!(ways(&rig), [1500, 1500], "nobody has said anything");
     rig.lab.down().unwrap();
