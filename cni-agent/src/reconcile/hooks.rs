@@ -85,14 +85,17 @@ impl Hooks {
 
     /// Links that a former agent left on devices that are none of ours any more.
     fn sweep(&mut self, devices: &BTreeMap<u32, Device>) -> Result<(), String> {
-        if std::mem::replace(&mut self.swept, true) {
+        if self.swept {
             return Ok(());
         }
         let linked = attach::linked(&self.pin_dir, object::FROM_NETDEV).map_err(|e| error_chain(&e))?;
+        let mut errors = Vec::new();
         for name in linked.into_iter().filter(|name| !devices.values().any(|d| d.name == *name)) {
-            self.detach(&name, 0, How::Tcx)?;
+            errors.extend(self.detach(&name, 0, How::Tcx).err());
         }
-        Ok(())
+        // What failed is tried again with the next attempt.
+        self.swept = errors.is_empty();
+        if self.swept { Ok(()) } else { Err(errors.join("; ")) }
     }
 
     fn detach(&mut self, name: &str, index: u32, how: How) -> Result<(), String> {
