@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use cni_common::{maps::Endpoint, schema};
+use cni_plugin::tombstone;
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
@@ -22,16 +23,20 @@ use tracing::{error, info};
 
 use crate::{
     api,
-    cni::server::{Server, ServerConfig},
+    cni::{
+        CniHandler,
+        server::{Server, ServerConfig},
+    },
     compile::Facts,
-    datapath::{Datapath, attach, object},
-    endpoint::{EndpointManager, mtu, record::RecordStore},
+    datapath::{Datapath, attach, features, features::Features, object},
+    endpoint::{EndpointManager, Parts, mtu, record::RecordStore},
     inspect::Inspector,
+    install::{self, Installer, SelfTest},
     netlink::{Socket, names},
     node::{devices, watch},
     observe::Observer,
     reconcile::Reconciler,
-    settings::Settings,
+    settings::{Install, Settings},
     sources::{Source as _, manifests::ManifestDir},
     tables::Tables,
 };
@@ -40,9 +45,13 @@ use crate::{
 pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let began = Instant::now();
     let _lock = lock(&settings.run_dir)?;
+    let features = Features::try_all(&settings.without);
+    features.check()?;
+    features.log();
+    let tcx = features.has(features::TCX);
     let pin_dir = bpffs(&settings.bpffs)?;
 
-    let mut datapath = Datapath::load(Some(&pin_dir)).context("load the datapath; what ran before runs on")?;
+    let mut datapath = start_datapath(settings, &pin_dir).context("load the datapath; what ran before runs on")?;
     #[cfg(feature = "bpf-log")]
     datapath.follow_log().context("read the programs' log")?;
     let ring = datapath.take_events()?;
@@ -50,7 +59,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut socket = Socket::open()?;
     let ours = devices::ensure(&mut socket, settings.tunnel_port).context("make the node's devices")?;
     let mut hook = |program, device| {
-        anyhow::Ok(attach::device(&mut socket, &pin_dir, program, datapath.program(program)?, device)?)
+        anyhow::Ok(attach::device(&mut socket, &pin_dir, (program, datapath.program(program)?), device, tcx)?)
     };
     let own_hooks = [
         hook(object::FROM_HOST, (names::NET, ours.weft_net))?,
@@ -67,17 +76,24 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         event_rate: settings.event_rate,
         weft_host: ours.weft_host,
         weft_vxlan: ours.weft_vxlan,
-        encap_l2_eth: datapath.encap_l2_eth(),
+        encap_l2_eth: features.has(features::ENCAP_L2_ETH),
         hz: ticks_per_second()?,
     };
     let tables = Arc::new(Tables::of_node(&settings.node_name));
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     let records = RecordStore::open(&settings.state_dir, boot_id.trim())?;
     let served = served(&datapath).context("read the endpoints that a former agent left")?;
-    let endpoints = Arc::new(EndpointManager::restore(Arc::clone(&tables), facts.clone(), records.clone(), &served)?);
-    mtu::start(Arc::clone(&tables), facts.clone(), records)?;
+    let parts = Parts {
+        tables: Arc::clone(&tables),
+        facts: facts.clone(),
+        records: records.clone(),
+        datapath: Arc::clone(&datapath),
+        tombstones: settings.run_dir.join(tombstone::DIRECTORY),
+    };
+    let endpoints = Arc::new(EndpointManager::restore(parts, &served)?);
+    mtu::start(Arc::clone(&tables), facts.clone(), records.clone())?;
 
-    let reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), pin_dir)?;
+    let reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), (pin_dir, tcx))?;
     let report = reconciler.report();
     let (stop_reconciler, stopped) = mpsc::channel();
     let reconciling = spawn("reconciler", move || reconciler.run(&stopped))?;
@@ -85,23 +101,39 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let manifests = Box::new(ManifestDir::new(&settings.manifests)).start(Arc::clone(&tables))?;
 
     let observer = Observer::start(ring, Arc::clone(&tables))?;
+    let cni_socket = settings.run_dir.join("cni.sock");
+    let probe = SelfTest { endpoints: Arc::clone(&endpoints), tables: Arc::clone(&tables), facts: facts.clone() };
+    let installer = Installer::new(install_config(settings, &cni_socket)?, Arc::clone(&tables), facts.clone(), probe);
+    endpoints.replay_tombstones();
+    let cni = Server::start(ServerConfig::new(&cni_socket), Arc::clone(&endpoints) as Arc<dyn CniHandler>)?;
+    let (stop_replay, replay_stopped) = mpsc::channel();
+    let (manager, lines) = (Arc::clone(&endpoints), cni.lines());
+    let replaying = spawn("tombstones", move || manager.replay_in_line(&lines, &replay_stopped))?;
+    let installing = Arc::new(installer.start()?);
     let inspector = Inspector {
         settings: settings.clone(),
         facts,
         tables: Arc::clone(&tables),
         datapath,
-        manager: Arc::clone(&endpoints),
+        manager: endpoints,
+        records,
         report,
         source: manifests.report(),
         observer,
+        install: Arc::clone(&installing),
         began,
+        features,
         own_hooks,
     };
-    let cni = Server::start(ServerConfig::new(settings.run_dir.join("cni.sock")), endpoints)?;
     info!(node = settings.node_name, took = ?began.elapsed(), "weft-agent is up");
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ended = runtime.block_on(serve(settings.run_dir.join("api.sock"), inspector));
+    installing.stop();
+    drop(stop_replay);
+    if replaying.join().is_err() {
+        error!("the thread that replays tombstones had panicked");
+    }
     cni.shutdown();
     drop(manifests);
     drop(stop_reconciler);
@@ -111,6 +143,31 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     }
     info!("weft-agent stops; programs and maps stay");
     ended
+}
+
+fn start_datapath(settings: &Settings, pin_dir: &Path) -> anyhow::Result<Datapath> {
+    let other =
+        settings.bpf_object.as_ref().map(|file| fs::read(file).with_context(|| format!("read {}", file.display())));
+    let other = other.transpose()?;
+    let started = Datapath::start(other.as_deref().unwrap_or(object::OBJECT), pin_dir);
+    if started.is_err() {
+        // It goes if this start has made it, and nobody else has anything in it.
+        drop(fs::remove_dir(pin_dir));
+    }
+    Ok(started?)
+}
+
+fn install_config(settings: &Settings, socket: &Path) -> anyhow::Result<install::Config> {
+    let own = std::env::current_exe().context("find the directory of this program")?;
+    Ok(install::Config {
+        enabled: settings.cni_install == Install::Yes,
+        source: own.with_file_name(install::configs::PLUGIN),
+        bin_dir: settings.cni_bin_dir.clone(),
+        conf_dir: settings.cni_conf_dir.clone(),
+        conf_name: settings.cni_conf_name.clone(),
+        // The plugin is called with whatever working directory the runtime has.
+        socket: std::path::absolute(socket).context("make the path of the CNI socket absolute")?,
+    })
 }
 
 /// Interface index and addresses of each endpoint in the maps.

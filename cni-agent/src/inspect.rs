@@ -1,7 +1,9 @@
 //! What the API shows of the running agent.
 use std::{
+    collections::BTreeMap,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use cni_common::schema::MapType;
@@ -11,19 +13,21 @@ use crate::{
     api::{
         Inspect, MapError,
         types::{
-            Attachment, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus, MapEntry, MapInfo, NodeStatus,
-            PodStatus, ReconcilerStatus, Status, VerdictCount,
+            Attachment, Audit, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus, IpamAddress, MapEntry,
+            MapInfo, NodeStatus, PodStatus, ReconcilerStatus, Status, VerdictCount,
         },
     },
+    audit::gather::Auditor,
     compile::Facts,
-    datapath::{Datapath, RawMap, attach::How, counters, object},
-    endpoint::{self, EndpointManager},
+    datapath::{Datapath, RawMap, attach::How, counters, features::Features, object},
+    endpoint::{self, EndpointManager, record::RecordStore},
+    install, ipam,
     netlink::names,
     observe::{Observer, render},
     reconcile::Report,
     settings::Settings,
     sources,
-    tables::{Row, RowStatus, Source, Tables},
+    tables::{self, Row, Source, Tables},
 };
 
 /// Everything that can be asked.
@@ -33,10 +37,13 @@ pub struct Inspector {
     pub(crate) tables: Arc<Tables>,
     pub(crate) datapath: Arc<Datapath>,
     pub(crate) manager: Arc<EndpointManager>,
+    pub(crate) records: RecordStore,
     pub(crate) report: Arc<Mutex<Report>>,
     pub(crate) source: Arc<sources::Report>,
     pub(crate) observer: Observer,
+    pub(crate) install: Arc<install::Running>,
     pub(crate) began: Instant,
+    pub(crate) features: Features,
     /// How `from_host` and `from_overlay` are attached.
     pub(crate) own_hooks: [How; 2],
 }
@@ -74,15 +81,8 @@ fn read_failed(map: &RawMap) -> impl Fn(std::io::Error) -> MapError {
 
 impl Inspect for Inspector {
     fn health(&self) -> Result<(), String> {
-        if let Some(why) = endpoint::missing(&self.tables.read(), &self.facts) {
+        if let Some(why) = endpoint::not_ready(&self.tables, &self.facts) {
             return Err(why);
-        }
-        for row in [Row::Devices, Row::Node(self.facts.node.clone())] {
-            match self.tables.status(&row) {
-                Some(RowStatus::Applied) => {}
-                Some(RowStatus::Failed { error, .. }) => return Err(format!("{row}: {error}")),
-                Some(RowStatus::Pending) | None => return Err(format!("{row} is being applied")),
-            }
         }
         // Not the records: what they lack is pods that are served on (`EndpointManager::restore`).
         match [Source::Manifests, Source::Netlink].into_iter().find(|s| !self.tables.is_synced(*s)) {
@@ -117,9 +117,12 @@ impl Inspect for Inspector {
                 underlay_mtu: device_mtu.unwrap_or(0),
                 pod_mtu: pod_mtu.unwrap_or(0),
                 programs: self.programs(),
-                features: [("encap-l2-eth".to_owned(), self.datapath.encap_l2_eth())].into(),
+                refused: self.datapath.refused().cloned(),
+                features: self.features.by_name(),
+                missing_features: self.features.missing(),
             },
             sources: vec![self.source.get()],
+            install: self.install.status(),
             reconciler: ReconcilerStatus { pruning: self.report().pruned, ..ReconcilerStatus::of(&self.tables) },
             nodes,
             pods,
@@ -158,6 +161,15 @@ impl Inspect for Inspector {
 
     fn pods(&self) -> Vec<PodStatus> {
         self.tables.read().pods.values().map(PodStatus::new).collect()
+    }
+
+    fn ipam(&self) -> Vec<IpamAddress> {
+        ipam_list(&self.manager.addresses_out(), &self.tables, &self.records)
+    }
+
+    fn audit(&self) -> Audit {
+        let (manager, tables, records, datapath) = (&self.manager, &self.tables, &self.records, &self.datapath);
+        Auditor { manager, tables, records, datapath }.audit()
     }
 
     fn maps(&self) -> Result<Vec<MapInfo>, MapError> {
@@ -218,4 +230,32 @@ impl Inspect for Inspector {
     fn observe(&self) -> broadcast::Receiver<Arc<DropEvent>> {
         self.observer.subscribe()
     }
+}
+
+fn ipam_list(out: &BTreeMap<IpAddr, ipam::State>, tables: &Tables, records: &RecordStore) -> Vec<IpamAddress> {
+    // Ages only: what cannot be read is left out, and the audit tells of it.
+    let records = records.read_all().unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let created: BTreeMap<(&str, &str), u64> =
+        records.iter().map(|r| ((r.container_id.as_str(), r.ifname.as_str()), r.created)).collect();
+    let c = tables.read();
+    let owners: BTreeMap<IpAddr, &tables::Endpoint> =
+        c.endpoints.values().flat_map(|e| e.ips().map(move |a| (a, e))).collect();
+    let shown = |(address, state): (&IpAddr, &ipam::State)| {
+        let plain = IpamAddress { address: address.to_string(), state: state.to_string(), ..IpamAddress::default() };
+        let Some(e) = owners.get(address) else { return plain };
+        IpamAddress {
+            namespace: e.namespace.clone(),
+            pod: e.pod_name.clone(),
+            container_id: e.container_id.clone(),
+            ifname: e.ifname.clone(),
+            device: e.device.clone(),
+            delegated: e.terms.delegated,
+            age_seconds: created
+                .get(&(e.container_id.as_str(), e.ifname.as_str()))
+                .map(|then| now.saturating_sub(*then)),
+            ..plain
+        }
+    };
+    out.iter().map(shown).collect()
 }

@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod cni;
 pub mod compile;
@@ -13,6 +14,7 @@ pub mod datapath;
 pub mod endpoint;
 pub mod identity;
 mod inspect;
+pub mod install;
 pub mod ipam;
 pub mod netlink;
 pub mod node;

@@ -17,6 +17,8 @@ use clap::{
 use ipnet::IpNet;
 use serde::Serialize;
 
+use crate::datapath::features;
+
 const ABOUT: &str = "\
 weft-agent is the node daemon of Weft, a CNI that forwards packets with eBPF. It loads the BPF programs and attaches them \
 to the node's devices, wires the pods that the CNI plugin weft-cni announces, follows the cluster's Node and Pod objects \
@@ -47,7 +49,9 @@ Files:
   /run/weft/api.sock             where the weft command connects (--run-dir)
   /run/weft/lock                 held while the agent runs (--run-dir)
   /run/weft/state/               one record for each endpoint (--state-dir)
-  /sys/fs/bpf/weft/              pinned maps and links (--bpffs)
+  /sys/fs/bpf/weft/              pinned maps, programs and links (--bpffs)
+  /opt/cni/bin/weft-cni          the CNI plugin, for the runtime (--cni-bin-dir)
+  /etc/cni/net.d/05-weft.conflist  the network configuration (--cni-conf-dir, --cni-conf-name)
 
 Exit status:
   0  stopped by SIGTERM or SIGINT
@@ -107,11 +111,36 @@ pub struct Settings {
     #[arg(long, env = "WEFT_RUN_DIR", value_name = "DIR", help_heading = "Paths", default_value = "/run/weft")]
     pub run_dir: PathBuf,
 
-    /// BPF file system; maps and links are pinned in its directory weft
+    /// BPF file system; maps, programs and links are pinned in its directory weft
     ///
     /// Mounted if nothing is mounted there.
     #[arg(long, env = "WEFT_BPFFS", value_name = "DIR", help_heading = "Paths", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
+
+    /// Whether Weft installs itself for the container runtime
+    ///
+    /// The plugin weft-cni that lies beside weft-agent is copied into --cni-bin-dir, packets are sent through a probe that is wired
+    /// like a pod, and then the network configuration is written into --cni-conf-dir. Both stay so while the agent runs. Configurations of
+    /// other names are left alone.
+    #[arg(long, env = "WEFT_CNI_INSTALL", value_name = "YES|NO", help_heading = "Installation", default_value = "yes")]
+    pub cni_install: Install,
+
+    /// Where the container runtime looks for CNI plugins
+    #[arg(long, env = "WEFT_CNI_BIN_DIR", value_name = "DIR", help_heading = "Installation")]
+    #[arg(default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+
+    /// Where the container runtime looks for network configurations
+    #[arg(long, env = "WEFT_CNI_CONF_DIR", value_name = "DIR", help_heading = "Installation")]
+    #[arg(default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+
+    /// Name of Weft's network configuration
+    ///
+    /// Runtimes take the first by name. The file is Weft's: what else is written into it is replaced.
+    #[arg(long, env = "WEFT_CNI_CONF_NAME", value_name = "FILE", help_heading = "Installation")]
+    #[arg(default_value = "05-weft.conflist", value_parser = conflist_name)]
+    pub cni_conf_name: String,
 
     /// Device that leads to other nodes and to the world [default: those with the node's InternalIP addresses]
     ///
@@ -142,6 +171,13 @@ pub struct Settings {
     #[arg(value_parser = mtu)]
     pub mtu: u32,
 
+    /// Feature of the kernel that is not used, even where it is there: for kernels in which it does harm
+    ///
+    /// What Weft does without it says `weft doctor`. May be repeated; in the environment, separated by commas.
+    #[arg(long, env = "WEFT_WITHOUT", value_name = "FEATURE", help_heading = "Network", value_delimiter = ',')]
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(features::SWITCHABLE))]
+    pub without: Vec<String>,
+
     /// Drop events a second that each CPU may report; 0 reports none
     ///
     /// Only `weft observe` sees events. Counters count every drop, whatever this says, and events beyond the rate are
@@ -160,6 +196,13 @@ pub struct Settings {
     #[arg(long, env = "WEFT_LOG_LEVEL", value_name = "FILTER", help_heading = "Logs and events")]
     #[arg(default_value = "info", value_parser = log_filter)]
     pub log_level: String,
+
+    /// BPF object to load instead of the one inside this program
+    ///
+    /// For Weft's tests, which give objects that the kernel refuses. Neither environment nor file can name it.
+    #[arg(long, value_name = "FILE", hide = true)]
+    #[serde(skip)]
+    pub bpf_object: Option<PathBuf>,
 }
 
 /// Address family of the outer packets.
@@ -183,6 +226,16 @@ impl Underlay {
             Self::Ipv6 => first(false),
         }
     }
+}
+
+/// Whether the agent installs plugin and configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Install {
+    /// It does.
+    Yes,
+    /// It leaves both to others.
+    No,
 }
 
 /// Form of log lines.
@@ -294,8 +347,9 @@ impl Settings {
 
 /// Makes a value of the file the default of its flag.
 fn with_default(command: Command, path: &Path, key: &str, value: toml::Value) -> Result<Command, SettingsError> {
-    // `config` names the file; it cannot stand in it.
-    let settings = || command.get_arguments().filter(|a| a.get_long().is_some_and(|l| l != "config"));
+    // `config` names the file; it cannot stand in it. What is hidden is for tests.
+    let settable = |a: &&Arg| a.get_long().is_some_and(|l| l != "config") && !a.is_hide_set();
+    let settings = || command.get_arguments().filter(settable);
     let valid = || settings().filter_map(Arg::get_long).collect::<Vec<_>>().join(", ");
     let Some(arg) = settings().find(|a| a.get_long() == Some(key)) else {
         return Err(SettingsError::UnknownKey { path: path.into(), key: key.into(), valid: valid() });
@@ -348,6 +402,14 @@ fn cause(error: &clap::Error) -> String {
 /// As the kubelet names its node.
 fn host_name() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
+fn conflist_name(s: &str) -> Result<String, String> {
+    if s.ends_with(".conflist") && !s.starts_with('.') && !s.contains('/') {
+        Ok(s.to_owned())
+    } else {
+        Err("must be a file's name, without a directory, that ends in .conflist".to_owned())
+    }
 }
 
 fn node_name(s: &str) -> Result<String, String> {

@@ -62,8 +62,7 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System + Tables<U> + Tables<F>>
     outer: &Outer<U>,
 ) -> Res<Verdict> {
     let at = ETH_LEN + (U::HEADER + TAIL) as usize;
-    p.linear(at as u32 + F::HEADER);
-    let ip = F::l3(p, at)?;
+    let ip = family::parse::<F, P>(p, at, 0)?;
     sent_by::<U, F, S>(s, &outer.src, &ip)?;
     // The kernel's tunnel GSO marks outlive our decapsulation, and a socket would take the packet for a tunnel's: what is not TCP
     // goes through the device. So does what is not for a pod here.
@@ -121,8 +120,7 @@ fn overlay<F: Family, P: Packet, S: System + Tables<F>>(
     cfg: &Config,
     source: TunnelEnd,
 ) -> Res<Verdict> {
-    p.linear(ETH_LEN as u32 + F::HEADER + L4_WANT);
-    let ip = F::l3(p, ETH_LEN)?;
+    let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     match source {
         TunnelEnd::V4(a) => sent_by::<V4, F, S>(s, &a, &ip)?,
         TunnelEnd::V6(a) => sent_by::<V6, F, S>(s, &a, &ip)?,

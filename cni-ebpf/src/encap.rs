@@ -65,6 +65,7 @@ pub fn to_node<P: Packet, S: Env>(p: &mut P, s: &S, cfg: &Config, node: u32, inn
                 ver_ihl: 0x45,
                 tos: inner.tos as u8,
                 len: Be16::from_host((len + 36) as u16),
+                id: Be16::from_host(p.identification()),
                 ttl: OUTER_TTL,
                 proto: UDP,
                 src: cfg.tunnel4,
@@ -114,6 +115,9 @@ fn by_stack<P: Packet>(p: &mut P, cfg: &Config, to: TunnelEnd, inner: &Inner) ->
     Ok(Verdict::Overlay(cfg.weft_vxlan))
 }
 
+/// In place of a size: the segments have sizes of their own, which SCTP has chosen by the path's MTU (linux/skbuff.h).
+const GSO_BY_FRAGS: u32 = 0xffff;
+
 /// A GSO packet must fit segment by segment, any other one whole. MTU and both sums are without the outer Ethernet header.
 #[inline(always)]
 fn fits<P: Packet>(p: &P, tun: &Tunnel, inner: &Inner, overhead: u32) -> Res<()> {
@@ -121,6 +125,7 @@ fn fits<P: Packet>(p: &P, tun: &Tunnel, inner: &Inner, overhead: u32) -> Res<()>
     let gso = p.gso_size();
     let whole = match (gso, inner.l4_proto) {
         (0, _) => p.len() - ETH_LEN as u32,
+        (GSO_BY_FRAGS, _) => 0,
         // The upper half of byte 12 counts words of the TCP header (RFC 9293 section 3.1).
         (_, TCP_) => {
             let words = p.read::<u8>(inner.l4 + 12).unwrap_or(0x50);

@@ -50,6 +50,8 @@ pub trait Family: Copy + 'static {
     const ETHERTYPE: Be16;
     /// VXLAN overhead on an underlay of this family, bytes.
     const OVERHEAD: u32;
+    /// As much of options or extension headers as the header at `off` may have behind it, bytes; 0 if it has none.
+    fn options<P: Packet>(p: &P, off: usize) -> u32;
     /// Parses the header at `off`, extension headers included.
     fn l3<P: Packet>(p: &P, off: usize) -> Res<L3<Self>>;
     /// Parses the header at `off` of a packet that may be a tunnel's outer one: `None` when it has options or is a fragment.
@@ -123,6 +125,13 @@ impl Family for V4 {
     const ETHERTYPE: Be16 = ETH_IP4;
     const OVERHEAD: u32 = OVERHEAD4;
 
+    #[inline(always)]
+    fn options<P: Packet>(p: &P, off: usize) -> u32 {
+        match p.read::<u8>(off) {
+            Ok(0x45) | Err(_) => 0,
+            Ok(_) => MAX_OPTIONS,
+        }
+    }
     #[inline(always)]
     fn l3<P: Packet>(p: &P, off: usize) -> Res<L3<Self>> {
         let h: Ipv4 = p.read(off)?;
@@ -252,6 +261,13 @@ impl Family for V6 {
     const ETHERTYPE: Be16 = ETH_IP6;
     const OVERHEAD: u32 = OVERHEAD6;
 
+    #[inline(always)]
+    fn options<P: Packet>(p: &P, off: usize) -> u32 {
+        match p.read::<u8>(off + 6) {
+            Ok(TCP | UDP | ICMP6 | SCTP) | Err(_) => 0,
+            Ok(_) => EXTENSIONS,
+        }
+    }
     #[inline(always)]
     fn l3<P: Packet>(p: &P, off: usize) -> Res<L3<Self>> {
         let h: Ipv6 = p.read(off)?;
@@ -411,6 +427,10 @@ impl Upper {
     }
 }
 
+/// An IPv4 header has at most so many bytes of options.
+const MAX_OPTIONS: u32 = 40;
+/// More than honest traffic has of extension headers, bytes.
+const EXTENSIONS: u32 = 512;
 /// RFC 8200 section 4.1 names hop-by-hop options, routing, fragment and destination options; a fifth is not honest traffic.
 const MAX_EXTENSIONS: u32 = 4;
 
@@ -444,6 +464,20 @@ fn after_extensions<P: Packet>(p: &P, mut next: u8, mut l4: usize) -> Res<Upper>
         0 | 43 | 44 | 60 => Err(D::ExtHdrLimit),
         _ => Ok(Upper::new(next, l4, part)),
     }
+}
+
+/// Parses the header at `off`, after it and `want` bytes of the transport header were made readable.
+///
+/// Of a packet that is yet to be segmented no more is pulled than that: its sender's headers are linear, and SCTP's segments are packets in
+/// a list, out of which 5.10 pulls bytes and then crashes when it segments what is left ("kernel BUG at net/core/skbuff.c").
+#[inline(always)]
+pub fn parse<F: Family, P: Packet>(p: &mut P, off: usize, want: u32) -> Res<L3<F>> {
+    p.linear(off as u32 + F::HEADER + want);
+    let options = F::options(p, off);
+    if options != 0 && p.gso_size() == 0 {
+        p.linear(off as u32 + F::HEADER + options + want);
+    }
+    F::l3(p, off)
 }
 
 /// The ports, where the protocol has some and this part of the datagram holds them.

@@ -48,8 +48,7 @@ fn same_mac(a: &Mac, b: &Mac) -> bool {
 
 #[inline(always)]
 fn pod<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config, ep: &Endpoint) -> Res<Verdict> {
-    p.linear(ETH_LEN as u32 + F::HEADER + L4_WANT);
-    let ip = F::l3(p, ETH_LEN)?;
+    let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     if !F::is_source(ep, &ip.src) {
         return Err(D::SourceAddress);
     }
@@ -114,8 +113,7 @@ pub fn from_host<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
 
 #[inline(always)]
 fn host<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
-    p.linear(ETH_LEN as u32 + F::HEADER + L4_WANT);
-    let ip = F::l3(p, ETH_LEN)?;
+    let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     let ports = family::ports(p, &ip)?;
     if let Some(l) = s.local(&ip.dst) {
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;

@@ -36,6 +36,9 @@ pub trait Packet {
     fn ifindex(&self) -> u32;
     /// Payload bytes of a segment, when the frame is one that is yet to be segmented; else 0.
     fn gso_size(&self) -> u32;
+    /// Identification for an outer IPv4 header: another number for each packet, as a router may have to fragment it (RFC 6864,
+    /// section 4.3), and fragments of two packets with one number would be put together.
+    fn identification(&self) -> u16;
     /// Whether a VLAN tag stands beside the frame (the kernel takes it out of the bytes).
     fn has_vlan(&self) -> bool;
     /// Makes the first `want` bytes readable, as far as the frame has them.

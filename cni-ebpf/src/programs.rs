@@ -1,11 +1,11 @@
 //! The hooks.
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     macros::classifier,
     programs::TcContext,
 };
 use cni_common::drop::{Outcome, Point};
-use cni_ebpf::{DropReason, Env, Packet, Res, Room, Verdict, decap, flow, icmp};
+use cni_ebpf::{DropReason, Env, Packet, Res, Verdict, decap, flow, icmp};
 
 use crate::kernel::{Kernel, Skb, count, redirect};
 
@@ -39,15 +39,6 @@ pub fn from_overlay(ctx: TcContext) -> i32 {
     let mut p = Skb::new(ctx.skb.skb);
     let r = decap::from_overlay(&mut p, &Kernel);
     finish(&mut p, Point::FromOverlay, r)
-}
-
-/// Never attached: the agent runs it once by BPF_PROG_TEST_RUN and learns whether the kernel takes `ENCAP_L2_ETH`.
-#[classifier]
-pub fn probe_encap(ctx: TcContext) -> i32 {
-    match Skb::new(ctx.skb.skb).grow(Room::Vxlan4, true) {
-        Ok(()) => TC_ACT_OK,
-        Err(_) => TC_ACT_SHOT,
-    }
 }
 
 /// The one place where a decision becomes a return code.

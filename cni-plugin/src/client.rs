@@ -2,11 +2,14 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::Shutdown,
-    os::unix::net::UnixStream,
+    os::{fd::AsRawFd, unix::net::UnixStream},
     path::Path,
-    sync::mpsc,
-    thread,
     time::{Duration, Instant},
+};
+
+use nix::sys::{
+    socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt},
+    time::{TimeVal, TimeValLike},
 };
 
 use crate::{
@@ -14,13 +17,52 @@ use crate::{
     spec::{CniError, ErrorCode},
 };
 
+/// The step before anything is said, as it stands in errors.
+const CONNECT: &str = "connect";
+
 /// How a request reaches the agent: a socket, or a stand-in in tests.
 pub trait Transport {
     /// Hands `request` to the agent behind `socket` and waits for its answer.
     ///
     /// # Errors
     /// What kept the request from being answered. What the agent itself refuses is a [`Response::Failed`].
-    fn call(&self, socket: &Path, request: &Request) -> Result<Response, CniError>;
+    fn call(&self, socket: &Path, request: &Request) -> Result<Response, CallError>;
+}
+
+/// A call that was not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallError {
+    /// How far it came.
+    pub unanswered: Unanswered,
+    /// Cause and cure.
+    pub error: CniError,
+}
+
+/// How far a call came that was not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unanswered {
+    /// Nobody listens on the socket.
+    Absent,
+    /// The request was not sent: it is too large, or the socket is not for the caller.
+    NotSent,
+    /// The agent hung up without an answer: it is being restarted, or has crashed.
+    HungUp,
+    /// There was no answer in time.
+    Silent,
+    /// There was an answer, but not one that can be read.
+    Unreadable,
+}
+
+impl Unanswered {
+    /// Whether there is no agent that does its work.
+    pub const fn agent_is_down(self) -> bool {
+        matches!(self, Self::Absent | Self::HungUp | Self::Silent)
+    }
+
+    /// Whether the agent may have acted, or may still act, upon the request.
+    pub const fn may_be_done(self) -> bool {
+        matches!(self, Self::HungUp | Self::Silent | Self::Unreadable)
+    }
 }
 
 /// How long the parts of a call may take.
@@ -50,39 +92,39 @@ pub struct SocketTransport {
 }
 
 impl Transport for SocketTransport {
-    fn call(&self, socket: &Path, request: &Request) -> Result<Response, CniError> {
-        let bytes = request.encode()?;
+    fn call(&self, socket: &Path, request: &Request) -> Result<Response, CallError> {
+        let bytes = request.encode().map_err(|error| CallError { unanswered: Unanswered::NotSent, error })?;
         let mut stream = connect(socket, self.timeouts.connect)?;
         let written = write(&mut stream, &bytes, self.timeouts.write);
         // An agent that refuses the request may answer before it has read all of it: its reason is worth more than the
         // broken pipe.
         match (written, read(&mut stream, self.timeouts.answer)) {
-            (Ok(()), Ok(answer)) => Response::decode(&answer),
-            (Err(e), Ok(answer)) if is_hang_up(&e) && !answer.is_empty() => Response::decode(&answer),
+            (Ok(()), Ok(answer)) => decode(&answer),
+            (Err(e), Ok(answer)) if is_hang_up(&e) && !answer.is_empty() => decode(&answer),
             (Err(e), _) => Err(failed(socket, "send the request", &e)),
             (Ok(()), Err(e)) => Err(failed(socket, "read the answer", &e)),
         }
     }
 }
 
-/// Connects in a thread of its own: the standard library has no time limit for unix sockets, and `connect` waits as long
-/// as the agent's queue is full. When the time is up the thread is left behind; the process is about to end.
-fn connect(socket: &Path, timeout: Duration) -> Result<UnixStream, CniError> {
-    let (sender, receiver) = mpsc::sync_channel(1);
-    let path = socket.to_owned();
-    let connect = move || {
-        // Nobody listens any more after the time limit.
-        drop(sender.send(UnixStream::connect(path)));
+fn decode(answer: &[u8]) -> Result<Response, CallError> {
+    let unanswered = if answer.is_empty() { Unanswered::HungUp } else { Unanswered::Unreadable };
+    Response::decode(answer).map_err(|error| CallError { unanswered, error })
+}
+
+/// Connects with a time limit, which the standard library does not have for unix sockets: `connect` waits as long as the agent's
+/// queue is full, but not longer than the socket may send (unix(7), `SO_SNDTIMEO`).
+fn connect(socket: &Path, timeout: Duration) -> Result<UnixStream, CallError> {
+    let connect = || -> io::Result<UnixStream> {
+        let address = UnixAddr::new(socket)?;
+        let stream = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        // Zero would mean no limit.
+        let limit = TimeVal::microseconds(i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX).max(1));
+        socket::setsockopt(&stream, sockopt::SendTimeout, &limit)?;
+        socket::connect(stream.as_raw_fd(), &address)?;
+        Ok(stream.into())
     };
-    thread::Builder::new()
-        .name("connect".to_owned())
-        .stack_size(64 << 10)
-        .spawn(connect)
-        .map_err(|e| CniError::new(ErrorCode::IO_FAILURE, format!("cannot start a thread: {e}")))?;
-    receiver
-        .recv_timeout(timeout)
-        .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
-        .map_err(|e| failed(socket, "connect", &e))
+    connect().map_err(|e| failed(socket, CONNECT, &e))
 }
 
 fn write(stream: &mut UnixStream, bytes: &[u8], timeout: Duration) -> io::Result<()> {
@@ -121,12 +163,14 @@ fn is_hang_up(error: &io::Error) -> bool {
 }
 
 /// Cause and cure of a call that did not get through.
-fn failed(socket: &Path, step: &str, error: &io::Error) -> CniError {
+fn failed(socket: &Path, step: &str, error: &io::Error) -> CallError {
     let path = socket.display();
     let inspect = "`systemctl status weft-agent`, or the log of the weft pod of this node, says why";
-    let (code, msg, cure) = match error.kind() {
+    let again = ErrorCode::TRY_AGAIN_LATER;
+    let (unanswered, code, msg, cure) = match error.kind() {
         ErrorKind::NotFound => (
-            ErrorCode::TRY_AGAIN_LATER,
+            Unanswered::Absent,
+            again,
             format!("weft-agent is not running on this node: there is no socket {path}"),
             format!(
                 "start weft-agent (its --run-dir must hold this socket, or set \"agentSocket\" in the network \
@@ -134,28 +178,45 @@ fn failed(socket: &Path, step: &str, error: &io::Error) -> CniError {
             ),
         ),
         ErrorKind::ConnectionRefused => (
-            ErrorCode::TRY_AGAIN_LATER,
+            Unanswered::Absent,
+            again,
             format!("weft-agent is not running on this node: nobody listens on {path}"),
             format!("start weft-agent; {inspect}"),
         ),
         ErrorKind::PermissionDenied => (
+            Unanswered::NotSent,
             ErrorCode::NOT_PERMITTED,
             format!("no permission to connect to weft-agent at {path}"),
             "run the container runtime as root: only root may change the node's network".to_owned(),
         ),
         ErrorKind::TimedOut | ErrorKind::WouldBlock => (
-            ErrorCode::TRY_AGAIN_LATER,
+            Unanswered::Silent,
+            again,
             format!("weft-agent does not answer on {path}: cannot {step} in time"),
             format!("it hangs or the node is overloaded; {inspect}"),
         ),
         _ if is_hang_up(error) => (
-            ErrorCode::TRY_AGAIN_LATER,
+            Unanswered::HungUp,
+            again,
             format!("weft-agent closed the connection on {path}: cannot {step}: {error}"),
             format!("it is being restarted, or has crashed; {inspect}"),
         ),
-        _ => (ErrorCode::IO_FAILURE, format!("cannot {step}: weft-agent at {path}: {error}"), inspect.to_owned()),
+        // An answer over the limit is such a case.
+        ErrorKind::InvalidData => (
+            Unanswered::Unreadable,
+            ErrorCode::IO_FAILURE,
+            format!("cannot {step}: weft-agent at {path}: {error}"),
+            inspect.to_owned(),
+        ),
+        _ => (
+            // What fails after the connection stands may have been heard.
+            if step == CONNECT { Unanswered::NotSent } else { Unanswered::Unreadable },
+            ErrorCode::IO_FAILURE,
+            format!("cannot {step}: weft-agent at {path}: {error}"),
+            inspect.to_owned(),
+        ),
     };
-    CniError::new(code, msg).with_details(cure)
+    CallError { unanswered, error: CniError::new(code, msg).with_details(cure) }
 }
 
 #[cfg(test)]
@@ -165,18 +226,20 @@ mod tests {
     #[test]
     fn every_failure_names_the_socket_and_a_cure() {
         let again = ErrorCode::TRY_AGAIN_LATER;
-        for (kind, code) in [
-            (ErrorKind::NotFound, again),
-            (ErrorKind::ConnectionRefused, again),
-            (ErrorKind::TimedOut, again),
-            (ErrorKind::WouldBlock, again),
-            (ErrorKind::BrokenPipe, again),
-            (ErrorKind::ConnectionReset, again),
-            (ErrorKind::PermissionDenied, ErrorCode::NOT_PERMITTED),
-            (ErrorKind::InvalidInput, ErrorCode::IO_FAILURE),
+        for (kind, unanswered, code) in [
+            (ErrorKind::NotFound, Unanswered::Absent, again),
+            (ErrorKind::ConnectionRefused, Unanswered::Absent, again),
+            (ErrorKind::TimedOut, Unanswered::Silent, again),
+            (ErrorKind::WouldBlock, Unanswered::Silent, again),
+            (ErrorKind::BrokenPipe, Unanswered::HungUp, again),
+            (ErrorKind::ConnectionReset, Unanswered::HungUp, again),
+            (ErrorKind::PermissionDenied, Unanswered::NotSent, ErrorCode::NOT_PERMITTED),
+            (ErrorKind::InvalidInput, Unanswered::NotSent, ErrorCode::IO_FAILURE),
+            (ErrorKind::InvalidData, Unanswered::Unreadable, ErrorCode::IO_FAILURE),
         ] {
-            let e = failed(Path::new("/run/x.sock"), "connect", &kind.into());
-            assert_eq!(e.code, code, "{kind}");
+            let failed = failed(Path::new("/run/x.sock"), CONNECT, &kind.into());
+            assert_eq!((failed.unanswered, failed.error.code), (unanswered, code), "{kind}");
+            let e = failed.error;
             assert!(e.msg.contains("/run/x.sock") && !e.details.is_empty(), "{e}");
         }
     }

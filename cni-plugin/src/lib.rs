@@ -5,7 +5,11 @@
 //! the answer in the shape of the specification version that was asked for.
 #![forbid(unsafe_code)]
 
+pub mod about;
 pub mod client;
+pub mod delegate;
+pub mod device;
 pub mod protocol;
 pub mod run;
 pub mod spec;
+pub mod tombstone;

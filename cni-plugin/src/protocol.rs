@@ -7,11 +7,15 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::spec::{self, AddResult, CniError, ErrorCode, validate_container_id, validate_ifname, validate_netns};
+use crate::spec::{
+    self, AddResult, CniError, ErrorCode, short, validate_container_id, validate_ifname, validate_netns,
+};
 
 /// The number of this protocol. It is raised when one side could misunderstand the other; a field that may be absent
-/// does not need that.
-pub const PROTOCOL: u32 = 1;
+/// does not need that. 2 brought CHECK, GC, STATUS and what a delegated IPAM plugin gave.
+pub const PROTOCOL: u32 = 2;
+/// The oldest protocol that the agent still serves: in an upgrade the agent is new before the plugin is.
+pub const OLDEST_PROTOCOL: u32 = 1;
 /// The largest request in bytes. Configurations have a few hundred; a `prevResult` adds a few hundred more.
 pub const MAX_REQUEST: usize = 1 << 20;
 /// The largest response in bytes.
@@ -26,6 +30,15 @@ pub enum Verb {
     /// Disconnect it.
     #[serde(rename = "DEL")]
     Del,
+    /// Compare a container's connection with what ADD made.
+    #[serde(rename = "CHECK")]
+    Check,
+    /// Disconnect the containers that the runtime no longer lists.
+    #[serde(rename = "GC")]
+    Gc,
+    /// Say whether ADD would be served.
+    #[serde(rename = "STATUS")]
+    Status,
 }
 
 impl Verb {
@@ -34,7 +47,15 @@ impl Verb {
         match self {
             Self::Add => "ADD",
             Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
         }
+    }
+
+    /// Whether the call is about one container's interface, and so names both.
+    pub const fn is_about_an_attachment(self) -> bool {
+        matches!(self, Self::Add | Self::Del | Self::Check)
     }
 }
 
@@ -46,12 +67,14 @@ pub struct Request {
     pub protocol: u32,
     /// What to do.
     pub command: Verb,
-    /// The container, as the runtime names it.
+    /// The container, as the runtime names it. Empty for GC and STATUS.
+    #[serde(default)]
     pub container_id: String,
-    /// The path of its network namespace. May be empty for DEL.
+    /// The path of its network namespace. May be empty for DEL; empty for GC and STATUS.
     #[serde(default)]
     pub netns: String,
-    /// The interface in the container.
+    /// The interface in the container. Empty for GC and STATUS.
+    #[serde(default)]
     pub ifname: String,
     /// `CNI_ARGS`.
     #[serde(default)]
@@ -59,13 +82,23 @@ pub struct Request {
     /// The network configuration as the runtime sent it.
     #[serde(default)]
     pub config: Value,
+    /// What the IPAM plugin gave that the configuration names; `None` when Weft gives addresses itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipam: Option<AddResult>,
 }
 
 impl Request {
     /// A request of this protocol.
     pub fn new(command: Verb, parameters: spec::Parameters, config: Value) -> Self {
         let spec::Parameters { container_id, netns, ifname, args, path: _ } = parameters;
-        Self { protocol: PROTOCOL, command, container_id, netns, ifname, args, config }
+        Self { protocol: PROTOCOL, command, container_id, netns, ifname, args, config, ipam: None }
+    }
+
+    /// A request about a whole network: GC and STATUS.
+    pub fn about_network(command: Verb, config: Value) -> Self {
+        let (container_id, netns, ifname) = (String::new(), String::new(), String::new());
+        let args = BTreeMap::new();
+        Self { protocol: PROTOCOL, command, container_id, netns, ifname, args, config, ipam: None }
     }
 
     /// Reads a request and checks every field that the agent acts upon: nobody has to trust the sender.
@@ -79,19 +112,23 @@ impl Request {
             protocol: u32,
         }
         let not_a_request = |e: serde_json::Error| {
-            CniError::new(ErrorCode::DECODING_FAILURE, format!("the agent cannot read the request: {e}"))
+            CniError::new(ErrorCode::DECODING_FAILURE, format!("the agent cannot read the request: {}", short(e)))
                 .with_details("only weft-cni talks to this socket; is it of the same release as the agent?")
         };
         // The number first: a newer request may have another shape, and must be told why it is refused.
         let Envelope { protocol } = serde_json::from_slice(bytes).map_err(not_a_request)?;
-        if protocol != PROTOCOL {
-            return Err(skew(&format!("the plugin speaks protocol {protocol}, the agent {PROTOCOL}")));
+        if !(OLDEST_PROTOCOL..=PROTOCOL).contains(&protocol) {
+            return Err(skew(&format!(
+                "the plugin speaks protocol {protocol}, the agent {OLDEST_PROTOCOL} to {PROTOCOL}"
+            )));
         }
         let request: Self = serde_json::from_slice(bytes).map_err(not_a_request)?;
-        validate_container_id(&request.container_id)?;
-        validate_ifname(&request.ifname)?;
-        if request.command == Verb::Add || !request.netns.is_empty() {
-            validate_netns(&request.netns)?;
+        if request.command.is_about_an_attachment() {
+            validate_container_id(&request.container_id)?;
+            validate_ifname(&request.ifname)?;
+            if request.command != Verb::Del || !request.netns.is_empty() {
+                validate_netns(&request.netns)?;
+            }
         }
         Ok(request)
     }
@@ -140,7 +177,9 @@ impl Response {
             )
             .with_details("it is being restarted, or has crashed: see its log"));
         }
-        serde_json::from_slice(bytes).map_err(|e| skew(&format!("the agent's answer cannot be read: {e}")))
+        // By way of a value, as everything else is read in the plugin: one reader of each type keeps the program small.
+        let value = serde_json::from_slice(bytes).and_then(|value: Value| Self::deserialize(&value));
+        value.map_err(|e| skew(&format!("the agent's answer cannot be read: {}", short(e))))
     }
 
     /// The answer as it goes over the socket.
@@ -182,6 +221,7 @@ mod tests {
             ifname: "eth0".into(),
             args: BTreeMap::from([("K8S_POD_NAME".into(), "web".into())]),
             config: json!({"cniVersion": "1.1.0", "name": "weft"}),
+            ipam: None,
         };
         let wire = json!({"protocol": 1, "command": "ADD", "containerId": "c1", "netns": "/run/netns/c1",
             "ifname": "eth0", "args": {"K8S_POD_NAME": "web"}, "config": {"cniVersion": "1.1.0", "name": "weft"}});
@@ -206,9 +246,11 @@ mod tests {
 
     #[test]
     fn another_protocol_is_refused_before_its_shape_is_looked_at() {
-        let error = Request::decode(br#"{"protocol":2,"verb":"ADD"}"#).unwrap_err();
-        assert_eq!(error.code, ErrorCode::VERSION_SKEW);
-        assert!(error.msg.contains("protocol 2, the agent 1"), "{error}");
+        for (other, wire) in [(0, r#"{"protocol":0,"verb":"ADD"}"#), (3, r#"{"protocol":3,"verb":"ADD"}"#)] {
+            let error = Request::decode(wire.as_bytes()).unwrap_err();
+            assert_eq!(error.code, ErrorCode::VERSION_SKEW);
+            assert!(error.msg.contains(&format!("protocol {other}, the agent 1 to 2")), "{error}");
+        }
     }
 
     #[test]
@@ -218,7 +260,7 @@ mod tests {
             ("ifname", json!("a/b"), 4),
             ("netns", json!(""), 4),
             ("netns", json!("relative"), 4),
-            ("command", json!("CHECK"), 6),
+            ("command", json!("PING"), 6),
             ("args", json!([1]), 6),
         ] {
             let mut wire =
@@ -240,6 +282,18 @@ mod tests {
         };
         let error = Request::new(Verb::Del, p, json!("x".repeat(MAX_REQUEST))).encode().unwrap_err();
         assert_eq!(error.code, ErrorCode::INVALID_CONFIG);
+    }
+
+    #[test]
+    fn calls_that_are_about_no_container_need_none() {
+        for command in ["GC", "STATUS"] {
+            let request = Request::decode(json!({"protocol": 2, "command": command}).to_string().as_bytes()).unwrap();
+            assert_eq!((request.container_id.as_str(), request.ifname.as_str()), ("", ""));
+        }
+        for command in ["ADD", "DEL", "CHECK"] {
+            let error = Request::decode(json!({"protocol": 2, "command": command}).to_string().as_bytes()).unwrap_err();
+            assert_eq!(error.code, ErrorCode::INVALID_ENVIRONMENT, "{command}: {error}");
+        }
     }
 
     proptest! {

@@ -1,109 +1,87 @@
-//! The whole plugin as a function: environment, standard input and a way to the agent in, output and exit code out.
+//! The whole plugin as a function: environment, standard input and ways to the world in, output and exit code out.
+//!
+//! Here is what all verbs share; [`attachment`] has those about one container's interface, [`network`] those about a
+//! whole network.
+mod attachment;
+mod call;
+mod chain;
+mod network;
+mod without_agent;
+
 use std::{
     ffi::OsString,
     io::{self, Read},
-    path::Path,
 };
 
 use serde::Serialize;
 use serde_json::Value;
 
+pub use self::call::Edges;
+use self::call::{Call, Input};
 use crate::{
-    client::Transport,
-    protocol::{MAX_REQUEST, Request, Response, Verb},
-    spec::{CniError, Command, ErrorCode, NetConf, Parameters, Version, VersionInfo},
+    about::about,
+    protocol::MAX_REQUEST,
+    spec::{CniError, Command, ErrorCode, Parameters, Version, VersionInfo},
 };
 
 /// What the process leaves behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// Standard output: one JSON document, or nothing for a DEL that succeeded.
+    /// Standard output: one JSON document, or nothing for a verb without result that succeeded.
     pub stdout: String,
-    /// Standard error: at most one line, for the person who reads the runtime's log.
+    /// Standard error: at most one line, for the person who reads the runtime's log; more for one who runs the program
+    /// by hand.
     pub stderr: String,
     /// The exit code: 0 or 1.
     pub code: u8,
 }
 
 /// Does what the runtime asks.
-pub fn run(env: &dyn Fn(&str) -> Option<OsString>, stdin: &mut dyn Read, transport: &dyn Transport) -> Outcome {
+pub fn run(env: &dyn Fn(&str) -> Option<OsString>, stdin: &mut dyn Read, edges: &Edges<'_>) -> Outcome {
     // The configuration is read first, even when the environment turns out to be wrong: it names the version in which
     // the runtime wants to read the error.
     let input = read_config(stdin);
-    let version = input.as_ref().ok().and_then(version_of).unwrap_or_default();
-    match answer(env, input, transport) {
+    let version = input.as_ref().ok().and_then(|input| version_of(&input.config)).unwrap_or_default();
+    match answer(env, input, version, edges) {
         Ok(stdout) => Outcome { stdout, stderr: String::new(), code: 0 },
         Err(error) => {
             let document = ErrorDocument { cni_version: version, error: &error };
-            Outcome { stdout: json(&document), stderr: one_line(&format!("weft-cni: {error}")), code: 1 }
+            let by_hand = env("CNI_COMMAND").is_none();
+            let stderr = if by_hand { about() } else { one_line(&format!("weft-cni: {error}")) };
+            Outcome { stdout: json(&document), stderr, code: 1 }
         }
     }
 }
 
+/// What goes to standard output.
 fn answer(
     env: &dyn Fn(&str) -> Option<OsString>,
-    input: Result<Value, CniError>,
-    transport: &dyn Transport,
+    input: Result<Input, CniError>,
+    version: Version,
+    edges: &Edges<'_>,
 ) -> Result<String, CniError> {
+    // Parameters before the configuration: what the environment lacks is told even if there is no configuration.
+    let nothing = |()| String::new();
     match Command::from_env(env)? {
-        Command::Version => {
-            let asked = input.as_ref().ok().and_then(version_of).unwrap_or_default();
-            Ok(json(&VersionInfo::for_caller(asked)))
-        }
+        Command::Version => Ok(json(&VersionInfo::for_caller(version))),
         Command::Add => {
             let parameters = Parameters::for_add(env)?;
-            let config = input?;
-            let conf = NetConf::from_json(&config)?;
-            conf.refuse_unserved()?;
-            let request = Request::new(Verb::Add, parameters, config);
-            match transport.call(Path::new(&conf.agent_socket), &request)? {
-                Response::Done(Some(result)) => Ok(json(&result.in_version(conf.cni_version))),
-                Response::Done(None) => {
-                    Err(CniError::new(ErrorCode::AGENT_FAULT, "weft-agent answered ADD without a result")
-                        .with_details("this is a bug: please report it with the agent's log"))
-                }
-                Response::Failed(error) => Err(error),
-            }
+            attachment::add(&Call::new(env, input?, edges)?, parameters).map(|result| json(&result))
         }
         Command::Del => {
             let parameters = Parameters::for_del(env)?;
-            let config = input?;
-            let conf = NetConf::from_json(&config)?;
-            match transport.call(Path::new(&conf.agent_socket), &Request::new(Verb::Del, parameters, config))? {
-                Response::Done(_) => Ok(String::new()),
-                Response::Failed(error) => Err(error),
-            }
+            attachment::del(&Call::new(env, input?, edges)?, parameters).map(nothing)
         }
-        Command::Check => Err(unserved(Command::Check, Version::V0_4_0, &input?)),
-        Command::Gc => Err(unserved(Command::Gc, Version::V1_1_0, &input?)),
-        Command::Status => Err(unserved(Command::Status, Version::V1_1_0, &input?)),
+        Command::Check => {
+            let parameters = Parameters::for_add(env)?;
+            attachment::check(&Call::new(env, input?, edges)?, parameters).map(nothing)
+        }
+        Command::Gc => network::gc(&Call::new(env, input?, edges)?).map(nothing),
+        Command::Status => network::status(&Call::new(env, input?, edges)?).map(nothing),
     }
 }
 
-/// Why a command is refused that this release does not serve; `since` is the version that brought it.
-fn unserved(command: Command, since: Version, config: &Value) -> CniError {
-    let cure = match command {
-        Command::Check => "set \"disableCheck\": true in the configuration list",
-        Command::Gc => "set \"disableGC\": true in the configuration list",
-        _ => "set \"cniVersion\": \"1.0.0\" in the configuration list: the runtime then does not ask",
-    };
-    let command = command.as_str();
-    match NetConf::from_json(config) {
-        Err(error) => error,
-        Ok(conf) if conf.cni_version < since => CniError::new(
-            ErrorCode::INCOMPATIBLE_VERSION,
-            format!("{command} came with CNI version {since}, the configuration is of {}", conf.cni_version),
-        )
-        .with_details(format!("raise \"cniVersion\" in the configuration, or do not call {command}")),
-        Ok(_) => CniError::new(
-            ErrorCode::INVALID_ENVIRONMENT,
-            format!("CNI_COMMAND {command} is not yet served by this release of Weft"),
-        )
-        .with_details(cure),
-    }
-}
-
-fn read_config(stdin: &mut dyn Read) -> Result<Value, CniError> {
+fn read_config(stdin: &mut dyn Read) -> Result<Input, CniError> {
     let mut bytes = Vec::new();
     let limit = MAX_REQUEST as u64 + 1;
     stdin.take(limit).read_to_end(&mut bytes).map_err(|e: io::Error| {
@@ -117,13 +95,14 @@ fn read_config(stdin: &mut dyn Read) -> Result<Value, CniError> {
         )
         .with_details("shorten it"));
     }
-    serde_json::from_slice(&bytes).map_err(|e| {
+    let config = serde_json::from_slice(&bytes).map_err(|e| {
         CniError::new(
             ErrorCode::DECODING_FAILURE,
             format!("the network configuration on standard input is not valid JSON: {e}"),
         )
         .with_details("correct the .conflist that the runtime reads (usually in /etc/cni/net.d)")
-    })
+    })?;
+    Ok(Input { bytes, config })
 }
 
 /// The version that a configuration names, if it is one of ours.

@@ -21,7 +21,8 @@ use crate::{
 ///
 /// TOPIC names tests/accept/TOPIC.toml, a list of `[[promise]]`: `text` (what was promised), `command` (shows it; run by
 /// bash from the workspace's root), and where there is a figure `figure` (a regular expression over the command's standard
-/// output, with one group), `max` and `min` (its bounds, inclusive) and `unit`; `timeout` in seconds (default 1800). A promise
+/// output, with one group), `max` and `min` (its bounds, inclusive) and `unit`; `table`, a regular expression
+/// with one group, whose text is printed below the promises, as it is; `timeout` in seconds (default 1800). A promise
 /// without a command is printed as "not done". Commands that are equal run once. The table is Markdown; the exit code is
 /// 1 if a promise failed.
 #[derive(clap::Args)]
@@ -52,6 +53,7 @@ struct Promise {
     min: Option<f64>,
     #[serde(default)]
     unit: String,
+    table: Option<String>,
     timeout: Option<u64>,
 }
 
@@ -110,6 +112,16 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
     for ((promise, _), outcome) in promises.iter().zip(&outcomes) {
         println!("{}", row(promise, outcome));
     }
+    for (promise, _) in &promises {
+        if let (Some(pattern), Some(command)) = (&promise.table, &promise.command) {
+            let table = one_group(pattern, &promise.text)?;
+            let text = table
+                .captures(&shown[command].stdout)
+                .and_then(|c| c.get(1))
+                .map_or("(not in the output)", |m| m.as_str());
+            println!("\n{}:\n\n```\n{}\n```", promise.text, text.trim_end());
+        }
+    }
     let count = |verdict| outcomes.iter().filter(|o| o.verdict == verdict).count();
     let failed = count(Verdict::Failed);
     println!(
@@ -139,17 +151,22 @@ fn parse(text: &str) -> Result<Vec<(Promise, Option<Regex>)>> {
                 bail!("\"{}\" has a bound, and no `figure` that it bounds", promise.text)
             }
             None => None,
-            Some(pattern) => {
-                let regex = Regex::new(pattern).with_context(|| format!("`figure` of \"{}\"", promise.text))?;
-                if regex.captures_len() != 2 {
-                    bail!("`figure` of \"{}\" must have exactly one group, around the number", promise.text);
-                }
-                Some(regex)
-            }
+            Some(pattern) => Some(one_group(pattern, &promise.text)?),
         };
+        if let Some(pattern) = &promise.table {
+            one_group(pattern, &promise.text)?;
+        }
         promises.push((promise, regex));
     }
     Ok(promises)
+}
+
+fn one_group(pattern: &str, promise: &str) -> Result<Regex> {
+    let regex = Regex::new(pattern).with_context(|| format!("`{pattern}` of \"{promise}\""))?;
+    if regex.captures_len() != 2 {
+        bail!("`{pattern}` of \"{promise}\" must have exactly one group, around what is meant");
+    }
+    Ok(regex)
 }
 
 fn show(ws: &Workspace, script: &str, timeout: Option<u64>) -> Result<Shown> {

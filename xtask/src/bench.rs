@@ -4,14 +4,19 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::{lab, workspace::Workspace};
+use crate::{
+    lab, reference,
+    setup::{self, Need},
+    workspace::Workspace,
+};
 
 /// Measure the datapath (`bench path`), CNI calls (`bench add`) and the agent's start and memory (`bench agent`).
 ///
 /// `path` compares a veth pair, node to node, a bridge plugin's layout, a Flannel-like VXLAN layout and Weft on one node
-/// and across nodes, interleaved, as ratios to the limit of the same run. `add` measures CNI ADD and DEL, `agent` how soon a restarted agent is ready. All arguments
-/// are those of `weft-bench`; `--json` prints figures for machines. Needs root, and a quiet machine for figures worth
-/// comparing.
+/// and across nodes, interleaved, as ratios to the limit of the same run. `add` measures CNI ADD and DEL step by step, beside the
+/// reference bridge plugin, which it builds; `agent` how soon a restarted agent is ready. All arguments are those of
+/// `weft-bench`; `--json` prints figures for machines, `--check` makes promises a gate. Needs root, and a quiet machine for
+/// figures worth comparing.
 #[derive(clap::Args)]
 pub struct Args {
     /// Arguments of weft-bench: `path`, `add` or `agent`, and their options
@@ -21,5 +26,11 @@ pub struct Args {
 
 /// The verb.
 pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
-    lab::become_program(ws, "weft-bench", "the bench", &args.args)
+    let mut env = Vec::new();
+    let compares = args.args.first().is_some_and(|verb| verb == "add");
+    if compares && !lab::asks_only(&args.args) {
+        setup::ensure(ws, &[Need::Reference])?;
+        env.push((reference::DIRECTORY, reference::build(ws)?.into_os_string()));
+    }
+    lab::become_program(ws, "weft-bench", "the bench", &args.args, &env)
 }

@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{run, workspace::Workspace};
+use crate::{
+    run,
+    workspace::{self, Workspace},
+};
 
 /// Package lists older than this are fetched again before they are used.
 const LISTS_FRESH: Duration = Duration::from_secs(24 * 3600);
@@ -36,17 +39,19 @@ impl<'a> Suite<'a> {
                 "no Debian mirror in apt's configuration: set WEFT_DEBIAN_MIRROR to the address of one (ending in /debian)"
             );
         };
-        Ok(Self { ws, name: name.to_owned(), mirror, state: ws.target.join("vm/apt").join(name) })
+        Ok(Self { ws, name: name.to_owned(), mirror, state: workspace::cache()?.join("apt").join(name) })
     }
 
     /// Fetches the package lists, unless they are of today.
     pub fn update(&self) -> Result<()> {
         let stamp = self.state.join("updated");
+        // apt refuses to work where another apt works.
+        let _alone = workspace::lock(&self.state.join("lock"))?;
         let fresh = |time: SystemTime| time.elapsed().is_ok_and(|age| age < LISTS_FRESH);
         if fs::metadata(&stamp).and_then(|m| m.modified()).is_ok_and(fresh) {
             return Ok(());
         }
-        for dir in ["lists/partial", "cache/archives/partial", "debs"] {
+        for dir in ["lists/partial", "cache/archives/partial"] {
             let dir = self.state.join(dir);
             fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         }
@@ -73,29 +78,22 @@ impl<'a> Suite<'a> {
         Ok(run::capture(self.apt("apt-cache").args(["pkgnames", prefix]))?.lines().map(str::to_owned).collect())
     }
 
-    /// Downloads packages (`name` or `name=version`) and gives the files.
-    pub fn download(&self, packages: &[String]) -> Result<Vec<PathBuf>> {
-        let dir = self.state.join("debs");
-        if dir.exists() {
-            fs::remove_dir_all(&dir).with_context(|| format!("empty {}", dir.display()))?;
-        }
-        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    /// Downloads packages (`name` or `name=version`) and unpacks them under a directory.
+    pub fn unpack(&self, packages: &[String], to: &Path) -> Result<()> {
+        let debs = to.join(".debs");
+        fs::create_dir_all(&debs).with_context(|| format!("create {}", debs.display()))?;
         run::capture(
-            self.apt("apt-get").args(["-q", "-o", "Acquire::Retries=3", "download"]).args(packages).current_dir(&dir),
+            self.apt("apt-get").args(["-q", "-o", "Acquire::Retries=3", "download"]).args(packages).current_dir(&debs),
         )
         .with_context(|| format!("download {} of {}", packages.join(" "), self.name))?;
-        let files = fs::read_dir(&dir)?.map(|e| Ok(e?.path())).collect::<Result<Vec<_>>>()?;
+        let files = fs::read_dir(&debs)?.map(|e| Ok(e?.path())).collect::<Result<Vec<_>>>()?;
         if files.len() < packages.len() {
             bail!("{} packages of {} were asked for, {} came", packages.len(), self.name, files.len());
         }
-        Ok(files)
-    }
-
-    /// Unpacks a downloaded package under a directory and removes the package.
-    pub fn unpack(&self, deb: &Path, to: &Path) -> Result<()> {
-        fs::create_dir_all(to).with_context(|| format!("create {}", to.display()))?;
-        run::capture(self.ws.command("dpkg-deb").arg("-x").arg(deb).arg(to))?;
-        fs::remove_file(deb).with_context(|| format!("remove {}", deb.display()))
+        for deb in &files {
+            run::capture(self.ws.command("dpkg-deb").arg("-x").arg(deb).arg(to))?;
+        }
+        fs::remove_dir_all(&debs).with_context(|| format!("remove {}", debs.display()))
     }
 
     /// An apt program that works on this suite alone.

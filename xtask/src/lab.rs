@@ -1,6 +1,6 @@
 //! `cargo xtask lab`: builds the lab and becomes it.
 
-use std::{os::unix::process::CommandExt as _, process::ExitCode};
+use std::{ffi::OsString, os::unix::process::CommandExt as _, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 
@@ -25,13 +25,18 @@ pub struct Args {
 
 /// The verb.
 pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
-    become_program(ws, "weft-lab", "the lab", &args.args)
+    become_program(ws, "weft-lab", "the lab", &args.args, &[])
 }
 
 /// Builds our programs and replaces this process by one of them, in the directory where the verb was called.
-pub fn become_program(ws: &Workspace, program: &str, what: &str, args: &[String]) -> Result<ExitCode> {
-    let asks_only = args.iter().take_while(|a| *a != "--").any(|a| a == "--help" || a == "-h" || a == "help");
-    if !asks_only {
+pub fn become_program(
+    ws: &Workspace,
+    program: &str,
+    what: &str,
+    args: &[String],
+    env: &[(&str, OsString)],
+) -> Result<ExitCode> {
+    if !asks_only(args) {
         workspace::require_root(what)?;
     }
     setup::ensure(ws, &[Need::Bpf, Need::Lab])?;
@@ -42,6 +47,11 @@ pub fn become_program(ws: &Workspace, program: &str, what: &str, args: &[String]
         command.current_dir(here);
     }
     // `exec` returns only if it failed.
-    let error = command.args(args).env("WEFT_BIN_DIR", &built.bin_dir).exec();
+    let error = command.args(args).env("WEFT_BIN_DIR", &built.bin_dir).envs(env.iter().cloned()).exec();
     Err(error).with_context(|| format!("start {}", file.display()))
+}
+
+/// Whether these arguments of one of our programs only ask how it is used.
+pub fn asks_only(args: &[String]) -> bool {
+    args.iter().take_while(|a| *a != "--").any(|a| a == "--help" || a == "-h" || a == "help")
 }

@@ -1,5 +1,11 @@
 //! Reads what Rust's test harness prints and counts.
 
+use std::collections::HashMap;
+
+/// So many lines of what a failed test said stand with its name: enough for a panic's message and its place, and few
+/// enough that a log of which somebody keeps only the end still has them.
+const SAID: usize = 12;
+
 /// How many tests passed, failed and were skipped, and which failed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -9,7 +15,7 @@ pub struct Counts {
     pub failed: usize,
     /// Tests that are there and were not run (`#[ignore]`).
     pub skipped: usize,
-    /// What failed, for the list under the table.
+    /// What failed, for the list under the table: a name or a sentence, and on further lines the last that a test said.
     pub failures: Vec<String>,
 }
 
@@ -41,12 +47,23 @@ struct Open {
     failed: Vec<String>,
     /// Names in the list at the end, which is there if the binary came that far; none: not in the list.
     listed: Option<Vec<String>>,
+    /// The test whose output is being shown.
+    speaker: Option<String>,
+    /// What each test said, as far as the binary showed it.
+    said: HashMap<String, Vec<String>>,
 }
 
 impl Open {
     /// The names of failed tests, as well as they are known.
     fn names(self, failed: usize) -> Vec<String> {
         let mut names = self.listed.filter(|l| l.len() >= self.failed.len()).unwrap_or(self.failed);
+        for name in &mut names {
+            let said = self.said.get(name.as_str()).map(Vec::as_slice).unwrap_or_default();
+            for line in &said[said.len().saturating_sub(SAID)..] {
+                name.push_str("\n    ");
+                name.push_str(line);
+            }
+        }
         if names.len() < failed {
             names.push(format!("{} more, whose names were lost", failed - names.len()));
         }
@@ -81,9 +98,16 @@ impl Reader {
         } else if let Some(open) = &mut self.open {
             if let Some(name) = line.strip_prefix("test ").and_then(|r| r.strip_suffix(" ... FAILED")) {
                 open.failed.push(name.to_owned());
+            } else if let Some(name) = line.strip_prefix("---- ").and_then(|r| r.strip_suffix(" stdout ----")) {
+                open.speaker = Some(name.to_owned());
             } else if line == "failures:" {
                 // Stands twice: above what the failed tests printed, and above their names.
                 open.listed = Some(Vec::new());
+                open.speaker = None;
+            } else if let Some(speaker) = &open.speaker {
+                if !line.is_empty() {
+                    open.said.entry(speaker.clone()).or_default().push(line.to_owned());
+                }
             } else if let (Some(listed), Some(name)) = (&mut open.listed, line.strip_prefix("    ")) {
                 listed.push(name.to_owned());
             }
@@ -121,11 +145,38 @@ fn summary(rest: &str) -> Option<(usize, usize, usize)> {
     Some((figure("passed")?, figure("failed")?, figure("ignored")?))
 }
 
-/// Instructions that the verifier walked for a program: the packet tests print `verified: PROGRAM N` and maybe more words;
-/// N is no number where the kernel does not report it.
-pub fn verified(line: &str) -> Option<(String, u64)> {
+/// What the packet tests say of a program that the kernel has loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// The program.
+    pub program: String,
+    /// Instructions that the verifier walked.
+    pub insns: u64,
+    /// Bytes of BPF instructions, as rewritten by the verifier.
+    pub xlated: u64,
+    /// Bytes of machine code.
+    pub jited: u64,
+    /// Bytes of stack of each function along the deepest chain of calls: `232+8+136`.
+    pub stack: String,
+    /// How long the load took, in microseconds.
+    pub load_us: u64,
+}
+
+/// Reads a line `verified: PROGRAM insns=N xlated=BYTES jited=BYTES stack=BYTES+BYTES load_us=N`.
+pub fn verified(line: &str) -> Option<Verified> {
     let mut words = line.trim().strip_prefix("verified: ")?.split_whitespace();
-    Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+    let program = words.next()?.to_owned();
+    let pairs: Vec<(&str, &str)> = words.filter_map(|w| w.split_once('=')).collect();
+    let text = |key: &str| pairs.iter().find(|(k, _)| *k == key).map(|(_, value)| *value);
+    let number = |key: &str| text(key)?.parse().ok();
+    Some(Verified {
+        program,
+        insns: number("insns")?,
+        xlated: number("xlated")?,
+        jited: number("jited")?,
+        stack: text("stack")?.to_owned(),
+        load_us: number("load_us")?,
+    })
 }
 
 #[cfg(test)]
@@ -155,7 +206,18 @@ mod tests {
             "running 1 test\ntest a ... Error: no such device\nFAILED\n\nfailures:\n\n---- a stdout ----\n    indented\n\n\
              failures:\n    a\n\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
         );
-        assert_eq!(counts.failures, ["a"]);
+        assert_eq!(counts.failures, ["a\n        indented"]);
+    }
+
+    #[test]
+    fn a_failed_test_is_named_with_the_last_that_it_said() {
+        let said: String = (0..20).map(|n| format!("line {n}\n")).collect();
+        let counts = read(&format!(
+            "running 2 tests\ntest a ... ok\ntest b ... FAILED\n\nsuccesses:\n\n---- a stdout ----\nfine\n\n\nsuccesses:\n    a\n\n\
+             failures:\n\n---- b stdout ----\n{said}\n\nfailures:\n    b\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
+        ));
+        let [failure] = &counts.failures[..] else { panic!("{counts:?}") };
+        assert!(failure.starts_with("b\n    line 8\n") && failure.ends_with("\n    line 19"), "{failure}");
     }
 
     #[test]
@@ -184,9 +246,11 @@ mod tests {
 
     #[test]
     fn reads_the_verifiers_figures() {
-        assert_eq!(verified("verified: from_pod 8061"), Some(("from_pod".to_owned(), 8061)));
-        assert_eq!(verified("verified: from_pod 8061 xlated 900"), Some(("from_pod".to_owned(), 8061)));
-        assert_eq!(verified("verified: from_pod not-reported"), None);
+        let line = "verified: from_pod insns=8061 xlated=900 jited=500 stack=96+16+0 load_us=24505";
+        let figures = verified(line).unwrap();
+        assert_eq!((figures.program.as_str(), figures.stack.as_str()), ("from_pod", "96+16+0"));
+        assert_eq!((figures.insns, figures.xlated, figures.jited, figures.load_us), (8061, 900, 500, 24505));
+        assert_eq!(verified(&line.replace("insns=8061", "insns=none")), None);
         assert_eq!(verified("test verified ... ok"), None);
     }
 }

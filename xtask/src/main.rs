@@ -10,9 +10,11 @@ mod bench;
 mod build;
 mod deb;
 mod docs;
+mod fuzz;
 mod lab;
 mod libtest;
 mod lint;
+mod reference;
 mod run;
 mod setup;
 mod test;
@@ -48,6 +50,7 @@ enum Verb {
     Vm(vm::Args),
     Verifier(verifier::Args),
     Bench(bench::Args),
+    Fuzz(fuzz::Args),
     Accept(accept::Args),
 }
 
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Vm(args) => vm::main(&ws, &args),
         Verb::Verifier(args) => verifier::main(&ws, &args),
         Verb::Bench(args) => bench::main(&ws, &args),
+        Verb::Fuzz(args) => fuzz::main(&ws, &args),
         Verb::Accept(args) => accept::main(&ws, &args),
     });
     match outcome {

@@ -49,13 +49,20 @@ pub enum Need {
     Lab,
     /// Boot other kernels.
     Vm,
-    /// Build the reference CNI client.
-    CniTool,
+    /// Build the CNI project's own programs.
+    Reference,
+    /// Run container runtimes.
+    Clients,
+    /// Fuzz.
+    Fuzz,
+    /// Check the files of Vagrant and Lima.
+    Providers,
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Bpf, Self::Lint, Self::Lab, Self::Vm, Self::CniTool];
+    pub const ALL: [Self; 8] =
+        [Self::Bpf, Self::Lint, Self::Lab, Self::Vm, Self::Reference, Self::Clients, Self::Fuzz, Self::Providers];
 }
 
 /// A program of the distribution: what is looked for, the Debian package that has it, and what it is needed for.
@@ -65,7 +72,7 @@ struct Tool {
     needs: &'static [Need],
 }
 
-const TOOLS: [Tool; 20] = [
+const TOOLS: [Tool; 29] = [
     Tool { program: "ip", package: "iproute2", needs: &[Need::Lab, Need::Vm] },
     Tool { program: "tc", package: "iproute2", needs: &[Need::Lab, Need::Vm] },
     Tool { program: "ping", package: "iputils-ping", needs: &[Need::Lab, Need::Vm] },
@@ -79,14 +86,24 @@ const TOOLS: [Tool; 20] = [
     Tool { program: "iptables", package: "iptables", needs: &[Need::Lab] },
     Tool { program: "nft", package: "nftables", needs: &[Need::Lab] },
     Tool { program: "modprobe", package: "kmod", needs: &[Need::Lab] },
+    Tool { program: "strace", package: "strace", needs: &[Need::Lab, Need::Vm] },
     Tool { program: "depmod", package: "kmod", needs: &[Need::Vm] },
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", needs: &[Need::Vm] },
-    Tool { program: "busybox", package: "busybox-static", needs: &[Need::Vm] },
+    Tool { program: "busybox", package: "busybox-static", needs: &[Need::Vm, Need::Clients] },
     Tool { program: "dash", package: "dash", needs: &[Need::Vm] },
     Tool { program: "xz", package: "xz-utils", needs: &[Need::Vm] },
     Tool { program: "strip", package: "binutils", needs: &[Need::Vm] },
     Tool { program: "dpkg-deb", package: "dpkg", needs: &[Need::Vm] },
+    Tool { program: "podman", package: "podman", needs: &[Need::Clients] },
+    Tool { program: "containerd", package: "containerd", needs: &[Need::Clients] },
+    Tool { program: "ctr", package: "containerd", needs: &[Need::Clients] },
+    Tool { program: "runc", package: "runc", needs: &[Need::Clients] },
+    // A machine of its own for each test of a container runtime.
+    Tool { program: "unshare", package: "util-linux", needs: &[Need::Clients, Need::Providers] },
+    Tool { program: "setpriv", package: "util-linux", needs: &[Need::Clients, Need::Vm] },
     Tool { program: "cc", package: "gcc", needs: &[Need::Bpf] },
+    Tool { program: "vagrant", package: "vagrant", needs: &[Need::Providers] },
+    Tool { program: "c++", package: "g++", needs: &[Need::Fuzz] },
 ];
 
 /// The verb: installs everything and says what is there.
@@ -110,9 +127,9 @@ pub fn ensure(ws: &Workspace, needs: &[Need]) -> Result<()> {
         components(ws)?;
         cargo_tool(ws, "cargo-deny", CARGO_DENY, "checks licences and sources of dependencies")?;
     }
-    if needs.contains(&Need::CniTool) && which("go").is_none() {
+    if needs.contains(&Need::Reference) && which("go").is_none() {
         bail!(
-            "Go is missing: it builds cnitool, the CNI client of the tests. Install Go 1.24 or newer and put it on PATH"
+            "Go is missing: it builds cnitool and the CNI project's plugins for the tests. Install Go 1.24.2 or newer and put it on PATH"
         );
     }
     Ok(())
@@ -263,9 +280,7 @@ fn rust_src_from_debian(ws: &Workspace, release: &str, library: &Path) -> Result
                 )),
                 Some(version) => {
                     let unpacked = ws.target.join("setup/rust-src");
-                    for deb in suite.download(&[format!("rust-src={version}")])? {
-                        suite.unpack(&deb, &unpacked)?;
-                    }
+                    suite.unpack(&[format!("rust-src={version}")], &unpacked)?;
                     let source = unpacked.join(format!("usr/src/rustc-{release}/library"));
                     let parent = library.parent().context("the library's directory has a parent")?;
                     fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;

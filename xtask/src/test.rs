@@ -7,13 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Result, bail};
 
 pub use self::binaries::{TestBinary, count_tests, test_binaries};
 use crate::{
     build::{self, Built, Profile},
-    docs,
+    docs, fuzz,
     libtest::{self, Counts, Reader},
+    reference,
     run::{self, Ended, Read},
     setup::{self, Need},
     ui::{self, Stage},
@@ -21,7 +22,7 @@ use crate::{
     workspace::{self, Workspace},
 };
 
-/// Run the tests: native, packets, lab, cnitool, docs, and two virtual machines.
+/// Run the tests: native, fuzz, packets, lab, clients, docs, providers, and virtual machines.
 ///
 /// Suites run in that order and all of them, also after a failure. The last line is `N passed, N failed, N skipped`, and the
 /// exit code is 1 if a test failed or a suite ran none. Suites that open network namespaces or load BPF programs need root
@@ -41,65 +42,78 @@ pub struct Args {
 enum Suite {
     /// Logic, natively: `cargo test`
     Native,
+    /// What comes from outside, fuzzed for a short time
+    Fuzz,
     /// Packets through the loaded BPF programs
     Packets,
     /// Nodes and pods in network namespaces
     Lab,
-    /// The plugin, driven by the reference CNI client
-    Cnitool,
+    /// The plugin, driven by cnitool, podman and containerd
+    Clients,
     /// The commands of README.md and docs/
     Docs,
-    /// Packets and two pods on kernel 5.10, in a virtual machine
-    #[value(name = "vm-5.10")]
-    Vm510,
-    /// The same on the newest kernel of Debian's suites
-    VmNewest,
+    /// The files of Vagrant and Lima, by their own tools
+    Providers,
+    /// Packets and lab on the oldest and the newest kernel, in virtual machines
+    Vm,
 }
 
 impl Suite {
-    const ALL: [Self; 7] =
-        [Self::Native, Self::Packets, Self::Lab, Self::Cnitool, Self::Docs, Self::Vm510, Self::VmNewest];
+    const ALL: [Self; 8] =
+        [Self::Native, Self::Fuzz, Self::Packets, Self::Lab, Self::Clients, Self::Docs, Self::Providers, Self::Vm];
 
     fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
+            Self::Fuzz => "fuzz",
             Self::Packets => "packets",
             Self::Lab => "lab",
-            Self::Cnitool => "cnitool",
+            Self::Clients => "clients",
             Self::Docs => "docs",
-            Self::Vm510 => "vm-5.10",
-            Self::VmNewest => "vm-newest",
+            Self::Providers => "providers",
+            Self::Vm => "vm",
         }
     }
 
     fn what(self) -> &'static str {
         match self {
             Self::Native => "logic, natively (cargo test)",
+            Self::Fuzz => "what comes from outside, fuzzed: the stored corpus, then 10 s in each target",
             Self::Packets => "packets through the loaded BPF programs",
             Self::Lab => "nodes and pods in network namespaces",
-            Self::Cnitool => "the plugin, driven by the reference CNI client",
+            Self::Clients => "the plugin, driven by cnitool, podman and containerd, and beside other CNI plugins",
             Self::Docs => "the commands of README.md and docs/",
-            Self::Vm510 => "packet tests and the lab's tests of one and two nodes on kernel 5.10, in a virtual machine",
-            Self::VmNewest => "the same on the newest kernel of Debian's suites",
+            Self::Providers => {
+                "tests/vm/Vagrantfile and lima.yaml: vagrant and limactl (where it is here) can read them"
+            }
+            Self::Vm => {
+                "the suites of tests/vm on kernel 5.10, on the newest, and on both as two nodes, in virtual machines"
+            }
         }
     }
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Packets | Self::Lab | Self::Cnitool | Self::Docs)
+        matches!(self, Self::Packets | Self::Lab | Self::Clients | Self::Docs)
     }
 
     fn needs(self) -> &'static [Need] {
         match self {
             Self::Native => &[],
+            Self::Fuzz => &[Need::Fuzz],
             Self::Packets | Self::Lab | Self::Docs => &[Need::Bpf, Need::Lab],
-            Self::Cnitool => &[Need::Bpf, Need::Lab, Need::CniTool],
-            Self::Vm510 | Self::VmNewest => &[Need::Bpf, Need::Vm],
+            Self::Clients => &[Need::Bpf, Need::Lab, Need::Reference, Need::Clients],
+            Self::Providers => &[Need::Providers],
+            Self::Vm => &[Need::Bpf, Need::Vm],
         }
     }
 }
 
 /// How long one test binary may run.
 const BINARY_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// How long the suite fuzz searches in each target, in seconds: long enough to find what a change broke next to what is
+/// stored, short enough for every run.
+const FUZZ_SECONDS: u32 = 10;
 
 /// One line of the final table.
 struct Row {
@@ -200,15 +214,19 @@ fn run_suite(suite: Suite, shared: &mut Shared<'_>) -> Result<Counts> {
     let ws = shared.ws;
     match suite {
         Suite::Native => native(ws),
+        Suite::Fuzz => fuzz::suite(ws, FUZZ_SECONDS),
         Suite::Packets => packets(shared),
-        Suite::Lab => run_binaries(shared, |b| b.package == "lab" && b.name != "cnitool", &[]),
-        Suite::Cnitool => {
-            let client = cnitool(ws)?;
-            run_binaries(shared, |b| b.package == "lab" && b.name == "cnitool", &[("WEFT_CNITOOL", client.as_os_str())])
+        Suite::Lab => {
+            run_binaries(shared, |b| b.package == "lab" && !matches!(b.name.as_str(), "clients" | "pair"), &[])
+        }
+        Suite::Clients => {
+            let programs = reference::build(ws)?;
+            let env = [(reference::DIRECTORY, programs.as_os_str())];
+            run_binaries(shared, |b| b.package == "lab" && b.name == "clients", &env)
         }
         Suite::Docs => docs::run(ws),
-        Suite::Vm510 => in_vm(shared, "5.10"),
-        Suite::VmNewest => in_vm(shared, "newest"),
+        Suite::Providers => vm::validate(ws),
+        Suite::Vm => in_vms(shared),
     }
 }
 
@@ -248,12 +266,12 @@ fn packets(shared: &mut Shared<'_>) -> Result<Counts> {
     Ok(counts)
 }
 
-fn in_vm(shared: &mut Shared<'_>, kernel: &str) -> Result<Counts> {
+/// The kernels at both ends of what we support; the others are `cargo xtask vm`'s.
+fn in_vms(shared: &mut Shared<'_>) -> Result<Counts> {
     let ws = shared.ws;
     let (built, binaries) = shared.get()?;
-    let outcome = vm::boot(ws, kernel, &vm::Plan::Tests, built, binaries)?;
-    print!("{}", outcome.table());
-    Ok(outcome.counts(ws))
+    let outcomes = vm::run(ws, &vm::Order::of(&["5.10", "newest"])?, built, binaries)?;
+    Ok(vm::counts(ws, &outcomes))
 }
 
 type Env<'a> = [(&'a str, &'a std::ffi::OsStr)];
@@ -290,22 +308,4 @@ fn run_watched(
         counts.add(&own);
     }
     Ok(counts)
-}
-
-/// Builds the reference client from the versions that tests/cnitool pins.
-fn cnitool(ws: &Workspace) -> Result<std::path::PathBuf> {
-    let file = ws.target.join("tools/cnitool");
-    let mut command = ws.command("go");
-    command
-        .current_dir(ws.root.join("tests/cnitool"))
-        .env("CGO_ENABLED", "0")
-        .args(["build", "-mod=readonly", "-trimpath", "-o"])
-        .arg(&file)
-        .arg("github.com/containernetworking/cni/cnitool");
-    run::capture(&mut command)
-        .context("build cnitool (the module comes from the Go proxy: check GOPROXY and the network)")?;
-    if !file.exists() {
-        return Err(anyhow!("go built cnitool, but it is not at {}", file.display()));
-    }
-    Ok(file)
 }

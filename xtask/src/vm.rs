@@ -1,367 +1,322 @@
-//! `cargo xtask vm`: the tests on other kernels, in a QEMU virtual machine.
+//! `cargo xtask vm`: the tests on other kernels, in QEMU virtual machines.
 //!
-//! The machine is emulated (TCG), so it needs neither KVM nor root; it is 10 to 30 times slower than this one.
+//! They need no root, and no KVM either: emulated they are 10 to 30 times slower than the machine that they run on.
 
+mod accel;
+mod console;
 mod cpio;
 mod guest;
+mod jobs;
 mod kernel;
+mod machine;
 mod modules;
+mod pair;
+mod provider;
+mod suites;
 
 use std::{
+    collections::BTreeSet,
     fs,
-    path::Path,
+    io::{self, IsTerminal as _},
     process::ExitCode,
-    time::{Duration, Instant},
+    thread,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
+use self::{
+    accel::Choice,
+    guest::Image,
+    jobs::Job,
+    machine::{Extra, Host, Machine},
+    pair::Pair,
+    provider::Provider,
+    suites::{Lists, Step},
+};
+pub use self::{accel::Wish, kernel::choose as kernels, machine::Outcome, provider::validate};
 use crate::{
     build::{self, Built, Profile},
-    libtest::{self, Counts, Reader},
-    run::{self, Ended, Read},
+    libtest::Counts,
     setup::{self, Need},
-    test::{self, TestBinary},
+    test::{self, TestBinary, count_tests},
     ui::{self, Stage},
-    verifier,
-    workspace::Workspace,
+    workspace::{self, Workspace},
 };
 
-/// Run the packet tests and the lab's tests of one and two nodes on another kernel, in a virtual machine.
+/// Run the test suites on other kernels, in virtual machines.
 ///
-/// Downloads the kernel from Debian's archive the first time (and again with --refresh), packs it with our static
-/// programs and test binaries, boots it in QEMU without KVM, and shows the guest's output live. Loads every BPF program,
-/// and prints the instructions that its verifier walked where that kernel reports them. Needs no root.
+/// Without options this is the whole matrix: each kernel in a machine of its own with all suites, then pairs of machines of
+/// different kernels as two nodes (--kernel A,B --suite two-node for one pair). A machine holds our
+/// programs as they ship, the test binaries, and a few tools; which suites there are, and which tests are in them, stands in
+/// tests/vm/suites.toml (--list shows both). What machines say is shown live, each line with its machine's name, and kept:
+/// target/vm/run/MACHINE/ has console.log, the kernel's messages and the agents' logs.
+///
+/// Kernels come from Debian's archive, the newest of each line, when they are needed first and again with --refresh. They
+/// are kept outside the checkout: in $WEFT_CACHE, else $XDG_CACHE_HOME/weft, else ~/.cache/weft.
+///
+/// Machines run with KVM if a kernel comes up with it within seconds, else emulated; a line says which and why. Neither
+/// needs root. Ends with one table over all machines and one line `N passed, N failed, N skipped`; the exit code is 1 if a
+/// test failed, a machine did not come to its end, or a program grew by more than a fifth against the verifier's table.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The kernel: 5.10, 6.1, 6.12 or newest
-    #[arg(long, value_name = "V", required_unless_present = "list")]
-    kernel: Option<String>,
-    /// Print the kernels, where they come from and which are here, and end
+    /// Only these kernels: 5.10, 6.1, 6.12, newest
+    #[arg(long, value_name = "V", value_delimiter = ',')]
+    kernel: Vec<String>,
+    /// Only these suites
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    suite: Vec<String>,
+    /// Run so many machines at a time; by default one for each processor
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// Run machines so
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    accel: Wish,
+    /// Who makes the machines; Vagrant and Lima make two at a time, a cluster of the kernels of a pair
+    #[arg(long, value_name = "WHO", value_enum, default_value_t)]
+    provider: Provider,
+    /// Leave machines of Vagrant and Lima as they are, instead of taking them away
+    #[arg(long, requires = "provider")]
+    keep: bool,
+    /// Boot one kernel (the newest, if --kernel names none) and give a shell in it, with our programs in /weft/bin and the
+    /// tests in /weft/tests; `poweroff` or the shell's end stops the machine, Ctrl-A X kills it
+    #[arg(long, conflicts_with = "jobs")]
+    shell: bool,
+    /// Print the kernels, where they come from and which are here, and the suites, and end
     #[arg(long)]
     list: bool,
-    /// Look for a newer kernel package even if one is here
+    /// Look for newer kernel packages even if kernels are here
     #[arg(long)]
     refresh: bool,
 }
 
-/// How long a machine may run, from power-on to power-off.
-const LIMIT: Duration = Duration::from_secs(25 * 60);
-/// Memory of the machine in MiB: the packed system is unpacked into it, and held twice for a moment.
-const MEMORY: &str = "2048";
-/// Processors: with two, per-CPU maps have something to keep apart.
-const CPUS: &str = "2";
-/// Room for the guest's results; sparse.
-const DISK: u64 = 64 << 20;
-
 /// What is run in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plan {
-    /// All packet tests and the lab's tests of one and two nodes.
-    Tests,
+pub enum Plan<'a> {
+    /// These suites; none: all.
+    Suites(&'a [String]),
     /// Only the test that loads all programs and prints the verifier's figures.
     Verifier,
 }
 
-/// A test binary's run in the guest.
-struct Step {
-    name: String,
-    counts: Counts,
-    time: Duration,
+/// Which machines to run, and how.
+pub struct Order<'a> {
+    /// The kernels' keys.
+    pub kernels: Vec<&'static str>,
+    /// What runs in each.
+    pub plan: Plan<'a>,
+    /// How many machines at a time; none: one for each processor.
+    pub jobs: Option<u16>,
+    /// Emulated or not.
+    pub accel: Wish,
 }
 
-/// What came out of a machine.
-pub struct Outcome {
-    kernel: String,
-    /// The guest's `uname -r`.
-    pub release: String,
-    /// Programs and the instructions that the verifier walked for them.
-    pub verified: Vec<(String, u64)>,
-    steps: Vec<Step>,
-    /// The machine did not come to its end.
-    broken: Option<String>,
-}
-
-impl Outcome {
-    /// Why the run as a whole is a failure, if it is.
-    pub fn failure(&self) -> Option<String> {
-        let failed = |s: &&Step| s.counts.failed > 0;
-        self.broken.clone().or_else(|| {
-            self.steps.iter().find(failed).map(|s| format!("{} failed: {}", s.name, s.counts.failures.join(", ")))
-        })
-    }
-
-    /// All steps' counts, with growth of the programs as failures.
-    pub fn counts(&self, ws: &Workspace) -> Counts {
-        let mut counts = Counts::default();
-        for step in &self.steps {
-            counts.add(&step.counts);
-        }
-        if let Some(why) = &self.broken {
-            counts.fail(why);
-        }
-        match verifier::compare(ws, &verifier::series(&self.release), &self.verified) {
-            Ok(grown) => grown.into_iter().for_each(|g| counts.fail(g)),
-            Err(e) => counts.fail(format!("{e:#}")),
-        }
-        counts
-    }
-
-    /// Steps with their figures, then programs with theirs.
-    pub fn table(&self) -> String {
-        let rows: Vec<Vec<String>> = self
-            .steps
-            .iter()
-            .map(|s| {
-                let figures = [s.counts.passed, s.counts.failed, s.counts.skipped].map(|n| n.to_string());
-                [s.name.clone()].into_iter().chain(figures).chain([format!("{:.1}", s.time.as_secs_f64())]).collect()
-            })
-            .collect();
-        let title = format!("kernel {}", self.release);
-        let mut text = ui::table(&[&title, "passed", "failed", "skipped", "seconds"], &rows);
-        if !self.verified.is_empty() {
-            let rows: Vec<Vec<String>> = self.verified.iter().map(|(p, n)| vec![p.clone(), n.to_string()]).collect();
-            text.push('\n');
-            text.push_str(&ui::table(&["program", "verified instructions"], &rows));
-        }
-        text
+impl Order<'_> {
+    /// All suites on these kernels.
+    pub fn of(kernels: &[&str]) -> Result<Self> {
+        let kernels = kernel::choose(&kernels.iter().map(|&k| k.to_owned()).collect::<Vec<_>>())?;
+        Ok(Self { kernels, plan: Plan::Suites(&[]), jobs: None, accel: Wish::Auto })
     }
 }
 
 /// The verb.
 pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
-    let Some(kernel) = args.kernel.as_ref().filter(|_| !args.list) else {
-        print!("{}", kernel::list(ws));
+    let lists = Lists::read(ws)?;
+    if args.list {
+        let suites = lists.suites.iter().map(|(name, s)| vec![name.clone(), s.machines.to_string(), s.what.clone()]);
+        print!("{}\n{}", kernel::list(), ui::table(&["suite", "machines", "what"], &suites.collect::<Vec<_>>()));
         return Ok(ExitCode::SUCCESS);
-    };
-    kernel::series(kernel)?;
+    }
+    // What is wrong with the command line is said before anything is built.
+    lists.choose(&args.suite)?;
+    kernel::choose(&lists.pairs.concat())?;
+    let kernels = kernel::choose(&args.kernel)?;
+    if args.provider != Provider::Qemu {
+        return provider::main(ws, args, &lists);
+    }
+    if args.shell && !io::stdin().is_terminal() {
+        bail!("--shell needs a terminal, and standard input is none");
+    }
     setup::ensure(ws, &[Need::Bpf, Need::Vm])?;
     if args.refresh {
-        kernel::fetch(ws, kernel::series(kernel)?)?;
+        for key in &kernels {
+            kernel::fetch(ws, kernel::series(key)?)?;
+        }
     }
     let built = build::all(ws, Profile::Release)?;
     let binaries = test::test_binaries(ws, &built.object, &["packets", "lab"])?;
-    let outcome = boot(ws, kernel, &Plan::Tests, &built, &binaries)?;
-    let counts = outcome.counts(ws);
-    println!("\n{}", outcome.table());
+    if args.shell {
+        let key = if args.kernel.is_empty() { "newest" } else { kernels[0] };
+        let host = Host { ws, accel: Choice::new(args.accel) };
+        let image = image(ws, Plan::Suites(&args.suite), &built, &binaries, 1)?.context("no suite of one machine")?;
+        let kernel = kernel::get(ws, kernel::series(key)?)?;
+        let extra = Extra { qemu: Vec::new(), setup: guest::SHELL.to_owned() };
+        return Machine::prepare(&host, &format!("{key}-shell"), kernel, &image, extra)?.shell();
+    }
+    let order = Order { kernels, plan: Plan::Suites(&args.suite), jobs: args.jobs, accel: args.accel };
+    let outcomes = run(ws, &order, &built, &binaries)?;
+    Ok(report(ws, &outcomes))
+}
+
+/// Shows what came of the machines, and gives the exit code.
+fn report(ws: &Workspace, outcomes: &[Outcome]) -> ExitCode {
+    let counts = counts(ws, outcomes);
     for failure in &counts.failures {
         println!("failed: {failure}");
     }
-    println!(
-        "kernel {} ({}): {} passed, {} failed, {} skipped",
-        outcome.kernel, outcome.release, counts.passed, counts.failed, counts.skipped
-    );
-    Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
+    if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Boots a kernel once and runs the plan in it.
-pub fn boot(ws: &Workspace, key: &str, plan: &Plan, built: &Built, binaries: &[TestBinary]) -> Result<Outcome> {
-    let kernel = kernel::get(ws, kernel::series(key)?)?;
-    let dir = ws.target.join("vm/run").join(key);
-    if dir.exists() {
-        fs::remove_dir_all(&dir).with_context(|| format!("empty {}", dir.display()))?;
+/// Runs all machines of an order, several at a time.
+pub fn run(ws: &Workspace, order: &Order<'_>, built: &Built, binaries: &[TestBinary]) -> Result<Vec<Outcome>> {
+    let host = &Host { ws, accel: Choice::new(order.accel) };
+    // A second run in this checkout would write into the same directories.
+    let _alone = workspace::lock(&ws.target.join("vm/run.lock"))?;
+    let [single, double] = &[image(ws, order.plan, built, binaries, 1)?, image(ws, order.plan, built, binaries, 2)?];
+    let mut jobs = Vec::new();
+    for (key, image) in order.kernels.iter().zip(single.iter().cycle()) {
+        let kernel = kernel::get(ws, kernel::series(key)?)?;
+        let run = move || vec![Machine::run_to_end(host, key, kernel, image, Extra::default())];
+        jobs.push(Job { machines: 1, run: Box::new(run) });
     }
-    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let stage = Stage::start(format!("pack kernel {}", kernel.release));
-    let steps = guest::steps(ws, *plan, binaries)?;
-    let initramfs = dir.join("initramfs.cpio");
-    let size = guest::pack(ws, &kernel, *plan, built, &steps, &initramfs)?;
-    stage.done(&format!("{} MiB", size >> 20));
-    let disk = dir.join("results");
-    fs::File::create(&disk).and_then(|f| f.set_len(DISK)).with_context(|| format!("create {}", disk.display()))?;
-    let stage = Stage::start(format!("boot kernel {} (emulated; may take minutes)", kernel.release));
-    let mut console = Console::new(key, &steps);
-    let ended = qemu(ws, &kernel, &initramfs, &disk, &mut console)?;
-    let broken = finish(ws, &dir, &disk, ended)?;
-    let mut outcome = console.outcome(kernel.release.clone());
-    if let Some(why) = broken.or_else(|| outcome.unfinished(&steps)) {
-        show_log(&dir);
-        stage.failed(&why);
-        outcome.broken = Some(why);
-    } else {
-        stage.done("");
+    let pairs = pair::choose(&Lists::read(ws)?.pairs, &order.kernels);
+    for (keys, image) in pairs.into_iter().zip(double.iter().cycle()) {
+        let pair = Pair::of(host, image, keys)?;
+        jobs.push(Job { machines: 2, run: Box::new(|| pair.run()) });
     }
-    if outcome.failure().is_some() {
-        ui::note(&format!("the guest's logs, as far as it wrote them, are in {}", ws.show(&dir)));
+    if jobs.is_empty() {
+        bail!("nothing to run: a suite of two machines takes two kernels, as in `--kernel 5.10,newest`");
     }
-    // Packed anew each time, and large.
-    fs::remove_file(&initramfs).with_context(|| format!("remove {}", initramfs.display()))?;
-    Ok(outcome)
+    let slots = match order.jobs {
+        Some(jobs) => usize::from(jobs),
+        None => thread::available_parallelism().map_or(1, usize::from),
+    };
+    Ok(jobs::run(jobs, slots).into_iter().flatten().collect())
 }
 
-impl Outcome {
-    fn unfinished(&self, steps: &[guest::Step]) -> Option<String> {
-        let missing = steps.get(self.steps.len())?;
-        Some(format!("the guest ended before `{}` did", missing.name))
-    }
+/// Prints the table of all machines, and gives their tests' counts.
+pub fn counts(ws: &Workspace, outcomes: &[Outcome]) -> Counts {
+    println!("\n{}", table(outcomes));
+    let mut counts = Counts::default();
+    outcomes.iter().for_each(|o| counts.add(&o.counts(ws)));
+    counts
 }
 
-fn qemu(
+/// Packs what the plan needs in machines of all kernels, for suites of so many machines; none if it has no such suite.
+fn image(
     ws: &Workspace,
-    kernel: &kernel::Kernel,
-    initramfs: &Path,
-    disk: &Path,
-    console: &mut Console,
-) -> Result<Ended> {
-    let mut command = ws.command("qemu-system-x86_64");
-    command
-        .args(["-M", "q35", "-accel", "tcg", "-cpu", "max", "-smp", CPUS, "-m", MEMORY])
-        .args(["-nodefaults", "-no-reboot", "-nographic", "-serial", "stdio"])
-        .arg("-kernel")
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(initramfs)
-        .args(["-append", "console=ttyS0 panic=-1 quiet loglevel=2"])
-        .args(["-device", "virtio-rng-pci"])
-        .arg("-drive")
-        .arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
-    run::stream(&mut command, Read::Both, LIMIT, |line| console.line(line))
-}
-
-/// Unpacks what the guest wrote onto its disk; says what is wrong with the machine itself.
-fn finish(ws: &Workspace, dir: &Path, disk: &Path, ended: Ended) -> Result<Option<String>> {
-    // A guest that crashed wrote nothing, and tar then says so; the file `done` tells.
-    let unpacked = run::capture(ws.command("tar").arg("-xf").arg(disk).arg("-C").arg(dir));
-    fs::remove_file(disk).with_context(|| format!("remove {}", disk.display()))?;
-    Ok(match ended {
-        Ended::TimedOut => Some(format!("the guest was still running after {}", ui::seconds(LIMIT))),
-        Ended::Badly(code) => Some(format!("QEMU ended with {code:?}; its message is above")),
-        Ended::Well if unpacked.is_err() || !dir.join("done").exists() => {
-            Some("the guest powered off without results: a crash, see its last lines above".to_owned())
+    plan: Plan<'_>,
+    built: &Built,
+    binaries: &[TestBinary],
+    machines: usize,
+) -> Result<Option<Image>> {
+    let lists = Lists::read(ws)?;
+    let (steps, programs) = match plan {
+        Plan::Suites(names) => {
+            let chosen = lists.choose(names)?;
+            let with_tests = with_tests(ws, binaries, "")?;
+            (lists.steps(&with_tests, &chosen, machines)?, Some(built.bin_dir.as_path()))
         }
-        Ended::Well => None,
-    })
-}
-
-/// The kernel's own messages are worth seeing when a machine broke.
-fn show_log(dir: &Path) {
-    if let Ok(text) = fs::read_to_string(dir.join("dmesg.txt")) {
-        eprintln!("{}", run::tail(&text, 40));
+        Plan::Verifier => {
+            let binaries = with_tests(ws, binaries, "verified")?;
+            let step = |binary| Step { suite: "verifier".to_owned(), binary, filter: "verified" };
+            // To load programs the test binary is enough.
+            let binaries = binaries.into_iter().filter(|b| b.package == "packets" && machines == 1);
+            (binaries.map(step).collect(), None)
+        }
+    };
+    if steps.is_empty() {
+        return Ok(None);
     }
+    let dir = ws.target.join("vm");
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let stage = Stage::start(format!("pack {} test binaries", steps.len()));
+    let image = Image::pack(ws, &lists, programs, steps, dir.join(format!("image-{machines}.cpio")))?;
+    stage.done("");
+    Ok(Some(image))
 }
 
-/// Follows the guest's serial console.
-struct Console {
-    key: String,
-    names: Vec<String>,
-    open: Option<(usize, Reader, Instant)>,
-    steps: Vec<Step>,
-    verified: Vec<(String, u64)>,
-}
-
-impl Console {
-    fn new(key: &str, steps: &[guest::Step]) -> Self {
-        let names = steps.iter().map(|s| s.name.clone()).collect();
-        Self { key: key.to_owned(), names, open: None, steps: Vec::new(), verified: Vec::new() }
-    }
-
-    /// Takes a line: the marks of guest's init open and close a step, everything between belongs to it.
-    fn line(&mut self, line: &str) {
-        let line = &plain(line);
-        println!("{:>6} | {line}", self.key);
-        // A test that was killed left its line unfinished, so a mark may stand at the end of one.
-        if let Some((_, rest)) = line.split_once(guest::MARK) {
-            let mut words = rest.split_whitespace();
-            match (words.next(), words.next().and_then(|n| n.parse::<usize>().ok()), words.next()) {
-                (Some("begin"), Some(n), _) => self.open = Some((n, Reader::default(), Instant::now())),
-                (Some("end"), Some(n), Some(code)) => self.close(n, code),
-                _ => {}
-            }
-        } else if let Some((_, reader, _)) = &mut self.open {
-            reader.line(line);
-            if let Some(figure) = libtest::verified(line)
-                && !self.verified.contains(&figure)
-            {
-                self.verified.push(figure);
-            }
+/// The binaries that have a test with `filter` in its name.
+fn with_tests(ws: &Workspace, binaries: &[TestBinary], filter: &str) -> Result<Vec<TestBinary>> {
+    let mut found = Vec::new();
+    for binary in binaries {
+        if count_tests(ws, binary, filter)? > 0 {
+            found.push(binary.clone());
         }
     }
+    Ok(found)
+}
 
-    fn close(&mut self, n: usize, code: &str) {
-        let Some((open, reader, started)) = self.open.take() else { return };
-        let name = self.names.get(n).cloned().unwrap_or_else(|| n.to_string());
-        let mut counts = reader.finish();
-        if open != n || (code != "0" && counts.failed == 0) {
-            counts.fail(format!("{name}: ended with code {code}"));
+/// A line for each machine: what came of each suite and in what time, and what its kernel said of our programs.
+fn table(outcomes: &[Outcome]) -> String {
+    let suites: BTreeSet<&str> = outcomes.iter().flat_map(|o| o.runs.iter().map(|r| r.suite.as_str())).collect();
+    let mut header = vec!["machine", "kernel"];
+    header.extend(&suites);
+    header.extend(["wall", "largest program", "load of all"]);
+    let cell = |outcome: &Outcome, suite: &str| {
+        let mut counts = Counts::default();
+        let mut seconds = 0.0;
+        for run in outcome.runs.iter().filter(|r| r.suite == suite) {
+            counts.add(&run.counts);
+            seconds += run.time.as_secs_f64();
         }
         if counts.is_empty() {
-            counts.fail(format!("{name}: ran no test"));
+            return "-".to_owned();
         }
-        self.steps.push(Step { name, counts, time: started.elapsed() });
-    }
-
-    fn outcome(self, release: String) -> Outcome {
-        Outcome { kernel: self.key, release, verified: self.verified, steps: self.steps, broken: None }
-    }
-}
-
-/// A line without terminal control: the machine's firmware clears the screen, which here is somebody's terminal.
-fn plain(line: &str) -> String {
-    let mut out = String::new();
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c == '\x1b' {
-            // Either one more character, or after a bracket everything up to a letter.
-            if chars.next() == Some('[') {
-                while chars.next().is_some_and(|c| !c.is_ascii_alphabetic()) {}
-            }
-        } else if c == '\t' || !c.is_control() {
-            out.push(c);
-        }
-    }
-    out
+        let failed = if counts.failed == 0 { String::new() } else { format!(", {} FAILED", counts.failed) };
+        let skipped = if counts.skipped == 0 { String::new() } else { format!(", {} skipped", counts.skipped) };
+        format!("{} passed{failed}{skipped}, {seconds:.0} s", counts.passed)
+    };
+    let row = |o: &Outcome| {
+        let largest = o.verified.iter().max_by_key(|v| v.insns);
+        let loads: u64 = o.verified.iter().map(|v| v.load_us).sum();
+        let mut row = vec![o.name.clone(), o.release.clone()];
+        row.extend(suites.iter().map(|s| cell(o, s)));
+        row.push(format!("{:.0} s", o.wall.as_secs_f64()));
+        row.push(largest.map_or("-".to_owned(), |v| format!("{}, {} verified", v.program, v.insns)));
+        row.push(if loads == 0 { "-".to_owned() } else { format!("{} ms", loads / 1000) });
+        row
+    };
+    ui::table(&header, &outcomes.iter().map(row).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    fn console(lines: &str) -> Outcome {
-        let steps = [guest::Step::for_tests("packets"), guest::Step::for_tests("two_pods")];
-        let mut console = Console::new("5.10", &steps);
-        lines.lines().for_each(|l| console.line(l));
-        let mut outcome = console.outcome("5.10.0-46-cloud-amd64".to_owned());
-        outcome.broken = outcome.unfinished(&steps);
-        outcome
-    }
-
-    const PACKETS: &str = "weft-vm: begin 0\nrunning 1 test\nverified: from_pod 100\ntest a ... ok\n\
-        test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\nweft-vm: end 0 0\n";
+    use super::{console::Run, *};
+    use crate::libtest;
 
     #[test]
-    fn counts_the_guests_steps() {
-        let outcome = console(&format!("{PACKETS}{}", PACKETS.replace(" 0\n", " 1\n").replace("end 0 1", "end 1 0")));
-        assert_eq!(outcome.steps.len(), 2);
-        assert_eq!(outcome.failure(), None);
-        assert_eq!(outcome.verified, [("from_pod".to_owned(), 100)]);
-    }
-
-    #[test]
-    fn a_step_that_never_ended_breaks_the_run() {
-        let outcome = console(&format!("{PACKETS}weft-vm: begin 1\nrunning 1 test\n"));
-        assert!(outcome.failure().unwrap().contains("two_pods"));
-    }
-
-    #[test]
-    fn a_bad_exit_code_fails_even_if_no_test_did() {
-        let outcome = console(&PACKETS.replace("end 0 0", "end 0 137"));
-        assert_eq!(outcome.steps[0].counts.failed, 1);
-    }
-
-    #[test]
-    fn the_end_of_a_killed_test_is_seen_behind_its_unfinished_line() {
-        let outcome = console("weft-vm: begin 0\nrunning 1 test\ntest a ... weft-vm: end 0 143\n");
-        assert_eq!(outcome.steps[0].counts.failed, 1);
-    }
-
-    #[test]
-    fn terminal_control_is_left_out() {
-        assert_eq!(plain("\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS\r"), "SeaBIOS");
-    }
-
-    #[test]
-    fn a_step_without_a_test_fails() {
-        let outcome = console("weft-vm: begin 0\nweft-vm: end 0 0\n");
-        assert_eq!(outcome.steps[0].counts.failed, 1);
+    fn a_machine_is_a_line_with_each_suite_and_what_the_verifier_said() {
+        let run = |suite: &str, passed, failed| Run {
+            suite: suite.to_owned(),
+            name: format!("{suite}/x"),
+            counts: Counts { passed, failed, ..Counts::default() },
+            time: Duration::from_secs(4),
+        };
+        let outcome = |name: &str, runs| Outcome {
+            name: name.to_owned(),
+            release: "5.10.0-46".to_owned(),
+            emulated: true,
+            verified: [
+                "a insns=7 xlated=1 jited=1 stack=8 load_us=1500",
+                "b insns=9 xlated=1 jited=1 stack=8 load_us=2500",
+            ]
+            .iter()
+            .filter_map(|v| libtest::verified(&format!("verified: {v}")))
+            .collect(),
+            runs,
+            wall: Duration::from_secs(20),
+            broken: None,
+        };
+        let text = table(&[
+            outcome("5.10", vec![run("lab", 2, 0), run("lab", 1, 1), run("cni", 5, 0)]),
+            outcome("newest", vec![run("cni", 5, 0)]),
+        ]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].contains("5 passed, 4 s") && lines[1].contains("3 passed, 1 FAILED, 8 s"), "{text}");
+        assert!(lines[1].contains("b, 9 verified") && lines[1].contains("4 ms") && lines[1].contains("20 s"), "{text}");
+        assert!(lines[2].split_whitespace().any(|cell| cell == "-"), "{text}");
     }
 }

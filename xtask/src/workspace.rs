@@ -72,6 +72,26 @@ impl Workspace {
     }
 }
 
+/// Where downloads are kept that all checkouts share: `WEFT_CACHE`, else `weft` in the user's cache directory.
+pub fn cache() -> Result<PathBuf> {
+    let var = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("WEFT_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("weft")))
+        .or_else(|| var("HOME").map(|h| h.join(".cache/weft")))
+        .context("no place to keep downloads: set WEFT_CACHE, XDG_CACHE_HOME or HOME")
+}
+
+/// Keeps other runs that want this lock waiting until the file is closed.
+pub fn lock(file: &Path) -> Result<fs::File> {
+    let open = || {
+        fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
+        let lock = fs::File::create(file)?;
+        lock.lock()?;
+        Ok::<_, std::io::Error>(lock)
+    };
+    open().with_context(|| format!("lock {}", file.display()))
+}
+
 /// Cargo's own directory of installed binaries.
 pub fn cargo_bin() -> Option<PathBuf> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);

@@ -6,6 +6,8 @@
 //! | `/v1/status` | [`types::Status`] |
 //! | `/v1/endpoints`, `/v1/nodes`, `/v1/pods` | lists of [`types::EndpointStatus`], [`types::NodeStatus`], [`types::PodStatus`] |
 //! | `/v1/maps`, `/v1/maps/{name}` | lists of [`types::MapInfo`], [`types::MapEntry`] |
+//! | `/v1/ipam` | list of [`types::IpamAddress`] |
+//! | `/v1/ipam/audit` | [`types::Audit`] |
 //! | `/v1/drops` | [`types::Drops`] |
 //! | `/v1/observe` | an endless stream of lines, each a [`types::Observed`] |
 //!
@@ -29,7 +31,8 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 pub use self::socket::{BindError, Listener, bind};
 use self::types::{
-    DropEvent, Drops, EndpointStatus, ErrorBody, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status,
+    Audit, DropEvent, Drops, EndpointStatus, ErrorBody, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed,
+    PodStatus, Status,
 };
 
 /// What the API shows. Methods may take a few milliseconds: they run on threads made for that.
@@ -44,6 +47,10 @@ pub trait Inspect: Send + Sync + 'static {
     fn nodes(&self) -> Vec<NodeStatus>;
     /// All pods, by namespace and name.
     fn pods(&self) -> Vec<PodStatus>;
+    /// Every address that is out, in order.
+    fn ipam(&self) -> Vec<IpamAddress>;
+    /// What is out, compared with everything else that knows of it. It may take half a second.
+    fn audit(&self) -> Audit;
     /// All BPF maps.
     fn maps(&self) -> Result<Vec<MapInfo>, MapError>;
     /// The entries of one map.
@@ -101,6 +108,8 @@ fn router(inspect: Arc<dyn Inspect>) -> Router {
         .route("/v1/endpoints", get(async |i: Shared| list(i, |i| i.endpoints()).await))
         .route("/v1/nodes", get(async |i: Shared| list(i, |i| i.nodes()).await))
         .route("/v1/pods", get(async |i: Shared| list(i, |i| i.pods()).await))
+        .route("/v1/ipam", get(async |i: Shared| list(i, |i| i.ipam()).await))
+        .route("/v1/ipam/audit", get(async |i: Shared| list(i, |i| i.audit()).await))
         .route("/v1/maps", get(async |i: Shared| read(i, |i| i.maps()).await))
         .route(
             "/v1/maps/{name}",
@@ -166,7 +175,7 @@ async fn observe(State(inspect): Shared) -> Response {
 }
 
 async fn no_such_path(uri: Uri) -> Failure {
-    let known = "known are healthz, status, endpoints, nodes, pods, maps, maps/{name}, drops and observe under /v1/";
+    let known = "known are healthz, status, endpoints, nodes, pods, ipam, ipam/audit, maps, maps/{name}, drops and observe under /v1/";
     Failure(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()), known.into())
 }
 

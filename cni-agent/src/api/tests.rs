@@ -44,6 +44,12 @@ impl Inspect for Fake {
     fn pods(&self) -> Vec<PodStatus> {
         vec![]
     }
+    fn ipam(&self) -> Vec<IpamAddress> {
+        vec![]
+    }
+    fn audit(&self) -> Audit {
+        Audit::default()
+    }
     fn maps(&self) -> Result<Vec<MapInfo>, MapError> {
         Ok(vec![MapInfo { name: "local_v1".into(), ..MapInfo::default() }])
     }

@@ -15,7 +15,13 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use crate::sources::SourceStatus;
+pub use crate::{
+    audit::{Audit, Difference},
+    datapath::features::MissingFeature,
+    datapath::refusal::{Refusal, RefusedLoad},
+    install::status::{Foreign, InstallStatus, Stage},
+    sources::SourceStatus,
+};
 use crate::{
     identity,
     ipam::Usage,
@@ -41,6 +47,9 @@ pub struct Status {
     pub datapath: DatapathStatus,
     /// Where desired state comes from.
     pub sources: Vec<SourceStatus>,
+    /// What the container runtime gets.
+    #[serde(default)]
+    pub install: InstallStatus,
     /// How far the kernel is behind.
     pub reconciler: ReconcilerStatus,
     /// Nodes known, this one with them.
@@ -68,8 +77,14 @@ pub struct DatapathStatus {
     pub pod_mtu: u32,
     /// Where the programs are attached.
     pub programs: Vec<Attachment>,
-    /// Features of the kernel that were found by trying, each with whether it is there.
+    /// The load that the kernel refused, when a former agent's programs are what runs.
+    #[serde(default)]
+    pub refused: Option<RefusedLoad>,
+    /// Features of the kernel that were tried, each with whether it is there and used.
     pub features: BTreeMap<String, bool>,
+    /// More about those that are not.
+    #[serde(default)]
+    pub missing_features: Vec<MissingFeature>,
 }
 
 /// A program at its place.
@@ -186,6 +201,29 @@ impl EndpointStatus {
             kernel: row_status(status),
         }
     }
+}
+
+/// `GET /v1/ipam`: one for each address that is out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpamAddress {
+    /// The address.
+    pub address: String,
+    /// `used`, or `quarantined`: given back, and free as soon as the device that had it is gone.
+    pub state: String,
+    /// The pod's namespace; empty when the runtime named none, as the next one.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The runtime's id of the container; empty when no endpoint has the address (any more).
+    pub container_id: String,
+    /// Name of the interface in the pod.
+    pub ifname: String,
+    /// Name of the host's side of the veth pair.
+    pub device: String,
+    /// Whether another IPAM plugin gave it.
+    pub delegated: bool,
+    /// Seconds since it was given out; `None` when nothing tells.
+    pub age_seconds: Option<u64>,
 }
 
 /// `GET /v1/nodes`: one for each Node object.

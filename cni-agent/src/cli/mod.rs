@@ -16,7 +16,9 @@ use clap::{Args, Parser, Subcommand};
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::client::{Client, ClientError};
-use crate::api::types::{EndpointStatus, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status};
+use crate::api::types::{
+    Audit, EndpointStatus, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status,
+};
 
 const ABOUT: &str = "\
 weft shows what the Weft agent of this node does: its state, the endpoints, the cluster's objects as it knows them, the \
@@ -30,12 +32,14 @@ Output:
 
 Exit status:
   0  done
-  1  the agent refused or could not answer; with doctor, something hinders Weft
+  1  the agent refused or could not answer; with doctor, something hinders Weft; with ipam audit,
+     something does not agree
   2  wrong usage, or the agent does not run
 
 Examples:
   weft status
   weft endpoint list
+  weft ipam audit
   weft map dump endpoints_v1
   weft drops
   weft observe --count 10
@@ -68,6 +72,9 @@ enum Command {
     /// Show the pods of all nodes as this node knows them
     #[command(subcommand, visible_alias = "pods")]
     Pod(List),
+    /// Show the pod addresses that are out, or compare them with everything that knows of them
+    #[command(subcommand)]
+    Ipam(Ipam),
     /// Show the BPF maps that the programs read
     #[command(subcommand, visible_alias = "maps")]
     Map(Map),
@@ -87,6 +94,17 @@ enum Command {
 enum List {
     /// List them
     List(Output),
+}
+
+#[derive(Debug, Subcommand)]
+enum Ipam {
+    /// List the addresses that are out: which pod's, on which device, since when
+    List(Output),
+    /// Compare the allocator with endpoints, records, devices, maps and the pods' namespaces
+    ///
+    /// Exit status 1 when something does not agree; each difference is told with its cure. It stops nothing, and what a call in progress
+    /// explains is no difference.
+    Audit(Output),
 }
 
 #[derive(Debug, Subcommand)]
@@ -155,7 +173,7 @@ enum Failure {
     Client(#[from] ClientError),
     #[error("write to standard output: {0}")]
     Output(#[from] io::Error),
-    #[error("something hinders Weft on this node")]
+    #[error("something is not as it should be")]
     Unwell,
 }
 impl Failure {
@@ -182,6 +200,14 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
         }
         Command::Node(List::List(o)) => show(&client, *o, "/v1/nodes", |l: &Vec<NodeStatus>| show::nodes(l), out).await,
         Command::Pod(List::List(o)) => show(&client, *o, "/v1/pods", |l: &Vec<PodStatus>| show::pods(l), out).await,
+        Command::Ipam(Ipam::List(o)) => {
+            show(&client, *o, "/v1/ipam", |l: &Vec<IpamAddress>| show::addresses(l), out).await
+        }
+        Command::Ipam(Ipam::Audit(o)) => {
+            let audit: Audit = client.get("/v1/ipam/audit").await?;
+            show_value(*o, &audit, show::audit, out)?;
+            if audit.differences.is_empty() { Ok(()) } else { Err(Failure::Unwell) }
+        }
         Command::Map(Map::List(o)) => show(&client, *o, "/v1/maps", |l: &Vec<MapInfo>| show::maps(l), out).await,
         Command::Map(Map::Dump { name, output }) => {
             let path = format!("/v1/maps/{}", escaped(name));
@@ -214,6 +240,20 @@ async fn show<T: DeserializeOwned + Serialize>(
         out.write_all(text(&client.get(path).await?).as_bytes())?;
     }
     Ok(out.flush()?)
+}
+
+fn show_value<T: Serialize>(
+    output: Output,
+    value: &T,
+    text: impl Fn(&T) -> String,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    if output.json {
+        writeln!(out, "{:#}", serde_json::to_value(value)?)?;
+    } else {
+        out.write_all(text(value).as_bytes())?;
+    }
+    out.flush()
 }
 
 async fn follow(client: &Client, observe: &Observe, out: &mut dyn Write) -> Result<(), Failure> {

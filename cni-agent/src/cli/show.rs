@@ -5,14 +5,17 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::table::Table;
-use crate::api::types::{DropEvent, Drops, EndpointStatus, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status};
+use crate::api::types::{
+    Audit, DropEvent, Drops, EndpointStatus, InstallStatus, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed,
+    PodStatus, RefusedLoad, Stage, Status,
+};
 
 pub(super) fn status(s: &Status) -> String {
     let d = &s.datapath;
     let mut lines = vec![
         ("Node", format!("{}, kernel {}", s.node, s.kernel)),
         ("Agent", format!("weft-agent {}, pid {}, up {}", s.version, s.pid, span(s.uptime_seconds))),
-        ("Ready", s.not_ready.as_ref().map_or_else(|| "yes".into(), |why| format!("no: {why}"))),
+        ("Ready", ready(s)),
     ];
     let tunnel = match d.tunnel_address {
         Some(ip) => format!("VXLAN over {}, from {ip}, UDP port {}", family(ip.is_ipv4()), d.tunnel_port),
@@ -25,8 +28,13 @@ pub(super) fn status(s: &Status) -> String {
     for program in &d.programs {
         lines.push(("Program", format!("{} on {} ({})", program.program, program.device, program.how)));
     }
-    for (feature, there) in &d.features {
-        lines.push(("Kernel has", format!("{feature}: {}", yes(*there))));
+    if let Some(load) = &d.refused {
+        lines.extend(refused(load));
+    }
+    let used = d.features.values().filter(|there| **there).count();
+    lines.push(("Features", format!("{used} of {} that the kernel was tried for", d.features.len())));
+    for f in &d.missing_features {
+        lines.push(("", format!("- {}, {} ({}): {}", f.name, f.why, f.origin, f.without)));
     }
     for source in &s.sources {
         let synced = if source.synced { "in sync" } else { "not in sync yet" };
@@ -36,6 +44,7 @@ pub(super) fn status(s: &Status) -> String {
         ));
         lines.extend(source.problems.iter().map(|problem| ("", format!("! {problem}"))));
     }
+    lines.extend(install(&s.install));
     let known = [count(s.nodes, "node"), count(s.pods, "pod"), count(s.endpoints, "endpoint") + " here"].join(", ");
     lines.push(("Known", known));
     for (i, range) in s.addresses.iter().enumerate() {
@@ -75,6 +84,52 @@ pub(super) fn status(s: &Status) -> String {
     text
 }
 
+fn ready(s: &Status) -> String {
+    match (&s.not_ready, &s.datapath.refused) {
+        (Some(why), _) => format!("no: {why}"),
+        (None, Some(_)) => "yes, with an earlier agent's programs: its own were refused".into(),
+        (None, None) => "yes".into(),
+    }
+}
+
+/// An agent that serves with another one's programs.
+fn refused(load: &RefusedLoad) -> Vec<(&'static str, String)> {
+    let RefusedLoad { refusal, at, running_since } = load;
+    let since = running_since.map_or_else(|| "of an earlier agent".into(), |then| format!("of {}", moment(then)));
+    let told = refusal.log.iter().map(|line| ("", format!("| {line}")));
+    let first = format!("! {} at {}: {}", refusal.what, moment(*at), refusal.error);
+    [("Refused", first), ("", format!("! the programs {since} run on"))].into_iter().chain(told).collect()
+}
+
+/// Seconds since 1970.
+fn moment(seconds: u64) -> Timestamp {
+    i64::try_from(seconds).ok().and_then(|s| Timestamp::from_second(s).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn install(i: &InstallStatus) -> Vec<(&'static str, String)> {
+    let mut line = match i.stage {
+        Stage::Off => "left to others (--cni-install no)".to_owned(),
+        Stage::Waiting => format!("not yet: {}", i.why),
+        Stage::Installed => format!("{}, {}", i.plugin.display(), i.conflist.display()),
+        Stage::Failed => "failed; tried again when something changes".to_owned(),
+    };
+    if !i.self_test.is_empty() {
+        line.push_str(&format!("; self-test: {}", i.self_test));
+    }
+    let mut lines = vec![("Installed", line)];
+    if i.stage == Stage::Failed {
+        lines.push(("", format!("! {}", i.why)));
+    }
+    if !i.plugin_differs.is_empty() {
+        lines.push(("", format!("! {}", i.plugin_differs)));
+    }
+    for other in &i.foreign {
+        let taken = if other.first { "! the runtime takes this one first" } else { "another configuration" };
+        lines.push(("", format!("{taken}: {}", other.path.display())));
+    }
+    lines
+}
+
 pub(super) fn endpoints(list: &[EndpointStatus]) -> String {
     let mut table = Table::new([">ID", "POD", "IPV4", "IPV6", "MAC", "DEVICE", "INTERFACE", ">MTU", "CLASS", "KERNEL"]);
     for e in list {
@@ -92,6 +147,39 @@ pub(super) fn endpoints(list: &[EndpointStatus]) -> String {
         ]);
     }
     or(table, "There are no endpoints on this node: no pod has been added by weft-cni.\n")
+}
+
+pub(super) fn addresses(list: &[IpamAddress]) -> String {
+    let mut table = Table::new(["ADDRESS", "STATE", "POD", "CONTAINER", "INTERFACE", "DEVICE", ">AGE"]);
+    for a in list {
+        table.row([
+            a.address.clone(),
+            if a.delegated { format!("{}, by another IPAM plugin", a.state) } else { a.state.clone() },
+            pod_name(&a.namespace, &a.pod),
+            a.container_id.clone(),
+            a.ifname.clone(),
+            a.device.clone(),
+            a.age_seconds.map(span).unwrap_or_default(),
+        ]);
+    }
+    or(table, "No address is out.\n")
+}
+
+pub(super) fn audit(a: &Audit) -> String {
+    let mut text = String::new();
+    for d in &a.differences {
+        text.push_str(&format!("DIFFERS  {}\n  cure   {}\n\n", d.what, d.cure));
+    }
+    let compared = format!(
+        "{}, {}",
+        if a.addresses == 1 { "1 address".to_owned() } else { format!("{} addresses", a.addresses) },
+        count(a.endpoints, "endpoint")
+    );
+    text.push_str(&match a.differences.len() {
+        0 => format!("{compared}: allocator, endpoints, records, devices, maps and pods agree.\n"),
+        n => format!("{compared}: {} found.\n", count(n, "difference")),
+    });
+    text
 }
 
 pub(super) fn nodes(list: &[NodeStatus]) -> String {
@@ -266,10 +354,6 @@ fn joined(list: &[impl Display]) -> String {
 
 fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
-}
-
-fn yes(b: bool) -> &'static str {
-    if b { "yes" } else { "no" }
 }
 
 fn family(v4: bool) -> &'static str {

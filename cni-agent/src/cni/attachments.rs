@@ -1,10 +1,12 @@
 //! Keeps calls for one attachment apart without holding up a thread.
+//!
+//! GC of a network is kept apart from other GCs of it in the same way.
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// An attachment: container id and interface name.
+/// An attachment: container id and interface name. Of a network's GC: an empty id, which no container has, and the network's name.
 pub type Attachment = (String, String);
 
 /// How many calls may wait for one attachment. A runtime has one under way, two if it gave up on the first.
@@ -66,6 +68,47 @@ impl<J> Attachments<J> {
     }
 }
 
+/// Bounds how many lines of calls have an ADD at work, so that threads are left for what else comes: an ADD may wait long.
+#[derive(Debug)]
+pub struct Turns<J> {
+    /// Turns that are free, and the jobs that wait for one.
+    state: Mutex<(usize, VecDeque<J>)>,
+}
+
+impl<J> Turns<J> {
+    /// With so many turns.
+    pub fn new(turns: usize) -> Self {
+        Self { state: Mutex::new((turns, VecDeque::new())) }
+    }
+
+    /// Takes a turn for a job, which comes back; or keeps it until [`Turns::pass`] gives it to somebody.
+    pub fn take(&self, job: J) -> Option<J> {
+        let mut state = self.lock();
+        let (free, waiting) = &mut *state;
+        if *free == 0 {
+            waiting.push_back(job);
+            return None;
+        }
+        *free -= 1;
+        Some(job)
+    }
+
+    /// Ends a turn: it passes to the job that has waited longest, which is the caller's to do now.
+    pub fn pass(&self) -> Option<J> {
+        let mut state = self.lock();
+        let (free, waiting) = &mut *state;
+        let next = waiting.pop_front();
+        if next.is_none() {
+            *free += 1;
+        }
+        next
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (usize, VecDeque<J>)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +137,14 @@ mod tests {
             assert_eq!(attachments.enter(&key("a"), job), Entered::Queued);
         }
         assert_eq!(attachments.enter(&key("a"), 99), Entered::TooMany(99));
+    }
+
+    #[test]
+    fn a_turn_passes_to_the_job_that_has_waited_longest() {
+        let turns = Turns::new(1);
+        assert_eq!((turns.take(1), turns.take(2), turns.take(3)), (Some(1), None, None));
+        assert_eq!((turns.pass(), turns.pass(), turns.pass()), (Some(2), Some(3), None));
+        assert_eq!((turns.take(4), turns.take(5)), (Some(4), None), "there is one turn again");
     }
 
     fn key(container: &str) -> Attachment {

@@ -8,6 +8,9 @@ mod attachments;
 pub mod server;
 #[cfg(test)]
 mod server_tests;
+pub mod steps;
+
+use std::time::Instant;
 
 use cni_plugin::{
     protocol::Request,
@@ -28,4 +31,24 @@ pub trait CniHandler: Send + Sync {
     /// # Errors
     /// As the runtime shall see it.
     fn del(&self, request: &Request) -> Result<(), CniError>;
+
+    /// Compares the container's connection with what ADD made.
+    ///
+    /// # Errors
+    /// [`CHECK_FAILED`](cni_plugin::spec::ErrorCode::CHECK_FAILED) with every difference, or why they cannot be found.
+    fn check(&self, request: &Request) -> Result<(), CniError>;
+
+    /// Disconnects the containers of the request's network that its configuration no longer lists, and nothing else: those that were
+    /// connected after the call came, at `since`, its list cannot have.
+    ///
+    /// # Errors
+    /// As the runtime shall see it; what could be removed is.
+    fn gc(&self, request: &Request, since: Instant) -> Result<(), CniError>;
+
+    /// Says whether ADD would be served now.
+    ///
+    /// # Errors
+    /// [`NOT_AVAILABLE`](cni_plugin::spec::ErrorCode::NOT_AVAILABLE) and
+    /// [`LIMITED_CONNECTIVITY`](cni_plugin::spec::ErrorCode::LIMITED_CONNECTIVITY), with what is missing.
+    fn status(&self, request: &Request) -> Result<(), CniError>;
 }

@@ -1,12 +1,13 @@
 //! The server on `cni.sock`.
 //!
 //! One thread accepts, a few work: the kernel does the network's part of all calls one after the other under one lock
-//! (RTNL), so more threads would only wait there; there must be enough that one slow call does not hold up the rest.
+//! (RTNL), so more threads would only wait there; there must be enough that one slow call does not hold up the rest. ADD, which
+//! may wait for a node that is not ready, never has them all.
 use std::{
-    fs,
+    fmt, fs,
     io::{self, ErrorKind, Read, Write},
     os::{
-        fd::AsRawFd,
+        fd::{AsFd, AsRawFd},
         unix::{
             fs::{MetadataExt, PermissionsExt},
             net::{UnixListener, UnixStream},
@@ -18,7 +19,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, channel, sync_channel},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -28,12 +29,16 @@ use cni_plugin::{
     protocol::{MAX_REQUEST, Request, Response, Verb},
     spec::{AddResult, CniError, ErrorCode},
 };
-use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt::PeerCredentials};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{Shutdown, getsockopt, shutdown, sockopt::PeerCredentials},
+};
 use tracing::{debug, error, info, warn};
 
 use super::{
     CniHandler,
-    attachments::{Attachment, Attachments, Entered},
+    attachments::{Attachment, Attachments, Entered, Turns},
+    steps,
 };
 
 /// Connections that are accepted and wait for a worker. More wait in the kernel's queue of the socket.
@@ -46,8 +51,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct ServerConfig {
     /// Where it listens. The directory must exist.
     pub socket: PathBuf,
-    /// How many calls run at the same time.
-    pub workers: usize,
+    /// How many ADDs run at the same time. One thread more works on what is no ADD.
+    pub adds: usize,
     /// The user whose processes may call. The mode of the socket says the same; this holds if somebody changes it.
     pub uid: u32,
     /// How long a caller may take to send its request, and to take the answer.
@@ -55,9 +60,9 @@ pub struct ServerConfig {
 }
 
 impl ServerConfig {
-    /// For root on `socket`, with four workers.
+    /// For root on `socket`, with four ADDs at a time.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), workers: 4, uid: 0, io_timeout: Duration::from_secs(5) }
+        Self { socket: socket.into(), adds: 4, uid: 0, io_timeout: Duration::from_secs(5) }
     }
 }
 
@@ -91,6 +96,39 @@ pub struct Server {
     listener: Arc<UnixListener>,
     stopping: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    lines: Lines,
+}
+
+/// The lines in which calls wait for their attachments, for what the agent does of itself.
+#[derive(Clone)]
+pub struct Lines {
+    worker: Arc<Worker>,
+}
+
+impl Lines {
+    /// Does `job` when no call for the attachment is at work, and waits for it. `None` if it was not done: too many calls wait, or it
+    /// has panicked.
+    pub fn run<T: Send + 'static>(
+        &self,
+        attachment: Attachment,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (tell, told) = channel();
+        // The receiver waits below.
+        let job = Job::Own(Box::new(move || drop(tell.send(job()))));
+        match self.worker.attachments.enter(&attachment, job) {
+            Entered::Mine(job) => self.worker.line(attachment, job),
+            Entered::Queued => {}
+            Entered::TooMany(_) => return None,
+        }
+        told.recv().ok()
+    }
+}
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lines").finish_non_exhaustive()
+    }
 }
 
 impl Server {
@@ -104,23 +142,36 @@ impl Server {
         let identity = identity(&config.socket).map_err(listen_error)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = sync_channel(MAX_QUEUED);
-        let mut server = Self { socket: config.socket.clone(), identity, listener, stopping, threads: Vec::new() };
         let worker = Arc::new(Worker {
             handler,
             attachments: Attachments::new(),
+            turns: Turns::new(config.adds.max(1)),
             connections: Mutex::new(receiver),
             uid: config.uid,
             io_timeout: config.io_timeout,
         });
+        let mut server = Self {
+            socket: config.socket.clone(),
+            identity,
+            listener,
+            stopping,
+            threads: Vec::new(),
+            lines: Lines { worker: Arc::clone(&worker) },
+        };
         // First the thread that holds the sender: should another one fail to start, its end is what ends the workers.
         let (listener, stopping) = (Arc::clone(&server.listener), Arc::clone(&server.stopping));
         server.spawn("cni-accept", move || accept(&listener, &stopping, &sender))?;
-        for n in 0..config.workers.max(1) {
+        for n in 0..=config.adds.max(1) {
             let worker = Arc::clone(&worker);
             server.spawn(&format!("cni-{n}"), move || worker.run())?;
         }
         info!(socket = %server.socket.display(), "CNI server listens");
         Ok(server)
+    }
+
+    /// The lines of this server's calls.
+    pub fn lines(&self) -> Lines {
+        self.lines.clone()
     }
 
     /// Stops accepting, finishes every call that was accepted, removes the socket. Waits for the handler's calls.
@@ -180,11 +231,11 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
 }
 
-fn accept(listener: &UnixListener, stopping: &AtomicBool, connections: &SyncSender<UnixStream>) {
+fn accept(listener: &UnixListener, stopping: &AtomicBool, connections: &SyncSender<Accepted>) {
     while !stopping.load(Ordering::Acquire) {
         match listener.accept() {
             Ok((stream, _)) => {
-                if connections.send(stream).is_err() {
+                if connections.send(Accepted { stream, since: Instant::now() }).is_err() {
                     return;
                 }
             }
@@ -198,6 +249,13 @@ fn accept(listener: &UnixListener, stopping: &AtomicBool, connections: &SyncSend
     }
 }
 
+/// A connection that nobody has read from yet.
+#[derive(Debug)]
+struct Accepted {
+    stream: UnixStream,
+    since: Instant,
+}
+
 /// A call that was read and waits for its turn.
 #[derive(Debug)]
 struct Call {
@@ -206,11 +264,19 @@ struct Call {
     since: Instant,
 }
 
+/// What waits in a line.
+enum Job {
+    Call(Box<Call>),
+    Own(Box<dyn FnOnce() + Send>),
+}
+
 /// What the worker threads share.
 struct Worker {
     handler: Arc<dyn CniHandler>,
-    attachments: Attachments<Call>,
-    connections: Mutex<Receiver<UnixStream>>,
+    attachments: Attachments<Job>,
+    /// For ADDs. The line of who waits here is held: what comes for its attachment comes after it.
+    turns: Turns<(Attachment, Job)>,
+    connections: Mutex<Receiver<Accepted>>,
     uid: u32,
     io_timeout: Duration,
 }
@@ -221,15 +287,16 @@ impl Worker {
             // One worker waits in `recv` and the others for the lock: who has a connection lets the next one in.
             let next = self.connections.lock().unwrap_or_else(PoisonError::into_inner).recv();
             match next {
-                Ok(stream) => self.connection(stream),
+                Ok(accepted) => self.connection(accepted),
                 Err(_) => return,
             }
         }
     }
 
-    fn connection(&self, mut stream: UnixStream) {
-        let since = Instant::now();
-        let request = self.check_peer(&stream).and_then(|()| self.read(&mut stream));
+    fn connection(&self, Accepted { mut stream, since }: Accepted) {
+        steps::take();
+        steps::note("queue", since.elapsed());
+        let request = self.check_peer(&stream).and_then(|()| steps::timed("read", || self.read(&mut stream)));
         let request = match request {
             Ok(request) => request,
             Err(e) => {
@@ -237,40 +304,75 @@ impl Worker {
                 return self.reply(&mut stream, &Response::Failed(e));
             }
         };
-        let attachment: Attachment = (request.container_id.clone(), request.ifname.clone());
-        match self.attachments.enter(&attachment, Call { request, stream, since }) {
+        let attachment = kept_apart_by(&request);
+        let call = Call { request, stream, since };
+        let Some(attachment) = attachment else { return self.call(call) };
+        match self.attachments.enter(&attachment, Job::Call(Box::new(call))) {
             Entered::Queued => debug!(container = attachment.0, ifname = attachment.1, "CNI call waits for its turn"),
-            Entered::TooMany(mut call) => {
-                let e = CniError::new(ErrorCode::TRY_AGAIN_LATER, "too many calls wait for this container's interface")
+            Entered::TooMany(Job::Own(_)) => {}
+            Entered::TooMany(Job::Call(mut call)) => {
+                let what = match call.request.command {
+                    Verb::Gc => "too many GCs of this network wait",
+                    _ => "too many calls wait for this container's interface",
+                };
+                let e = CniError::new(ErrorCode::TRY_AGAIN_LATER, what)
                     .with_details("an earlier call hangs: see the agent's log");
                 self.reply(&mut call.stream, &Response::Failed(e));
             }
-            Entered::Mine(call) => {
-                let mut next = Some(call);
-                while let Some(call) = next {
-                    self.call(call);
-                    next = self.attachments.next(&attachment);
-                }
+            Entered::Mine(job) => self.line(attachment, job),
+        }
+    }
+
+    /// Does a job and those that wait for its attachment; with a turn for ADDs, then the lines that wait for one.
+    fn line(&self, attachment: Attachment, job: Job) {
+        let mut has_turn = false;
+        let mut next = Some((attachment, job));
+        while let Some(mut first) = next {
+            if matches!(&first.1, Job::Call(call) if call.request.command == Verb::Add) && !has_turn {
+                let Some(now) = self.turns.take(first) else { return };
+                (first, has_turn) = (now, true);
+            }
+            let (attachment, job) = first;
+            match job {
+                Job::Call(call) => self.call(*call),
+                // The panic hook has told of it, and who waits hears that it was not done.
+                Job::Own(job) => drop(catch_unwind(AssertUnwindSafe(job))),
+            }
+            next = self.attachments.next(&attachment).map(|job| (attachment, job));
+            if next.is_none() && has_turn {
+                next = self.turns.pass();
+                has_turn = next.is_some();
             }
         }
     }
 
     fn call(&self, Call { request, mut stream, since }: Call) {
-        let response = Response::from(self.handle(&request));
+        if request.command != Verb::Del && has_gone(&stream) {
+            let (verb, container, ifname) = (request.command.as_str(), &request.container_id, &request.ifname);
+            info!(verb, container, ifname, "CNI call dropped: its caller has gone");
+            return;
+        }
+        let response = Response::from(self.handle(&request, since));
+        steps::timed("answer", || self.reply(&mut stream, &response));
+        // The runtime waits for the end of the stream, and need not wait for the log.
+        drop(stream);
         let took_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
         let (verb, container, ifname) = (request.command.as_str(), &request.container_id, &request.ifname);
+        let steps = steps::take();
         match &response {
-            Response::Done(_) => info!(verb, container, ifname, took_us, "CNI call done"),
-            Response::Failed(e) => warn!(verb, container, ifname, took_us, error = %e, "CNI call failed"),
+            Response::Done(_) => info!(verb, container, ifname, took_us, %steps, "CNI call done"),
+            Response::Failed(e) => warn!(verb, container, ifname, took_us, %steps, error = %e, "CNI call failed"),
         }
-        self.reply(&mut stream, &response);
     }
 
     /// A panic of the handler is a bug of ours, but not a reason for the runtime to wait for an answer that never comes.
-    fn handle(&self, request: &Request) -> Result<Option<AddResult>, CniError> {
+    fn handle(&self, request: &Request, since: Instant) -> Result<Option<AddResult>, CniError> {
         let call = || match request.command {
             Verb::Add => self.handler.add(request).map(Some),
             Verb::Del => self.handler.del(request).map(|()| None),
+            Verb::Check => self.handler.check(request).map(|()| None),
+            Verb::Gc => self.handler.gc(request, since).map(|()| None),
+            Verb::Status => self.handler.status(request).map(|()| None),
         };
         catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
             let what = panic.downcast_ref::<String>().map(String::as_str);
@@ -307,6 +409,27 @@ impl Worker {
             // The runtime gave up on its plugin; it will come with DEL, or with ADD again.
             warn!(error = %e, "nobody took the answer to a CNI call");
         }
+    }
+}
+
+/// Whether the caller has closed its socket, both ways. The runtime has given up on the call then, and what it asked for may be wrong
+/// by now: the list of a GC lacks the pods that came since, the pod of an ADD may be deleted.
+fn has_gone(stream: &UnixStream) -> bool {
+    let mut look = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    // What cannot be told is found out when the answer is written.
+    poll(&mut look, PollTimeout::ZERO).is_ok()
+        && look.iter().any(|fd| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)))
+}
+
+/// What a call must have to itself. STATUS changes nothing, and a runtime takes the node for broken that does not answer it.
+fn kept_apart_by(request: &Request) -> Option<Attachment> {
+    match request.command {
+        Verb::Add | Verb::Del | Verb::Check => Some((request.container_id.clone(), request.ifname.clone())),
+        Verb::Gc => {
+            let network = request.config.get("name").and_then(serde_json::Value::as_str);
+            Some((String::new(), network.unwrap_or_default().to_owned()))
+        }
+        Verb::Status => None,
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cni_plugin::{
@@ -64,8 +64,8 @@ fn a_bad_request_is_answered_with_an_error_and_never_handled() {
         (&b""[..], ErrorCode::DECODING_FAILURE),
         (b"{", ErrorCode::DECODING_FAILURE),
         (b"\xff\x00", ErrorCode::DECODING_FAILURE),
-        (br#"{"protocol":2}"#, ErrorCode::VERSION_SKEW),
-        (br#"{"protocol":1,"command":"GC"}"#, ErrorCode::DECODING_FAILURE),
+        (br#"{"protocol":3}"#, ErrorCode::VERSION_SKEW),
+        (br#"{"protocol":1,"command":"PING"}"#, ErrorCode::DECODING_FAILURE),
         (
             br#"{"protocol":1,"command":"ADD","containerId":"../x","netns":"/n","ifname":"eth0"}"#,
             ErrorCode::INVALID_ENVIRONMENT,
@@ -165,6 +165,86 @@ fn calls_that_wait_for_a_busy_attachment_do_not_hold_up_others() {
 }
 
 #[test]
+fn gc_holds_up_neither_status_nor_the_gc_of_another_network() {
+    let (gate, node) = node_gated_for(|r| r.command == Verb::Gc && r.config["name"] == "slow");
+    thread::scope(|scope| {
+        let slow = scope.spawn(|| about(&node.socket, Verb::Gc, "slow"));
+        gate.entered.recv_timeout(PATIENCE).unwrap();
+        // More than may wait for one attachment.
+        for _ in 0..10 {
+            assert_eq!(about(&node.socket, Verb::Status, "slow"), Response::Done(None));
+        }
+        assert_eq!(about(&node.socket, Verb::Gc, "other"), Response::Done(None));
+        gate.open.send(()).unwrap();
+        assert_eq!(slow.join().unwrap(), Response::Done(None), "GC was waited for");
+    });
+}
+
+#[test]
+fn adds_that_hang_hold_up_neither_del_nor_status_and_are_all_served_in_the_end() {
+    const ADDS: usize = 12;
+    let (gate, node) = node_gated_for(|r| r.command == Verb::Add);
+    thread::scope(|scope| {
+        let node = &node;
+        let adds: Vec<_> =
+            (0..ADDS).map(|n| scope.spawn(move || node.call(Verb::Add, &format!("c{n}"), "eth0"))).collect();
+        for _ in 0..ServerConfig::new("").adds {
+            gate.entered.recv_timeout(PATIENCE).unwrap();
+        }
+        assert_eq!(node.call(Verb::Del, "gone", "eth0"), Response::Done(None));
+        assert_eq!(about(&node.socket, Verb::Status, "weft"), Response::Done(None));
+        for _ in 0..ADDS {
+            gate.open.send(()).unwrap();
+        }
+        for add in adds {
+            assert!(matches!(add.join().unwrap(), Response::Done(Some(_))), "an ADD was waited for");
+        }
+    });
+}
+
+#[test]
+fn a_call_whose_caller_has_gone_is_not_begun_unless_it_is_a_del() {
+    let (gate, node) = gated_node("c1");
+    thread::scope(|scope| {
+        let first = scope.spawn(|| node.call(Verb::Add, "c1", "eth0"));
+        gate.entered.recv_timeout(PATIENCE).unwrap();
+        let given_up = |command| {
+            let mut stream = UnixStream::connect(&node.socket).unwrap();
+            stream.write_all(&request(command, "c1", "eth0").encode().unwrap()).unwrap();
+        };
+        [Verb::Add, Verb::Check, Verb::Del].into_iter().for_each(given_up);
+        gate.open.send(()).unwrap();
+        assert!(matches!(first.join().unwrap(), Response::Done(Some(_))));
+        // The DEL.
+        gate.entered.recv_timeout(PATIENCE).unwrap();
+        gate.open.send(()).unwrap();
+    });
+    let Node { server, calls, .. } = node;
+    server.unwrap().shutdown();
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn what_the_agent_does_of_itself_waits_in_the_line_of_its_attachment() {
+    let (gate, node) = gated_node("c1");
+    let lines = node.server.as_ref().unwrap().lines();
+    let key = |container: &str| (container.to_owned(), "eth0".to_owned());
+    thread::scope(|scope| {
+        let add = scope.spawn(|| node.call(Verb::Add, "c1", "eth0"));
+        gate.entered.recv_timeout(PATIENCE).unwrap();
+        let (began, begins) = channel();
+        let own = scope.spawn(|| lines.run(key("c1"), move || began.send(()).is_ok()));
+        assert_eq!(lines.run(key("c2"), || 7), Some(7), "another attachment's line is free");
+        begins.recv_timeout(Duration::from_millis(100)).unwrap_err();
+        gate.open.send(()).unwrap();
+        assert!(matches!(add.join().unwrap(), Response::Done(Some(_))));
+        assert_eq!(own.join().unwrap(), Some(true));
+    });
+    assert_eq!(lines.run(key("c1"), || panic!("a fault")), None::<()>);
+    assert_eq!(lines.run(key("c1"), || 8), Some(8), "the line goes on");
+}
+
+#[test]
 fn shutdown_finishes_the_call_under_way_and_removes_the_socket() {
     let (gate, mut node) = gated_node("slow");
     let (socket, server) = (node.socket.clone(), node.server.take().unwrap());
@@ -186,7 +266,7 @@ fn a_dead_agents_socket_is_replaced_and_a_younger_agents_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("cni.sock");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-    let handler: Arc<dyn CniHandler> = Arc::new(Fake { calls: Arc::default(), add: |r: &Request| Ok(result_of(r)) });
+    let handler: Arc<dyn CniHandler> = Arc::new(Fake { calls: Arc::default(), answer: |r: &Request| Ok(result_of(r)) });
     let config = ServerConfig { uid: nix::unistd::getuid().as_raw(), ..ServerConfig::new(&socket) };
     let old = Server::start(config.clone(), Arc::clone(&handler)).unwrap();
     let young = Server::start(config, handler).unwrap();
@@ -199,24 +279,33 @@ fn a_dead_agents_socket_is_replaced_and_a_younger_agents_is_left_alone() {
 #[test]
 fn a_directory_that_is_not_there_is_an_error_with_the_path() {
     let dir = tempfile::tempdir().unwrap();
-    let handler = Arc::new(Fake { calls: Arc::default(), add: |r: &Request| Ok(result_of(r)) });
+    let handler = Arc::new(Fake { calls: Arc::default(), answer: |r: &Request| Ok(result_of(r)) });
     let e = Server::start(ServerConfig::new(dir.path().join("none/cni.sock")), handler).unwrap_err();
     assert!(e.to_string().contains("none/cni.sock"), "{e}");
 }
 
+/// Answers every verb by `answer`.
 struct Fake<F> {
     calls: Arc<AtomicUsize>,
-    add: F,
+    answer: F,
 }
 
 impl<F: Fn(&Request) -> Result<AddResult, CniError> + Send + Sync> CniHandler for Fake<F> {
     fn add(&self, request: &Request) -> Result<AddResult, CniError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        (self.add)(request)
+        (self.answer)(request)
     }
-    fn del(&self, _: &Request) -> Result<(), CniError> {
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        Ok(())
+    fn del(&self, request: &Request) -> Result<(), CniError> {
+        self.add(request).map(drop)
+    }
+    fn check(&self, request: &Request) -> Result<(), CniError> {
+        self.del(request)
+    }
+    fn gc(&self, request: &Request, _: Instant) -> Result<(), CniError> {
+        self.del(request)
+    }
+    fn status(&self, request: &Request) -> Result<(), CniError> {
+        self.del(request)
     }
 }
 
@@ -229,22 +318,22 @@ struct Node {
 }
 
 impl Node {
-    fn new(add: impl Fn(&Request) -> Result<AddResult, CniError> + Send + Sync + 'static) -> Self {
-        Self::with(|_| {}, add)
+    fn new(answer: impl Fn(&Request) -> Result<AddResult, CniError> + Send + Sync + 'static) -> Self {
+        Self::with(|_| {}, answer)
     }
     fn idle() -> Self {
         Self::new(|request: &Request| Ok(result_of(request)))
     }
     fn with(
         change: impl FnOnce(&mut ServerConfig),
-        add: impl Fn(&Request) -> Result<AddResult, CniError> + Send + Sync + 'static,
+        answer: impl Fn(&Request) -> Result<AddResult, CniError> + Send + Sync + 'static,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("cni.sock");
         let mut config = ServerConfig { uid: nix::unistd::getuid().as_raw(), ..ServerConfig::new(&socket) };
         change(&mut config);
         let calls = Arc::new(AtomicUsize::new(0));
-        let server = Server::start(config, Arc::new(Fake { calls: Arc::clone(&calls), add })).unwrap();
+        let server = Server::start(config, Arc::new(Fake { calls: Arc::clone(&calls), answer })).unwrap();
         Self { socket, server: Some(server), calls, _dir: dir }
     }
     fn call(&self, command: Verb, container: &str, ifname: &str) -> Response {
@@ -270,11 +359,16 @@ struct Gate {
 
 /// A node on which calls for `container` wait for a message each.
 fn gated_node(container: &'static str) -> (Gate, Node) {
+    node_gated_for(move |request| request.container_id == container)
+}
+
+/// The same for the calls that `held` names.
+fn node_gated_for(held: impl Fn(&Request) -> bool + Send + Sync + 'static) -> (Gate, Node) {
     let (enter, entered) = channel();
     let (open, opened) = channel();
     let opened = Mutex::new(opened);
     let node = Node::new(move |request: &Request| {
-        if request.container_id == container {
+        if held(request) {
             enter.send(()).unwrap();
             opened.lock().unwrap().recv_timeout(PATIENCE).unwrap();
         }
@@ -284,7 +378,13 @@ fn gated_node(container: &'static str) -> (Gate, Node) {
 }
 
 fn call(socket: &std::path::Path, command: Verb, container: &str, ifname: &str) -> Result<Response, CniError> {
-    SocketTransport::default().call(socket, &request(command, container, ifname))
+    SocketTransport::default().call(socket, &request(command, container, ifname)).map_err(|failed| failed.error)
+}
+
+/// A call about a network.
+fn about(socket: &std::path::Path, command: Verb, network: &str) -> Response {
+    let request = Request::about_network(command, json!({"cniVersion": "1.1.0", "name": network}));
+    SocketTransport::default().call(socket, &request).unwrap()
 }
 
 fn request(command: Verb, container: &str, ifname: &str) -> Request {
@@ -295,6 +395,7 @@ fn request(command: Verb, container: &str, ifname: &str) -> Request {
         netns: "/run/netns/pod".into(),
         ifname: ifname.into(),
         args: BTreeMap::new(),
+        ipam: None,
         config: json!({"cniVersion": "1.1.0", "name": "weft"}),
     }
 }

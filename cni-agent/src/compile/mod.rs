@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 pub use self::{
     nodes::{NodeNumbers, TooManyNodes},
-    routes::{ClusterRoute, cluster_routes},
+    routes::{ClusterRoute, cluster_routes, host_addresses},
 };
 use crate::{
     settings::Underlay,

@@ -48,6 +48,7 @@ fn cluster() -> Tables {
         ipv4: Some([10, 244, 1, 5].into()),
         ipv6: None,
         mtu: 1450,
+        terms: crate::tables::Terms::default(),
     });
     t
 }
@@ -180,6 +181,31 @@ fn routes_cover_the_nodes_cidrs_or_the_settings_with_the_nodes_address_as_source
     assert_eq!((routes.len(), routes[0].mtu), (1, 8950));
     t.remove_node("here");
     assert!(cluster_routes(&t.read(), &facts()).is_empty());
+}
+
+#[test]
+fn an_address_of_another_ipam_plugin_outside_the_clusters_cidrs_gets_a_route_of_its_own() {
+    let t = cluster();
+    let set = |ipv4: [u8; 4], delegated| {
+        let mut e = t.read().endpoints[&9].clone();
+        (e.ipv4, e.terms.delegated) = (Some(ipv4.into()), delegated);
+        t.set_endpoint(e);
+    };
+    let extra = |facts: &Facts| {
+        let hosts = host_addresses(&t.read(), facts);
+        let routes = cluster_routes(&t.read(), facts);
+        assert!(hosts.iter().all(|a| routes.iter().any(|r| r.to == ipnet::IpNet::from(*a) && r.mtu == 1450)));
+        hosts.into_iter().map(|a| a.to_string()).collect::<Vec<_>>()
+    };
+    set([10, 244, 1, 9], true);
+    assert!(extra(&facts()).is_empty(), "inside");
+    set([172, 30, 0, 9], true);
+    assert_eq!(extra(&facts()), ["172.30.0.9"]);
+    let wide =
+        Facts { cluster_cidrs: ["172.30.0.0/16", "fd10::/16"].map(|c| c.parse().expect("a CIDR")).into(), ..facts() };
+    assert!(extra(&wide).is_empty(), "inside what the settings name");
+    set([172, 30, 0, 9], false);
+    assert!(extra(&facts()).is_empty(), "of a range that the node had before");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Puts the programs on their hooks, or new programs in the place of old ones, without a moment between.
 //!
-//! Pods: one filter on the shared block, replaced in place. The node's devices: TCX where the kernel has it (Linux 6.6, found by trying),
-//! with a pinned link whose program is swapped; else, or where others' filters come first, a filter of ours on clsact, which others may share.
+//! Pods: one filter on the shared block, replaced in place. The node's devices: TCX where [`features`](super::features) has found it, with a
+//! pinned link whose program is swapped; else, or where others' filters come first, a filter of ours on clsact, which others may share.
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd},
@@ -116,58 +116,49 @@ fn link_pin(pin_dir: &Path, program: &str, device: &str) -> PathBuf {
     pin_dir.join(format!("link_{program}_{device}"))
 }
 
-/// Puts a program on a device's ingress. TCX comes before every filter of tc: where somebody has one that is to come before ours, ours joins
-/// them, or they would no longer see what it decapsulates.
+/// Puts a program on a device's ingress, by TCX if that is to be used. TCX comes before every filter of tc: where somebody has one that is to
+/// come before ours, ours joins them, or they would no longer see what it decapsulates.
 pub fn device(
     socket: &mut Socket,
     pin_dir: &Path,
-    program: &'static str,
-    fd: BorrowedFd<'_>,
+    (program, fd): (&'static str, BorrowedFd<'_>),
     device: (&str, u32),
+    tcx: bool,
 ) -> Result<How, AttachError> {
     let failed = |source| AttachError::Filter { program, source };
     let there = tc::filters(socket, Place::Ingress(device.1)).map_err(failed)?;
-    if there.iter().any(|f| !f.is_ours() && f.priority < names::FILTER_PRIORITY) {
+    if !tcx || there.iter().any(|f| !f.is_ours() && f.priority < names::FILTER_PRIORITY) {
         filter(socket, program, fd, device.1)?;
         detach(socket, pin_dir, program, device, How::Tcx)?;
         return Ok(How::Clsact);
     }
-    if !link(pin_dir, program, fd, device)? {
-        filter(socket, program, fd, device.1)?;
-        return Ok(How::Clsact);
-    }
+    link(pin_dir, program, fd, device)?;
     if there.iter().any(tc::Filter::is_ours) {
         detach(socket, pin_dir, program, device, How::Clsact)?;
     }
     Ok(How::Tcx)
 }
 
-/// By TCX, or `false` where the kernel has none.
+/// By TCX.
 fn link(
     pin_dir: &Path,
     program: &'static str,
     fd: BorrowedFd<'_>,
     (name, ifindex): (&str, u32),
-) -> Result<bool, AttachError> {
+) -> Result<(), AttachError> {
     let path = link_pin(pin_dir, program, name);
     let pin_failed = |source| AttachError::Pin { program, path: path.clone(), source };
     let tcx_failed = |source| AttachError::Tcx { program, device: name.to_owned(), source };
     if let Some(link) = syscall::open_pin(&path).map_err(pin_failed)? {
         match syscall::update_link(link.as_fd(), fd) {
-            Ok(()) => return Ok(true),
+            Ok(()) => return Ok(()),
             // The device has gone, and with it what the link held; its name may be another device's now.
             Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => fs::remove_file(&path).map_err(pin_failed)?,
             Err(e) => return Err(tcx_failed(e)),
         }
     }
-    match syscall::attach_tcx_ingress(fd, ifindex) {
-        Ok(link) => {
-            syscall::pin(link.as_fd(), &path).map_err(pin_failed)?;
-            Ok(true)
-        }
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-        Err(e) => Err(tcx_failed(e)),
-    }
+    let link = syscall::attach_tcx_ingress(fd, ifindex).map_err(tcx_failed)?;
+    syscall::pin(link.as_fd(), &path).map_err(pin_failed)
 }
 
 /// By a filter on clsact, which others may share.

@@ -1,19 +1,29 @@
-//! Loads the object: maps from their pins where there are some, programs anew.
+//! Loads the object: maps from their pins where there are some, programs anew. Nothing is pinned before all of it is loaded, so that a load
+//! that the kernel refuses leaves everything as it was; the agent then goes on with the programs that a former one pinned.
 use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
+    thread,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, TestRunOptions, VerifierLogLevel,
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData},
-    programs::{ProgramError, SchedClassifier, TestRun as _},
+    programs::{ProgramError, SchedClassifier},
 };
 use cni_common::schema::{self, MapSpec};
+use tracing::{error, warn};
 
-use super::{RawMap, object, pins, pins::PinError};
+use super::{
+    RawMap, object, pins,
+    pins::PinError,
+    programs::{self, Program, Unfit},
+    refusal::{self, Refusal, RefusedLoad},
+    syscall,
+};
 
 /// The object could not be loaded. Whatever ran before runs on.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +38,32 @@ pub enum LoadError {
     #[error("create the BPF maps (needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; see `bpftool feature`)")]
     Maps(#[source] EbpfError),
     /// The kernel refused a program.
-    #[error("load program {name}")]
+    #[error("the kernel refuses the program {} ({})", refusal.what, refusal.error)]
+    Refused {
+        /// Which one, and what the verifier says.
+        refusal: Refusal,
+        /// The same could be loaded a moment later.
+        may_pass: bool,
+    },
+    /// A program failed otherwise.
+    #[error("use program {name}")]
     Program {
         /// Which one.
         name: &'static str,
-        /// The verifier's words are in it.
+        /// Why.
         #[source]
         source: Box<ProgramError>,
+    },
+    /// Refused, and a former agent left nothing that would do instead.
+    #[error(
+        "{cause}, and {unfit}: start a release of Weft that this kernel takes, or another kernel, and report this with the \
+         lines of the log above"
+    )]
+    NothingLeft {
+        /// What was refused.
+        cause: Box<Self>,
+        /// Why not.
+        unfit: Box<Unfit>,
     },
     /// The object lacks something that this build needs.
     #[error("the BPF object has no {0}; agent and object are not of one build")]
@@ -53,40 +82,130 @@ pub enum LoadError {
 /// Loaded programs and open maps.
 #[derive(Debug)]
 pub struct Datapath {
-    ebpf: Ebpf,
+    /// What was loaded; none when a former agent's programs run.
+    ebpf: Option<Ebpf>,
+    programs: BTreeMap<&'static str, Program>,
     maps: BTreeMap<&'static str, RawMap>,
-    encap_l2_eth: bool,
+    events: Option<Map>,
+    refused: Option<RefusedLoad>,
 }
 
 impl Datapath {
-    /// Loads everything. With `pin_dir` (which must exist, on a bpffs) maps are adopted from there or pinned there; without
-    /// it they go with the value: for tests.
+    /// Loads everything. With `pin_dir` (which must exist, on a bpffs) maps are adopted from there or pinned there, and programs
+    /// pinned; without it they go with the value: for tests.
     pub fn load(pin_dir: Option<&Path>) -> Result<Self, LoadError> {
-        if object::OBJECT.is_empty() {
+        Self::load_object(object::OBJECT, pin_dir)
+    }
+
+    /// Loads an object and pins it in `pin_dir`; if the kernel refuses it, takes what a former agent left there.
+    ///
+    /// What failed for want of memory is tried again for three seconds before; what the verifier refused is not, as it would be again. An agent
+    /// that serves with what was left does not try once more: it could only exchange the programs under its own feet, and the next start
+    /// does that anyway.
+    pub fn start(object: &[u8], pin_dir: &Path) -> Result<Self, LoadError> {
+        let loaded = refusal::patiently(
+            || Self::load_object(object, Some(pin_dir)),
+            |e| e.may_pass(),
+            |e, wait| {
+                warn!(error = crate::error_chain(e), again_in = ?wait, "cannot load the datapath");
+                // Nobody tells when there is memory again.
+                thread::park_timeout(wait);
+            },
+        );
+        let cause = match loaded {
+            Err(e) if e.is_refusal() => e,
+            other => return other,
+        };
+        let refusal = cause.refusal();
+        let (what, error) = (refusal.what.as_str(), refusal.error.as_str());
+        // Last, and each on a line of its own: they are what is read, and reported.
+        let verifier = refusal.log.iter().fold(String::new(), |all, line| all + "\n    " + line);
+        error!(what, error, %verifier, "the kernel refuses the datapath");
+        match Self::adopt(pin_dir, refusal) {
+            Ok(datapath) => {
+                warn!("the programs of an earlier agent run on, and this one serves with them");
+                Ok(datapath)
+            }
+            // It says itself what it needs.
+            Err(Unfit::Nothing(_)) if matches!(cause, LoadError::Maps(_)) => Err(cause),
+            Err(unfit) => Err(LoadError::NothingLeft { cause: Box::new(cause), unfit: Box::new(unfit) }),
+        }
+    }
+
+    /// What a former agent left, as it was.
+    fn adopt(pin_dir: &Path, refusal: Refusal) -> Result<Self, Unfit> {
+        let left = programs::left(pin_dir)?;
+        let path = pins::path(pin_dir, &schema::EVENTS);
+        let events = MapData::from_pin(&path).map(Map::RingBuf);
+        let events = events.map_err(|e| Unfit::Ask { path, cause: crate::error_chain(&e) })?;
+        let seconds = |t: SystemTime| t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        Ok(Self {
+            ebpf: None,
+            programs: left.programs,
+            maps: left.maps,
+            events: Some(events),
+            refused: Some(RefusedLoad {
+                refusal,
+                at: seconds(SystemTime::now()),
+                running_since: left.since.map(seconds),
+            }),
+        })
+    }
+
+    /// As [`load`](Self::load), of an object that is not this binary's.
+    pub fn load_object(object: &[u8], pin_dir: Option<&Path>) -> Result<Self, LoadError> {
+        if object.is_empty() {
             return Err(LoadError::NoObject);
         }
         raise_memlock_limit();
-        let mut loader = EbpfLoader::new();
-        // The kernel's own types are for CO-RE, which we do not use, and would cost 15 MiB; those of our maps are in the object.
-        loader.btf(None).verifier_log_level(VerifierLogLevel::STATS);
+        let mut pinned = Vec::new();
         if let Some(dir) = pin_dir {
             pins::check(dir)?;
-            for spec in schema::ALL {
-                loader.map_pin_path(spec.name, pins::path(dir, spec));
-            }
+            pinned.extend(schema::ALL.iter().map(|spec| (spec.name, pins::path(dir, spec))));
+            pinned.retain(|(_, path)| path.exists());
         }
-        let mut ebpf = loader.load(object::OBJECT).map_err(LoadError::Maps)?;
-        for name in object::HOOKS.into_iter().chain([object::PROBE_ENCAP]) {
-            let failed = |source| LoadError::Program { name, source: Box::new(source) };
-            classifier(&mut ebpf, name)?.load().map_err(failed)?;
+        let create = |level| {
+            let mut loader = EbpfLoader::new();
+            // The kernel's own types are for CO-RE, which we do not use, and would cost 15 MiB; those of our maps are in the object.
+            loader.btf(None).verifier_log_level(level);
+            for (name, path) in &pinned {
+                loader.map_pin_path(name, path);
+            }
+            loader.load(object).map_err(LoadError::Maps)
+        };
+        let mut ebpf = create(VerifierLogLevel::STATS)?;
+        for name in object::HOOKS {
+            classifier(&mut ebpf, name)?.load().map_err(|e| {
+                // Its reason is in the short log for certain; the way to it only in the long one, for which a buffer may be too small.
+                let long = || match classifier(&mut create(VerifierLogLevel::DEBUG).ok()?, name).ok()?.load() {
+                    Err(ProgramError::LoadError { verifier_log, .. }) => Some(verifier_log.to_string()),
+                    _ => None,
+                };
+                refused(name, e, long)
+            })?;
         }
         let mut maps = BTreeMap::new();
         for spec in schema::ALL {
             maps.insert(spec.name, open(&ebpf, spec)?);
         }
-        let mut datapath = Self { ebpf, maps, encap_l2_eth: false };
-        datapath.encap_l2_eth = datapath.probe_encap_l2_eth()?;
+        let mut programs = BTreeMap::new();
+        for name in object::HOOKS {
+            programs.insert(name, program(classifier(&mut ebpf, name)?).map_err(failed(name))?);
+        }
+        let events = ebpf.take_map(schema::EVENTS.name);
+        let datapath = Self { ebpf: Some(ebpf), programs, maps, events, refused: None };
         datapath.write_fingerprints()?;
+        if let Some(dir) = pin_dir {
+            // The fingerprints first: what is pinned has one.
+            for spec in [schema::SCHEMA].iter().chain(schema::ALL) {
+                let path = pins::path(dir, spec);
+                if !path.exists() {
+                    let pin = syscall::pin(datapath.map(spec).fd(), &path);
+                    pin.map_err(|source| PinError::Make { path, source })?;
+                }
+            }
+            programs::keep(dir, &datapath.programs)?;
+        }
         Ok(datapath)
     }
 
@@ -100,26 +219,9 @@ impl Datapath {
         Ok(())
     }
 
-    /// Whether `bpf_skb_adjust_room` takes `ENCAP_L2_ETH`: found by trying. 5.10 loads a program that gives the flag, and then drops
-    /// every packet.
-    fn probe_encap_l2_eth(&mut self) -> Result<bool, LoadError> {
-        let mut frame = [0_u8; 64];
-        frame[12..14].copy_from_slice(&[0x08, 0x00]);
-        frame[14] = 0x45;
-        let name = object::PROBE_ENCAP;
-        let run = classifier(&mut self.ebpf, name)?.test_run(TestRunOptions {
-            data_in: Some(&frame),
-            repeat: 1,
-            ..TestRunOptions::default()
-        });
-        // A kernel without TEST_RUN for this program type is older than any that loads the object.
-        let run = run.map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
-        Ok(run.return_value == 0)
-    }
-
-    /// Whether NICs may be told of the inner Ethernet header.
-    pub fn encap_l2_eth(&self) -> bool {
-        self.encap_l2_eth
+    /// The load that the kernel refused, when a former agent's programs are what runs.
+    pub fn refused(&self) -> Option<&RefusedLoad> {
+        self.refused.as_ref()
     }
 
     /// An open map.
@@ -139,24 +241,35 @@ impl Datapath {
         self.maps.values()
     }
 
-    /// The descriptor of a loaded program, one of [`object::HOOKS`].
-    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
-        let program: &SchedClassifier =
-            self.ebpf.program(name).and_then(|p| p.try_into().ok()).ok_or(LoadError::Missing(name))?;
-        let fd = program.fd().map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
-        Ok(fd.as_fd())
+    /// The descriptors of the object's maps by their names in it, also of those that hold its constants.
+    pub fn map_fds(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        let constants =
+            self.ebpf.iter().flat_map(Ebpf::maps).filter_map(|(name, map)| Some((name, data(map)?.fd().as_fd())));
+        self.maps.iter().map(|(name, map)| (*name, map.fd())).chain(constants)
     }
 
-    /// The aya program, for BPF_PROG_TEST_RUN and its facts.
+    /// The descriptor of a program that runs, one of [`object::HOOKS`].
+    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
+        self.programs.get(name).map(|p| p.fd.as_fd()).ok_or(LoadError::Missing(name))
+    }
+
+    /// The kernel's number of a program that runs.
+    pub fn program_id(&self, name: &'static str) -> Option<u32> {
+        self.programs.get(name).map(|p| p.id)
+    }
+
+    /// The aya program, for BPF_PROG_TEST_RUN and its facts: only of what was loaded.
     pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
-        classifier(&mut self.ebpf, name)
+        classifier(self.ebpf.as_mut().ok_or(LoadError::Missing(name))?, name)
     }
 
     /// Hands what the programs log to `tracing`, on a thread that ends with the process. Only in debugging builds.
     #[cfg(feature = "bpf-log")]
     pub fn follow_log(&mut self) -> anyhow::Result<()> {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let mut log = aya_log::EbpfLogger::init(&mut self.ebpf)?;
+        // A former agent's programs log to a map of their own, if to any.
+        let Some(ebpf) = &mut self.ebpf else { return Ok(()) };
+        let mut log = aya_log::EbpfLogger::init(ebpf)?;
         std::thread::Builder::new().name("bpf-log".into()).spawn(move || {
             while poll(&mut [PollFd::new(log.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).is_ok() {
                 log.flush();
@@ -167,8 +280,47 @@ impl Datapath {
 
     /// Takes the event ring out, to be read; once.
     pub fn take_events(&mut self) -> Result<Map, LoadError> {
-        self.ebpf.take_map(schema::EVENTS.name).ok_or(LoadError::Missing(schema::EVENTS.name))
+        self.events.take().ok_or(LoadError::Missing(schema::EVENTS.name))
     }
+}
+
+impl LoadError {
+    /// The kernel did not take what this agent brings; what ran before may do.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Maps(_) | Self::Program { .. })
+    }
+
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Refused { may_pass, .. } => *may_pass,
+            other => refusal::may_pass(other),
+        }
+    }
+
+    fn refusal(&self) -> Refusal {
+        match self {
+            Self::Refused { refusal, .. } => refusal.clone(),
+            Self::Program { name, source } => Refusal::plain(name, source),
+            other => Refusal::plain("maps", other),
+        }
+    }
+}
+
+/// What a load that failed says, and at length if the kernel did not like the program.
+fn refused(name: &'static str, e: ProgramError, long: impl FnOnce() -> Option<String>) -> LoadError {
+    let ProgramError::LoadError { io_error, verifier_log } = &e else { return failed(name)(e) };
+    let may_pass = refusal::may_pass(io_error);
+    let long = if may_pass { None } else { long() };
+    let refusal = Refusal::of_program(name, io_error, &verifier_log.to_string(), long.as_deref());
+    LoadError::Refused { refusal, may_pass }
+}
+
+fn failed(name: &'static str) -> impl Fn(ProgramError) -> LoadError {
+    move |source| LoadError::Program { name, source: Box::new(source) }
+}
+
+fn program(loaded: &SchedClassifier) -> Result<Program, ProgramError> {
+    Ok(Program { fd: loaded.fd()?.as_fd().try_clone_to_owned()?, id: loaded.info()?.id() })
 }
 
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
@@ -192,7 +344,7 @@ fn data(map: &Map) -> Option<&MapData> {
 }
 
 /// Before 5.11 maps count against the limit of locked memory.
-fn raise_memlock_limit() {
+pub(super) fn raise_memlock_limit() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
     if let Err(e) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
         tracing::debug!(error = %e, "cannot raise the limit of locked memory; only kernels before 5.11 need it");

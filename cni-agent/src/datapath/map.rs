@@ -2,7 +2,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use cni_common::schema::{MapSpec, MapType};
@@ -13,6 +13,7 @@ use super::syscall;
 #[derive(Debug)]
 pub struct RawMap {
     fd: OwnedFd,
+    id: u32,
     spec: MapSpec,
     /// Bytes that a look-up returns: for a per-CPU map those of all possible CPUs.
     width: usize,
@@ -36,7 +37,17 @@ impl RawMap {
             MapType::PerCpuArray => value.next_multiple_of(8) * possible_cpus()?,
             _ => value,
         };
-        Ok(Self { fd, spec, width })
+        Ok(Self { fd, id: facts.id, spec, width })
+    }
+
+    /// Its descriptor.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The kernel's number of it.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// What it should look like.
@@ -75,6 +86,10 @@ impl RawMap {
 
     /// All keys. Entries that come or go meanwhile may be in it or not; none is in it twice.
     pub fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
+        // No need to ask: an array has all of them, always.
+        if matches!(self.spec.kind, MapType::Array | MapType::PerCpuArray) {
+            return Ok((0..self.spec.max_entries).map(|index| index.to_ne_bytes().to_vec()).collect());
+        }
         let mut keys = std::collections::BTreeSet::new();
         let mut next = vec![0; self.spec.key_size as usize];
         let mut last: Option<Vec<u8>> = None;

@@ -12,8 +12,6 @@ pub const FROM_HOST: &str = "from_host";
 pub const FROM_NETDEV: &str = "from_netdev";
 /// tc ingress of `weft_vxlan`.
 pub const FROM_OVERLAY: &str = "from_overlay";
-/// Run once, never attached.
-pub const PROBE_ENCAP: &str = "probe_encap";
 
 /// The programs that are attached.
 pub const HOOKS: [&str; 4] = [FROM_POD, FROM_HOST, FROM_NETDEV, FROM_OVERLAY];

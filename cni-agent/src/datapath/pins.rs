@@ -22,6 +22,15 @@ pub enum PinError {
         #[source]
         source: io::Error,
     },
+    /// It cannot be made, or not removed.
+    #[error("pin {}", path.display())]
+    Make {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// It is of another layout.
     #[error(
         "pinned map {path} has another layout ({found}; this build expects {expected}): it was made by another build of Weft. \

@@ -1,7 +1,7 @@
-//! `bpf(2)`, as far as aya does not cover it: maps as bytes (one writer for all of them), TCX links by interface index, and the
-//! facts of a pinned map that must be known before aya opens it.
+//! `bpf(2)`, as far as aya does not cover it: maps as bytes (one writer for all of them), TCX links by interface index, the
+//! facts of a pinned map that must be known before aya opens it, and what [`features`](super::features) tries.
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
@@ -13,16 +13,25 @@ use std::{
 use bytemuck::{Pod, Zeroable};
 
 // Numbers of `enum bpf_cmd`.
+const MAP_CREATE: u32 = 0;
 const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_DELETE_ELEM: u32 = 3;
 const MAP_GET_NEXT_KEY: u32 = 4;
+const PROG_LOAD: u32 = 5;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
+const PROG_TEST_RUN: u32 = 10;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
+const BTF_LOAD: u32 = 18;
+const MAP_LOOKUP_BATCH: u32 = 24;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
 
+/// `BPF_PROG_TYPE_SCHED_CLS` of `enum bpf_prog_type`.
+const SCHED_CLS: u32 = 3;
+/// `BPF_LOG_STATS` (Linux 5.2): nothing but what the verifier counted.
+const LOG_STATS: u32 = 4;
 /// `BPF_TCX_INGRESS` of `enum bpf_attach_type` (Linux 6.6).
 const TCX_INGRESS: u32 = 46;
 /// `BPF_F_BEFORE`; without a program to refer to, it means before all.
@@ -38,6 +47,38 @@ struct MapElem {
     /// Value, or the place for the next key.
     value: u64,
     flags: u64,
+}
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    line_info_rec_size: u32,
+    line_info: u64,
+    line_info_cnt: u32,
+    pad: u32,
+}
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BtfLoad {
+    btf: u64,
+    btf_log_buf: u64,
+    btf_size: u32,
+    btf_log_size: u32,
 }
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -73,6 +114,60 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MapCreate {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+}
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// `struct bpf_insn`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Insn {
+    /// Operation (RFC 9669 section 3).
+    pub code: u8,
+    /// Destination in the lower half, source in the upper one.
+    pub registers: u8,
+    /// Of a jump in instructions, of memory in bytes.
+    pub offset: i16,
+    /// A number that the operation takes.
+    pub immediate: i32,
+}
+
+/// The name of what is made to try the kernel, as `bpftool` shows it for the moment that it lives.
+const PROBE: [u8; 16] = *b"weft_probe\0\0\0\0\0\0";
+
 /// The head of `struct bpf_map_info`, which has been the same since Linux 4.15.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -91,6 +186,37 @@ pub struct MapFacts {
     pub flags: u32,
     /// NUL-terminated.
     pub name: [u8; 16],
+}
+
+/// The head of `struct bpf_prog_info`, which has been the same since Linux 4.13.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct ProgramFacts {
+    /// `enum bpf_prog_type`.
+    pub kind: u32,
+    /// The kernel's number of the program.
+    pub id: u32,
+    /// A hash of the instructions as they were handed in, without the maps' descriptors.
+    pub tag: [u8; 8],
+    /// Bytes of machine code; 0: interpreted.
+    pub jited: u32,
+    /// Bytes of BPF instructions, as the verifier has rewritten them.
+    pub xlated: u32,
+}
+
+/// A tc program's code, ready for the kernel: calls and maps are relocated.
+#[derive(Clone, Copy, Debug)]
+pub struct Code<'a> {
+    /// Instructions, 8 bytes each.
+    pub insns: &'a [u8],
+    /// Its licence.
+    pub license: &'a CStr,
+    /// What [`load_btf`] gave for the object.
+    pub btf: BorrowedFd<'a>,
+    /// Records about functions, and the bytes of one.
+    pub func_info: (&'a [u8], usize),
+    /// Records about lines, and the bytes of one.
+    pub line_info: (&'a [u8], usize),
 }
 
 /// # Safety
@@ -116,7 +242,7 @@ fn address<T: ?Sized>(p: *const T) -> u64 {
 
 /// Reads a value into `value`, which must have the map's value size (per-CPU maps: that of all CPUs together, each rounded up to 8).
 /// `Ok(false)`: there is no such key. The lengths are the caller's duty; [`super::RawMap`] checks them.
-pub(super) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
     let mut attr = MapElem {
         map_fd: raw(map),
         key: address(key.as_ptr()),
@@ -223,4 +349,120 @@ pub fn update_link(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()>
     let mut attr = LinkUpdate { link_fd: raw(link), new_prog_fd: raw(prog), flags: 0, old_prog_fd: 0 };
     // SAFETY: no pointers in it.
     unsafe { bpf(LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Makes a small map: 4 entries with values of 4 bytes, or a ring buffer of a page. It goes with its descriptor.
+pub fn create_probe_map(kind: u32, key_size: u32, flags: u32) -> io::Result<OwnedFd> {
+    let (value_size, max_entries) = if key_size == 0 { (0, 4096) } else { (4, 4) };
+    let mut attr = MapCreate { kind, key_size, value_size, max_entries, flags, name: PROBE, ..MapCreate::zeroed() };
+    // SAFETY: no pointers in it.
+    unsafe { bpf(MAP_CREATE, &mut attr) }.map(owned)
+}
+
+/// Loads a program for tc. It goes with its descriptor.
+pub fn load_probe(insns: &[Insn]) -> io::Result<OwnedFd> {
+    let license = c"Dual MIT/GPL";
+    let mut attr = ProgLoad {
+        prog_type: SCHED_CLS,
+        insn_cnt: insns.len() as u32,
+        insns: address(insns.as_ptr()),
+        license: address(license.as_ptr()),
+        prog_name: PROBE,
+        ..ProgLoad::zeroed()
+    };
+    // SAFETY: `insns` and `license` are alive, and the kernel gets the number of the former.
+    unsafe { bpf(PROG_LOAD, &mut attr) }.map(owned)
+}
+
+/// Runs a program for tc once on a frame; what it returns.
+pub(super) fn test_run(prog: BorrowedFd<'_>, frame: &[u8]) -> io::Result<i32> {
+    let mut attr = TestRun {
+        prog_fd: raw(prog),
+        data_size_in: frame.len() as u32,
+        data_in: address(frame.as_ptr()),
+        repeat: 1,
+        ..TestRun::zeroed()
+    };
+    // SAFETY: the kernel reads as many bytes as `frame` has, and writes none.
+    unsafe { bpf(PROG_TEST_RUN, &mut attr) }?;
+    Ok(attr.retval.cast_signed())
+}
+
+/// Reads up to one entry of a map that [`create_probe_map`] made, by the command for many.
+pub(super) fn lookup_probe_batch(map: BorrowedFd<'_>) -> io::Result<()> {
+    let [mut next, mut keys] = [[0_u64; 8]; 2];
+    // Of a per-CPU map one for each CPU; Linux runs on no more than these.
+    let mut values = vec![0_u64; 8192];
+    let mut attr = Batch {
+        out_batch: address(next.as_mut_ptr()),
+        keys: address(keys.as_mut_ptr()),
+        values: address(values.as_mut_ptr()),
+        count: 1,
+        map_fd: raw(map),
+        ..Batch::zeroed()
+    };
+    // SAFETY: all three have room for one entry of such a map, whose keys have at most 20 bytes.
+    unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) }.map(drop)
+}
+
+/// How many instructions the verifier walked for a program; 0 where the kernel does not tell.
+pub(super) fn verified_insns(prog: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct bpf_prog_info` up to the field.
+    const WORD: usize = 216 / 4;
+    let mut info = [0_u64; WORD / 2 + 1];
+    let mut attr =
+        InfoByFd { fd: raw(prog), len: size_of_val(&info) as u32, info: address(std::ptr::from_mut(&mut info)) };
+    // SAFETY: `info` points to a live object of the length given.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(bytemuck::must_cast_slice::<_, u32>(&info)[WORD])
+}
+
+/// Hands an object's type information to the kernel.
+pub fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
+    let mut attr = BtfLoad { btf: address(btf.as_ptr()), btf_size: btf.len() as u32, ..BtfLoad::zeroed() };
+    // SAFETY: `btf` points to as many bytes as `btf_size` says.
+    unsafe { bpf(BTF_LOAD, &mut attr) }.map(owned)
+}
+
+/// Loads a program without attaching it, and gives what the verifier counted: for measurements, as aya drops the log of a load
+/// that succeeds, and kernels before 5.16 tell it nowhere else.
+pub fn load_counted(code: &Code<'_>) -> io::Result<(OwnedFd, String)> {
+    let mut log = vec![0_u8; 4096];
+    let records = |(bytes, size): (&[u8], usize)| (address(bytes.as_ptr()), (bytes.len() / size) as u32, size as u32);
+    let (func_info, func_info_cnt, func_info_rec_size) = records(code.func_info);
+    let (line_info, line_info_cnt, line_info_rec_size) = records(code.line_info);
+    let mut attr = ProgLoad {
+        prog_type: SCHED_CLS,
+        insn_cnt: (code.insns.len() / 8) as u32,
+        insns: address(code.insns.as_ptr()),
+        license: address(code.license.as_ptr()),
+        log_level: LOG_STATS,
+        log_size: log.len() as u32,
+        log_buf: address(log.as_mut_ptr()),
+        prog_btf_fd: raw(code.btf),
+        func_info_rec_size,
+        func_info,
+        func_info_cnt,
+        line_info_rec_size,
+        line_info,
+        line_info_cnt,
+        ..ProgLoad::zeroed()
+    };
+    // SAFETY: every pointer is to a live buffer of at least the length given: counts are rounded down.
+    let program = unsafe { bpf(PROG_LOAD, &mut attr) }.map(owned)?;
+    let text = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy().into_owned();
+    Ok((program, text))
+}
+
+/// Sizes and tag of a program.
+pub fn program_facts(program: BorrowedFd<'_>) -> io::Result<ProgramFacts> {
+    let mut facts = ProgramFacts::zeroed();
+    let mut attr = InfoByFd {
+        fd: raw(program),
+        len: size_of::<ProgramFacts>() as u32,
+        info: address(std::ptr::from_mut(&mut facts)),
+    };
+    // SAFETY: `info` points to a live object of the length given; its sizes are zero, so nothing is copied elsewhere.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(facts)
 }

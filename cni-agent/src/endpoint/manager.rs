@@ -1,89 +1,135 @@
-//! What CNI asks for, done in the order that lets no packet pass unseen: record, device, tables, answer.
-//!
-//! ADD: the record with state `adding` → the veth pair, joined to the block before it is up → the pod's side → the endpoint's row,
-//! which the reconciler brings into the maps, the endpoint entry last → the record with `ready` → the answer. A step that fails
-//! undoes those before it. DEL: the row goes, the endpoint entry first → the record → the answer; the device is deleted after
-//! it, and only then is the address free.
+//! The endpoints of this node: what is given out, what a former agent left, and who serves which verb.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use cni_common::net::Mac;
 use cni_plugin::{
     protocol::Request,
-    spec::{AddResult, Cidr, CniError, ErrorCode, Interface, IpConfig, Route, Version},
+    spec::{AddResult, CniError, ErrorCode},
+    tombstone::Tombstone,
 };
-use sha2::{Digest, Sha256};
 use tracing::{info, instrument, warn};
 
 use super::{
+    check,
     reaper::Reaper,
-    record::{EndpointRecord, PodName, RecordError, RecordStore, State},
+    record::{EndpointRecord, RecordError, RecordStore, State},
 };
 use crate::{
     cni::CniHandler,
     compile::Facts,
-    error_chain,
-    ipam::{Ipam, IpamError, Lease, Usage},
-    netlink::{
-        NetlinkError, Socket, link, names,
-        names::{FIRST_IFINDEX, gateway_for, pod_device},
-        netns,
-        pod::PodLink,
-    },
-    tables::{Contents, Endpoint, Row, RowStatus, Source, Tables},
+    datapath::Datapath,
+    ipam::{self, Ipam, Lease, Usage},
+    netlink::{NetlinkError, Socket, link, names},
+    tables::{Endpoint, Source, Tables},
 };
 
-/// How long ADD waits for what the node lacks just after the agent's start.
+/// How long after the agent's start ADD waits for what the node lacks.
 const READY_WITHIN: Duration = Duration::from_secs(5);
-/// How long ADD and DEL wait for the maps: a few writes.
-const APPLIED_WITHIN: Duration = Duration::from_secs(10);
-
-/// MTU of a pod's routes if the devices vanish while it is wired: the least that IPv6 allows (RFC 8200 section 5).
-const FALLBACK_MTU: u32 = 1280;
-
-/// An ADD that failed, and the device that it leaves behind.
-struct Failed {
-    error: CniError,
-    device: Option<u32>,
-}
-impl From<CniError> for Failed {
-    fn from(error: CniError) -> Self {
-        Self { error, device: None }
-    }
-}
 
 /// Container and interface: what CNI names an attachment by.
-type Attachment = (String, String);
+pub(super) type Attachment = (String, String);
 
 /// The endpoints of this node.
 pub struct EndpointManager {
-    tables: Arc<Tables>,
-    facts: Facts,
-    records: RecordStore,
-    reaper: Reaper,
-    state: Arc<Mutex<Ids>>,
-    /// Addresses of pods whose records were lost.
-    unrecorded: Vec<IpAddr>,
+    pub(super) tables: Arc<Tables>,
+    pub(super) facts: Facts,
+    pub(super) records: RecordStore,
+    pub(super) datapath: Arc<Datapath>,
+    pub(super) reaper: Reaper,
+    pub(super) state: Arc<Mutex<Ids>>,
+    /// The directory of tombstones.
+    pub(super) tombstones: PathBuf,
+    /// Until when ADD waits for what the node lacks.
+    pub(super) ready_by: Instant,
+}
+
+/// What the manager works with.
+pub struct Parts {
+    /// Desired state.
+    pub tables: Arc<Tables>,
+    /// What does not change while the agent runs.
+    pub facts: Facts,
+    /// The records of endpoints.
+    pub records: RecordStore,
+    /// Programs and maps: CHECK and STATUS compare with them.
+    pub datapath: Arc<Datapath>,
+    /// The directory of tombstones, beside the socket.
+    pub tombstones: PathBuf,
 }
 
 /// What is given out.
 #[derive(Default)]
-struct Ids {
-    ipam: Ipam,
-    by_attachment: BTreeMap<Attachment, u16>,
+pub(super) struct Ids {
+    pub(super) ipam: Ipam,
+    pub(super) by_attachment: BTreeMap<Attachment, Attached>,
     /// Ids in use, those of devices that are yet to be deleted included.
-    taken: BTreeMap<u16, ()>,
+    pub(super) taken: BTreeMap<u16, ()>,
+    /// Endpoints whose DEL answers only when the device is gone. Of one attachment there are several when a DEL was not waited for.
+    pub(super) leaving: BTreeMap<(Attachment, u16), Leaving>,
     last: u16,
 }
 
+/// An endpoint that is in service.
+#[derive(Clone, Copy)]
+pub(super) struct Attached {
+    pub(super) id: u16,
+    /// When its ADD ended, or it was taken over.
+    since: Instant,
+}
+
+/// An endpoint with another plugin's addresses whose device is being deleted.
+#[derive(Clone, Copy)]
+pub(super) struct Leaving {
+    pub(super) id: u16,
+    pub(super) lease: Lease,
+    pub(super) device: u32,
+}
+
 impl Ids {
-    fn next(&mut self) -> Option<u16> {
+    /// Notes that an endpoint is in service from now on.
+    pub(super) fn attach(&mut self, attachment: Attachment, id: u16) {
+        self.by_attachment.insert(attachment, Attached { id, since: Instant::now() });
+    }
+
+    /// Whether an attachment was in service at `time`, and still is.
+    pub(super) fn was_attached(&self, attachment: &Attachment, time: Instant) -> bool {
+        self.by_attachment.get(attachment).is_some_and(|attached| attached.since < time)
+    }
+
+    /// Holds the id and the addresses of a device that is yet to be deleted. What of the addresses was held by nobody.
+    fn hold_doomed(&mut self, id: u16, lease: Lease) -> Lease {
+        self.taken.insert(id, ());
+        let v4 = lease.v4.filter(|a| self.ipam.hold(IpAddr::V4(*a)));
+        let v6 = lease.v6.filter(|a| self.ipam.hold(IpAddr::V6(*a)));
+        Lease { v4, v6 }
+    }
+
+    /// Notes that a device with another plugin's addresses is to go.
+    pub(super) fn leave(&mut self, attachment: &Attachment, leaving: Leaving) {
+        self.release(leaving.lease);
+        self.leaving.insert((attachment.clone(), leaving.id), leaving);
+    }
+
+    /// Those of an attachment that are not gone yet.
+    pub(super) fn leaving_of(&self, attachment: &Attachment) -> Vec<Leaving> {
+        let all = (attachment.clone(), 0)..=(attachment.clone(), u16::MAX);
+        self.leaving.range(all).map(|(_, leaving)| *leaving).collect()
+    }
+
+    /// A device that was to go is gone. A DEL that was repeated meanwhile may have noted it.
+    pub(super) fn gone(&mut self, attachment: &Attachment, id: u16) {
+        if let Some(Leaving { lease, .. }) = self.leaving.remove(&(attachment.clone(), id)) {
+            self.taken.remove(&id);
+            self.settle(lease);
+        }
+    }
+
+    pub(super) fn next(&mut self) -> Option<u16> {
         let id =
             (1..=u16::MAX).map(|n| self.last.wrapping_add(n)).find(|id| *id != 0 && !self.taken.contains_key(id))?;
         self.last = id;
@@ -110,14 +156,19 @@ impl EndpointManager {
     /// A device that is served, but of which no record tells, is a pod whose record was lost (a state directory that was emptied or
     /// exchanged). It is left alone, its addresses are not given again, and because the records are then not in sync, nothing is
     /// pruned from the maps: its packets flow on.
-    pub fn restore(
-        tables: Arc<Tables>,
-        facts: Facts,
-        records: RecordStore,
-        served: &BTreeMap<u32, Vec<IpAddr>>,
-    ) -> Result<Self, RestoreError> {
-        let mut manager =
-            Self { tables, facts, records, reaper: Reaper::start()?, state: Arc::default(), unrecorded: Vec::new() };
+    pub fn restore(parts: Parts, served: &BTreeMap<u32, Vec<IpAddr>>) -> Result<Self, RestoreError> {
+        let Parts { tables, facts, records, datapath, tombstones } = parts;
+        let (reaper, state) = (Reaper::start()?, Arc::default());
+        let manager = Self {
+            tables,
+            facts,
+            records,
+            datapath,
+            reaper,
+            state,
+            tombstones,
+            ready_by: Instant::now() + READY_WITHIN,
+        };
         let mut socket = Socket::open()?;
         let links: BTreeMap<String, u32> = link::list(&mut socket)?.into_iter().map(|l| (l.name, l.index)).collect();
         let loaded = manager.records.load_all()?;
@@ -127,7 +178,9 @@ impl EndpointManager {
         for stale in &loaded.stale {
             manager.records.remove(&stale.container_id, &stale.ifname)?;
         }
-        let mut adopted = std::collections::BTreeSet::new();
+        let mut unrecorded = false;
+        let mut adopted = BTreeSet::new();
+        let mut cut_off = BTreeMap::new();
         for record in loaded.records {
             let whole = record.state == State::Ready && links.get(&record.host_device) == Some(&record.host_ifindex);
             match u16::try_from(record.endpoint_id) {
@@ -142,6 +195,11 @@ impl EndpointManager {
                         "removing what is left of a pod"
                     );
                     manager.records.remove(&record.container_id, &record.ifname)?;
+                    // An ADD that was cut off may have made rules before its record told of them.
+                    let mut left = record.into_endpoint(0);
+                    left.terms.own_table = true;
+                    manager.forget_rules(&left);
+                    cut_off.insert(left.device, Lease { v4: left.ipv4, v6: left.ipv6 });
                 }
             }
         }
@@ -149,15 +207,23 @@ impl EndpointManager {
             let Some(id) = names::endpoint_of(&name).filter(|_| !adopted.contains(&name)) else { continue };
             match served.get(&index) {
                 // An ADD or a DEL that a dead agent did not end.
-                None => manager.reaper.delete(index, || {}),
+                None => {
+                    let lease = cut_off.get(&name).copied().unwrap_or_default();
+                    let held = manager.ids().hold_doomed(id, lease);
+                    manager.give_back(id, held, Some(index.into()));
+                }
                 Some(addresses) => {
                     warn!(device = name, ?addresses, "a pod is served of which no record tells; leaving it as it is");
-                    manager.ids().taken.insert(id, ());
-                    manager.unrecorded.extend(addresses);
+                    let mut ids = manager.ids();
+                    ids.taken.insert(id, ());
+                    for a in addresses {
+                        ids.ipam.hold(*a);
+                    }
+                    unrecorded = true;
                 }
             }
         }
-        if manager.unrecorded.is_empty() {
+        if !unrecorded {
             manager.tables.mark_synced(Source::Records);
         }
         Ok(manager)
@@ -167,12 +233,16 @@ impl EndpointManager {
         let mut ids = self.ids();
         ids.taken.insert(id, ());
         ids.last = ids.last.max(id);
-        ids.by_attachment.insert((record.container_id.clone(), record.ifname.clone()), id);
+        ids.attach((record.container_id.clone(), record.ifname.clone()), id);
+        let endpoint = record.into_endpoint(id);
+        for a in endpoint.ips() {
+            ids.ipam.hold(a);
+        }
         drop(ids);
-        self.tables.set_endpoint(from_record(id, record));
+        self.tables.set_endpoint(endpoint);
     }
 
-    fn ids(&self) -> MutexGuard<'_, Ids> {
+    pub(super) fn ids(&self) -> MutexGuard<'_, Ids> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -183,316 +253,136 @@ impl EndpointManager {
         ids.ipam.usage()
     }
 
-    /// Waits until the node can take pods, and says what it lacks if it cannot.
-    fn wait_ready(&self) -> Result<(), CniError> {
-        let ready = |c: &Contents| missing(c, &self.facts).is_none().then_some(());
-        if self.tables.wait_for(READY_WITHIN, ready).is_some() {
-            return Ok(());
-        }
-        let why = missing(&self.tables.read(), &self.facts).unwrap_or_default();
-        Err(CniError::new(ErrorCode::TRY_AGAIN_LATER, format!("node {} cannot take pods yet: {why}", self.facts.node))
-            .with_details("`weft status` shows what the agent waits for"))
+    /// Every address that is given out or held back, those of other IPAM plugins too.
+    pub fn addresses_out(&self) -> BTreeMap<IpAddr, ipam::State> {
+        let mut ids = self.ids();
+        self.follow_cidrs(&mut ids);
+        ids.ipam.out()
     }
 
-    /// Makes the ranges those of the Node object as it is now, with the addresses of all endpoints out.
-    fn follow_cidrs(&self, ids: &mut Ids) {
-        let (cidrs, used): (Vec<_>, Vec<IpAddr>) = {
-            let c = self.tables.read();
-            (
-                c.nodes.get(&self.facts.node).map(|n| n.pod_cidrs.clone()).unwrap_or_default(),
-                c.endpoints.values().flat_map(Endpoint::ips).chain(self.unrecorded.iter().copied()).collect(),
-            )
+    /// Waits until the device of a container that DEL was called for is gone, and its addresses are free; whether that came in time.
+    pub fn await_deleted(&self, netns: &str, ifname: &str, timeout: Duration) -> bool {
+        self.reaper.flush_peer(netns, ifname, timeout)
+    }
+
+    /// The endpoint of an attachment.
+    pub(super) fn find(&self, container_id: &str, ifname: &str) -> Option<Endpoint> {
+        let attachment = (container_id.to_owned(), ifname.to_owned());
+        let id = self.ids().by_attachment.get(&attachment)?.id;
+        self.tables.read().endpoints.get(&id).cloned()
+    }
+
+    /// Makes the ranges those of the Node object as it is now.
+    pub(super) fn follow_cidrs(&self, ids: &mut Ids) {
+        let problem = match self.tables.read().nodes.get(&self.facts.node) {
+            Some(node) => ids.ipam.follow(&node.pod_cidrs),
+            None => ids.ipam.follow(&[]),
         };
-        if let Err(e) = ids.ipam.set_cidrs(&cidrs) {
+        if let Some(e) = problem {
             warn!(error = %e, "a pod CIDR of this node is not used");
-        }
-        for a in used {
-            // Taken: by this very endpoint. Outside: of a CIDR that the node no longer has. Both are as they should be.
-            if let Err(e @ (IpamError::NoCidr | IpamError::Exhausted { .. })) = ids.ipam.claim(a) {
-                warn!(address = %a, error = %e, "cannot mark an address as used");
-            }
         }
     }
 
     /// An address of each family.
-    fn lease(&self, ids: &mut Ids) -> Result<Lease, CniError> {
+    pub(super) fn lease(&self, ids: &mut Ids) -> Result<Lease, CniError> {
         self.follow_cidrs(ids);
         ids.ipam.allocate().map_err(|e| {
             CniError::new(ErrorCode::ADDRESSES_EXHAUSTED, e.to_string())
                 .with_details("give the node a further pod CIDR, or delete pods; `weft status` shows the ranges")
         })
     }
-
-    /// Takes id and addresses back. Where a device may still hold them they are free only when it is gone.
-    fn give_back(&self, id: u16, lease: Lease, device: Option<u32>) {
-        for a in lease.addresses() {
-            self.ids().ipam.release(a);
-        }
-        let state = Arc::clone(&self.state);
-        let settle = move || {
-            let mut ids = state.lock().unwrap_or_else(PoisonError::into_inner);
-            ids.taken.remove(&id);
-            for a in lease.addresses() {
-                ids.ipam.settle(a);
-            }
-        };
-        match device {
-            Some(index) => self.reaper.delete(index, settle),
-            None => settle(),
-        }
-    }
-
-    /// The endpoint that a request asks for, once id and addresses are given.
-    fn describe(&self, request: &Request, id: u16, lease: Lease) -> Endpoint {
-        let arg = |name: &str| request.args.get(name).cloned().unwrap_or_default();
-        Endpoint {
-            id,
-            container_id: request.container_id.clone(),
-            ifname: request.ifname.clone(),
-            namespace: arg("K8S_POD_NAMESPACE"),
-            pod_name: arg("K8S_POD_NAME"),
-            netns: request.netns.clone(),
-            ifindex: FIRST_IFINDEX + u32::from(id),
-            device: pod_device(id),
-            mac: mac_of(&request.container_id, &request.ifname),
-            ipv4: lease.v4,
-            ipv6: lease.v6,
-            mtu: self.facts.route_mtu(&self.tables.read()).unwrap_or(FALLBACK_MTU),
-        }
-    }
-
-    /// Connects. An error leaves neither row nor record, but may leave a device to delete.
-    fn wire(&self, endpoint: &Endpoint, uid: Option<String>) -> Result<(), Failed> {
-        let target = netns::open(&endpoint.netns).map_err(|e| {
-            let text = format!("open the network namespace {}: {e}", endpoint.netns);
-            CniError::new(ErrorCode::INVALID_ENVIRONMENT, text)
-                .with_details("CNI_NETNS must be the path of a network namespace that the agent can open")
-        })?;
-        let mut record = to_record(endpoint, uid);
-        self.keep(&record)?;
-        let wired = self.link(endpoint, &target).map_err(Failed::from).and_then(|()| {
-            let with_device = |error| Failed { error, device: Some(endpoint.ifindex) };
-            self.publish(endpoint).map_err(with_device)?;
-            record.state = State::Ready;
-            self.keep(&record).map_err(with_device)
-        });
-        wired.inspect_err(|_| {
-            let revision = self.tables.remove_endpoint(endpoint.id);
-            if let Err(e) = self.tables.wait_applied(revision, APPLIED_WITHIN) {
-                warn!(error = %e, "the maps still hold the endpoint of a failed ADD");
-            }
-            if let Err(e) = self.records.remove(&endpoint.container_id, &endpoint.ifname) {
-                warn!(error = %error_chain(&e), "cannot remove the record of a failed ADD; the next start does");
-            }
-        })
-    }
-
-    fn keep(&self, record: &EndpointRecord) -> Result<(), CniError> {
-        self.records.save(record).map_err(|e| {
-            CniError::new(ErrorCode::IO_FAILURE, format!("keep the endpoint's record: {}", error_chain(&e)))
-                .with_details("the directory of --state-dir must be writable and have room")
-        })
-    }
-
-    /// Brings the endpoint's row into the maps: from then on its packets flow.
-    fn publish(&self, endpoint: &Endpoint) -> Result<(), CniError> {
-        self.tables.set_endpoint(endpoint.clone());
-        match self.tables.wait_settled(&Row::Endpoint(endpoint.id), APPLIED_WITHIN) {
-            Some(RowStatus::Applied) => Ok(()),
-            Some(RowStatus::Failed { error, .. }) => {
-                Err(CniError::new(ErrorCode::WIRING_FAILED, format!("write the endpoint into the maps: {error}"))
-                    .with_details("`weft status` and `weft map list` show how full the maps are"))
-            }
-            Some(RowStatus::Pending) | None => {
-                Err(CniError::new(ErrorCode::TRY_AGAIN_LATER, "the maps were not written in time")
-                    .with_details("the agent is busy; `weft status` shows what waits"))
-            }
-        }
-    }
-
-    /// The veth pair and the pod's side.
-    fn link(&self, e: &Endpoint, target: &OwnedFd) -> Result<(), CniError> {
-        let device_mtu = self.facts.device_mtu(&self.tables.read()).unwrap_or(e.mtu);
-        let wire = PodLink {
-            host_ifindex: e.ifindex,
-            host_name: &e.device,
-            pod_ifindex: e.ifindex,
-            pod_ifname: &e.ifname,
-            pod_mac: e.mac,
-            mtu_device: device_mtu,
-            route_mtu: e.mtu,
-            addresses: e.ips().collect(),
-            block: names::BLOCK_INDEX,
-            netns: target.as_fd(),
-        };
-        let attempt = || wire.wire(&mut Socket::open()?);
-        let result = match attempt() {
-            // The device of a former attachment may be about to be deleted: its name is free as soon as it is.
-            Err(e) if e.is_exists() && self.reaper.flush(APPLIED_WITHIN) => attempt(),
-            other => other,
-        };
-        match result {
-            Ok(steps) => {
-                for step in steps {
-                    tracing::debug!(what = step.what.join("; "), took = ?step.took, "wired");
-                }
-                Ok(())
-            }
-            Err(error) if error.is_exists() => {
-                let text = format!("{} is there already in {}: {}", e.ifname, e.netns, error_chain(&error));
-                Err(CniError::new(ErrorCode::WIRING_FAILED, text).with_details(
-                    "another network gave the container an interface of this name; ask for another CNI_IFNAME",
-                ))
-            }
-            Err(error) => Err(CniError::new(ErrorCode::WIRING_FAILED, error_chain(&error))),
-        }
-    }
 }
 
 impl CniHandler for EndpointManager {
     #[instrument(skip_all, fields(container = request.container_id, ifname = request.ifname))]
     fn add(&self, request: &Request) -> Result<AddResult, CniError> {
-        self.wait_ready()?;
-        let attachment = (request.container_id.clone(), request.ifname.clone());
-        let (id, lease) = {
-            let mut ids = self.ids();
-            if let Some(id) = ids.by_attachment.get(&attachment) {
-                let there = self.tables.read().endpoints.get(id).filter(|e| e.netns == request.netns).cloned();
-                return there.map(|e| answer(&e)).ok_or_else(|| {
-                    CniError::new(
-                        ErrorCode::INVALID_ENVIRONMENT,
-                        "the container is connected from another network namespace",
-                    )
-                    .with_details("call DEL before ADD with a new CNI_NETNS")
-                });
-            }
-            let lease = self.lease(&mut ids)?;
-            let Some(id) = ids.next() else {
-                return Err(CniError::new(ErrorCode::ADDRESSES_EXHAUSTED, "65,535 endpoints are on this node"));
-            };
-            (id, lease)
-        };
-        let endpoint = self.describe(request, id, lease);
-        if let Err(Failed { error, device }) = self.wire(&endpoint, request.args.get("K8S_POD_UID").cloned()) {
-            self.give_back(id, lease, device);
-            return Err(error);
-        }
-        self.ids().by_attachment.insert(attachment, id);
-        info!(endpoint = id, device = endpoint.device, ipv4 = ?endpoint.ipv4, ipv6 = ?endpoint.ipv6, "endpoint ready");
-        Ok(answer(&endpoint))
+        self.connect(request)
     }
 
     #[instrument(skip_all, fields(container = request.container_id, ifname = request.ifname))]
     fn del(&self, request: &Request) -> Result<(), CniError> {
-        let attachment = (request.container_id.clone(), request.ifname.clone());
-        let Some(id) = self.ids().by_attachment.remove(&attachment) else { return Ok(()) };
-        let endpoint = self.tables.read().endpoints.get(&id).cloned();
-        let revision = self.tables.remove_endpoint(id);
-        if let Err(e) = self.tables.wait_applied(revision, APPLIED_WITHIN) {
-            warn!(error = %e, "the maps still hold a deleted endpoint");
+        self.disconnect(&request.container_id, &request.ifname)?;
+        self.take(&Tombstone::new(&request.container_id, &request.ifname)).map(drop)
+    }
+
+    #[instrument(skip_all, fields(container = request.container_id, ifname = request.ifname))]
+    fn check(&self, request: &Request) -> Result<(), CniError> {
+        check::run(self, request)
+    }
+
+    #[instrument(skip_all)]
+    fn gc(&self, request: &Request, since: Instant) -> Result<(), CniError> {
+        self.collect_garbage(request, since)
+    }
+
+    #[instrument(skip_all)]
+    fn status(&self, request: &Request) -> Result<(), CniError> {
+        self.can_serve(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CIDR: &str = "10.0.1.0/29";
+
+    #[test]
+    fn id_and_address_of_a_doomed_device_are_not_given_before_it_is_gone() {
+        let (first, second) = (Lease { v4: Some([10, 0, 1, 1].into()), v6: None }, Lease::default());
+        let mut ids = Ids::default();
+        // As at a start: the node's ranges are told later.
+        let held = ids.hold_doomed(1, first);
+        ids.hold_doomed(2, second);
+        ids.release(held);
+        ids.ipam.add_cidr(CIDR.parse().unwrap()).unwrap();
+        assert_eq!(ids.next(), Some(3));
+        let given: Vec<_> = std::iter::from_fn(|| ids.ipam.allocate().ok()).collect();
+        assert!(given.len() == 5 && !given.contains(&first), "{given:?}");
+        ids.settle(held);
+        assert_eq!(ids.ipam.allocate(), Ok(first));
+    }
+
+    #[test]
+    fn the_address_that_a_doomed_device_shares_with_a_pod_stays_the_pods() {
+        let lease = Lease { v4: Some([10, 0, 1, 1].into()), v6: None };
+        let mut ids = Ids::default();
+        assert_eq!(ids.hold_doomed(1, lease), lease);
+        assert_eq!(ids.hold_doomed(2, lease), Lease::default());
+    }
+
+    #[test]
+    fn an_attachment_that_left_twice_gives_back_both_ids_and_addresses() {
+        let (mut ids, key) = (Ids::default(), ("c1".to_owned(), "eth0".to_owned()));
+        ids.ipam.add_cidr(CIDR.parse().unwrap()).unwrap();
+        let leavings = [(), ()].map(|()| {
+            let (id, lease) = (ids.next().unwrap(), ids.ipam.allocate().unwrap());
+            let leaving = Leaving { id, lease, device: u32::from(id) };
+            ids.leave(&key, leaving);
+            leaving
+        });
+        ids.leave(&("c1".to_owned(), "eth1".to_owned()), Leaving { id: 9, lease: Lease::default(), device: 9 });
+        let waited_for: Vec<_> = ids.leaving_of(&key).iter().map(|l| l.device).collect();
+        assert_eq!(waited_for, [1, 2]);
+        for leaving in leavings {
+            ids.gone(&key, leaving.id);
+            ids.gone(&key, leaving.id);
         }
-        self.records
-            .remove(&request.container_id, &request.ifname)
-            .map_err(|e| CniError::new(ErrorCode::IO_FAILURE, error_chain(&e)))?;
-        let Some(endpoint) = endpoint else { return Ok(()) };
-        self.give_back(id, Lease { v4: endpoint.ipv4, v6: endpoint.ipv6 }, Some(endpoint.ifindex));
-        info!(endpoint = id, "endpoint gone");
-        Ok(())
+        assert!(ids.taken.is_empty() && ids.leaving_of(&key).is_empty());
+        assert!(ids.ipam.out().is_empty(), "{:?}", ids.ipam.out());
     }
-}
 
-/// What the node lacks to take pods.
-pub fn missing(c: &Contents, facts: &Facts) -> Option<String> {
-    let Some(node) = c.nodes.get(&facts.node) else {
-        return Some(format!("no Node object of the name {} (--node-name) has been seen", facts.node));
-    };
-    if node.pod_cidrs.is_empty() {
-        return Some(format!("the Node object {} has no spec.podCIDRs", facts.node));
-    }
-    if facts.tunnel_address(c).is_none() {
-        return Some(format!("the Node object {} has no InternalIP of the family of --underlay", facts.node));
-    }
-    if c.devices.is_empty() {
-        return Some(format!(
-            "no device has an InternalIP of the Node object {} ({:?}); name the device by --device",
-            facts.node, node.internal_ips
-        ));
-    }
-    None
-}
-
-/// Locally administered, from the attachment's names: the same again for the same attachment.
-fn mac_of(container: &str, ifname: &str) -> Mac {
-    let hash = Sha256::new().chain_update(container).chain_update([0]).chain_update(ifname).finalize();
-    Mac::new([0x0a, hash[0], hash[1], hash[2], hash[3], hash[4]])
-}
-
-fn answer(e: &Endpoint) -> AddResult {
-    let host = Interface { name: e.device.clone(), mac: Mac::WEFT.to_string(), ..Interface::default() };
-    let pod = Interface {
-        name: e.ifname.clone(),
-        mac: e.mac.to_string(),
-        mtu: Some(e.mtu),
-        sandbox: e.netns.clone(),
-        ..Interface::default()
-    };
-    let cidr = |a: IpAddr, len: u8| Cidr::new(a, len).ok();
-    let width = |a: IpAddr| if a.is_ipv4() { 32 } else { 128 };
-    let any = |a: IpAddr| -> IpAddr { if a.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() } };
-    AddResult {
-        cni_version: Version::V1_1_0,
-        interfaces: vec![host, pod],
-        ips: e
-            .ips()
-            .filter_map(|a| {
-                let address = cidr(a, width(a))?;
-                Some(IpConfig { version: None, address, gateway: Some(gateway_for(a)), interface: Some(1) })
-            })
-            .collect(),
-        routes: e
-            .ips()
-            .filter_map(|a| Some(Route { mtu: Some(e.mtu), ..Route::via(cidr(any(a), 0)?, gateway_for(a)) }))
-            .collect(),
-        dns: cni_plugin::spec::Dns::default(),
-    }
-}
-
-fn to_record(e: &Endpoint, uid: Option<String>) -> EndpointRecord {
-    EndpointRecord {
-        state: State::Adding,
-        endpoint_id: e.id.into(),
-        container_id: e.container_id.clone(),
-        ifname: e.ifname.clone(),
-        netns: PathBuf::from(&e.netns),
-        host_ifindex: e.ifindex,
-        host_device: e.device.clone(),
-        mac: e.mac,
-        ipv4: e.ipv4,
-        ipv6: e.ipv6,
-        mtu: e.mtu,
-        pod: (!e.pod_name.is_empty()).then(|| PodName {
-            namespace: e.namespace.clone(),
-            name: e.pod_name.clone(),
-            uid,
-        }),
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-    }
-}
-
-fn from_record(id: u16, r: EndpointRecord) -> Endpoint {
-    let (namespace, pod_name) = r.pod.map(|p| (p.namespace, p.name)).unwrap_or_default();
-    Endpoint {
-        id,
-        container_id: r.container_id,
-        ifname: r.ifname,
-        namespace,
-        pod_name,
-        netns: r.netns.to_string_lossy().into_owned(),
-        ifindex: r.host_ifindex,
-        device: r.host_device,
-        mac: r.mac,
-        ipv4: r.ipv4,
-        ipv6: r.ipv6,
-        mtu: r.mtu,
+    #[test]
+    fn what_is_connected_after_a_gc_came_was_not_there_for_its_list() {
+        let (mut ids, key) = (Ids::default(), ("c1".to_owned(), "eth0".to_owned()));
+        let before = Instant::now();
+        ids.attach(key.clone(), 1);
+        assert!(!ids.was_attached(&key, before));
+        let after = Instant::now() + Duration::from_nanos(1);
+        assert!(ids.was_attached(&key, after));
+        ids.by_attachment.remove(&key);
+        assert!(!ids.was_attached(&key, after), "somebody else has disconnected it");
+        ids.attach(key.clone(), 2);
+        assert!(!ids.was_attached(&key, before), "connected anew meanwhile");
     }
 }

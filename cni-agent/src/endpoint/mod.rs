@@ -1,7 +1,18 @@
 //! Endpoints: pods' interfaces on this node, from CNI ADD to CNI DEL, and across restarts of the agent.
+mod add;
+mod addresses;
+mod answer;
+mod check;
+mod convert;
+mod del;
+mod gc;
 mod manager;
 pub mod mtu;
-mod reaper;
+pub mod reaper;
 pub mod record;
+mod status;
+mod tombstones;
+mod wish;
 
-pub use manager::{EndpointManager, RestoreError, missing};
+pub use manager::{EndpointManager, Parts, RestoreError};
+pub use status::not_ready;

@@ -5,13 +5,11 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::AsFd as _,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use nix::errno::Errno;
 use tracing::{debug, info, warn};
 
 use super::record::RecordStore;
@@ -21,7 +19,7 @@ use crate::{
     netlink::{
         NetlinkError, Request, Socket, link,
         names::ROUTE_PROTOCOL,
-        netns,
+        pod,
         route::{self, Route},
     },
     tables::{Contents, Endpoint, Tables},
@@ -32,6 +30,13 @@ const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// Below it the kernel takes IPv6 from a device, and does not give it back (RFC 8200 section 5).
 const LEAST_DEVICE_MTU: u32 = 1280;
+
+/// MTU of both ends of a pod's wire; `None` until the node's devices are known. On an underlay that is narrower than IPv6 allows the
+/// device gets more than the way can carry, and the routes tell the pod how much that is: so IPv6 stays, ADD does not fail where
+/// IPv4 would work, and an underlay that is widened later finds the pod whole.
+pub(super) fn device_mtu(contents: &Contents, facts: &Facts) -> Option<u32> {
+    facts.device_mtu(contents).map(|mtu| mtu.max(LEAST_DEVICE_MTU))
+}
 
 /// Starts the thread. It ends with the process.
 pub fn start(tables: Arc<Tables>, facts: Facts, records: RecordStore) -> Result<(), NetlinkError> {
@@ -54,11 +59,11 @@ struct Change {
 
 /// The pods whose MTU is not what it should be; none before the devices are known.
 fn changes(contents: &Contents, facts: &Facts) -> Vec<Change> {
-    let (Some(device_mtu), Some(route_mtu)) = (facts.device_mtu(contents), facts.route_mtu(contents)) else {
+    let (Some(device_mtu), Some(route_mtu)) = (device_mtu(contents, facts), facts.route_mtu(contents)) else {
         return Vec::new();
     };
     let outdated = contents.endpoints.values().filter(|e| e.mtu != route_mtu);
-    outdated.map(|e| Change { endpoint: e.clone(), device_mtu: device_mtu.max(LEAST_DEVICE_MTU), route_mtu }).collect()
+    outdated.map(|e| Change { endpoint: e.clone(), device_mtu, route_mtu }).collect()
 }
 
 impl Change {
@@ -133,17 +138,16 @@ impl Keeper {
     /// Whether the pod is still there.
     fn apply(&mut self, change: &Change) -> Result<bool, NetlinkError> {
         let e = &change.endpoint;
-        let Ok(target) = netns::open(&e.netns) else { return Ok(false) };
-        let mut pod = match Socket::open_in(target.as_fd()) {
-            // The path is a plain file by now: what was mounted there is gone.
-            Err(error) if error.errno() == Some(Errno::EINVAL) => return Ok(false),
-            other => other?,
-        };
+        let Some(mut pod) = pod::socket_at(&e.netns)? else { return Ok(false) };
         // The path may lead to somebody else's namespace by now, as /proc/PID does.
         if link::by_index(&mut pod, e.ifindex)?.is_none_or(|l| l.mac != Some(e.mac)) {
             return Ok(false);
         }
-        let routes = change.routes(route::list(&mut pod)?);
+        let mut there = route::list(&mut pod)?;
+        if e.terms.own_table {
+            there.extend(route::list_table(&mut pod, e.ifindex)?);
+        }
+        let routes = change.routes(there);
         let device = || link::set_mtu(e.ifindex, change.device_mtu);
         let done = if change.devices_first() {
             self.host.run(device()).and_then(|()| pod.run(device())).and_then(|()| pod.batch(routes))
@@ -184,6 +188,7 @@ mod tests {
             ipv4: Some([10, 244, 1, 7].into()),
             ipv6: None,
             mtu,
+            terms: crate::tables::Terms::default(),
         }
     }
 

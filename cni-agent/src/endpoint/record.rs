@@ -7,18 +7,24 @@
 //! void for the same reason; the boot id in each tells them.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs,
     io::{self, ErrorKind, Write},
     net::{Ipv4Addr, Ipv6Addr},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt as _, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cni_common::net::Mac;
+use cni_plugin::spec::short;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::tables::Terms;
 
 /// The number of the records' shape. Raised when a field changes its meaning or a new one is indispensable.
 pub const SCHEMA: u32 = 1;
@@ -29,6 +35,8 @@ const RECORD: &str = ".json";
 const CORRUPT: &str = ".corrupt";
 /// The ending of a record that is being written. Such names begin with a dot.
 const TEMPORARY: &str = ".tmp";
+/// The state stands in the first bytes of a record, behind schema and boot id.
+const HEAD: usize = 512;
 /// The longest container id that stands in a file's name as it is: a name has 255 bytes at most.
 const MAX_PLAIN_ID: usize = 200;
 
@@ -64,6 +72,9 @@ pub struct EndpointRecord {
     /// The pod, when the runtime named one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodName>,
+    /// What was agreed with CNI: its fields stand among these.
+    #[serde(flatten)]
+    pub terms: Terms,
     /// When ADD began, in seconds since 1970 (UTC).
     pub created: u64,
 }
@@ -206,6 +217,27 @@ impl RecordStore {
         }
     }
 
+    /// Writes that ADD has come to its end. The MTU is that of the record as it stands: it may have changed since `record` was made.
+    ///
+    /// # Errors
+    /// [`RecordError::Write`]; the record is as it was.
+    pub fn finish(&self, record: &EndpointRecord) -> Result<(), RecordError> {
+        let _change = self.change();
+        let name = file_name(&record.container_id, &record.ifname);
+        let path = self.dir.join(&name);
+        // Nothing but the state has changed since it was saved, unless the pod turned out to need a table of its own.
+        if !record.terms.own_table {
+            match mark_ready(&path) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(source) => return Err(RecordError::Write { path, source }),
+            }
+        }
+        let (there, _) =
+            self.read(&path, &name).map_err(|e| RecordError::Write { path, source: io::Error::other(e) })?;
+        self.write(&EndpointRecord { state: State::Ready, mtu: there.mtu, ..record.clone() })
+    }
+
     fn write(&self, record: &EndpointRecord) -> Result<(), RecordError> {
         let name = file_name(&record.container_id, &record.ifname);
         let path = self.dir.join(&name);
@@ -264,6 +296,16 @@ impl RecordStore {
         Ok(loaded)
     }
 
+    /// Reads the records of this boot and changes nothing: what is being written meanwhile, or cannot be read, is left out.
+    ///
+    /// # Errors
+    /// [`RecordError::Open`] when the directory itself cannot be read.
+    pub fn read_all(&self) -> Result<Vec<EndpointRecord>, RecordError> {
+        let names = self.names()?.into_iter().filter(|name| !name.starts_with('.') && name.ends_with(RECORD));
+        let read = |name: String| self.read(&self.dir.join(&name), &name).ok();
+        Ok(names.filter_map(read).filter(|(_, of_this_boot)| *of_this_boot).map(|(record, _)| record).collect())
+    }
+
     fn names(&self) -> Result<Vec<String>, RecordError> {
         let list = || -> io::Result<Vec<String>> {
             fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
@@ -281,18 +323,36 @@ impl RecordStore {
             schema: u32,
         }
         let text = fs::read(path).map_err(|e| format!("it cannot be read: {e}"))?;
-        let Schema { schema } = serde_json::from_slice(&text).map_err(|e| format!("it is not a record: {e}"))?;
+        let Schema { schema } =
+            serde_json::from_slice(&text).map_err(|e| format!("it is not a record: {}", short(e)))?;
         if schema != SCHEMA {
             return Err(format!("it has schema {schema}, and this agent knows {SCHEMA} only"));
         }
         let file: File<EndpointRecord> =
-            serde_json::from_slice(&text).map_err(|e| format!("it is not a record: {e}"))?;
+            serde_json::from_slice(&text).map_err(|e| format!("it is not a record: {}", short(e)))?;
         let record = file.endpoint;
         if file_name(&record.container_id, &record.ifname) != name {
-            return Err(format!("it is the record of {} {}", record.container_id, record.ifname));
+            return Err(format!("it is the record of {} {}", short(&record.container_id), short(&record.ifname)));
         }
         Ok((record, file.boot_id == self.boot_id))
     }
+}
+
+/// The state as it stands in a record.
+const ADDING: &[u8] = br#""state": "adding""#;
+/// The same bytes as [`ADDING`], so that it can take its place: to write the file anew would be a good part of ADD's time.
+const READY: &[u8] = br#""state": "ready" "#;
+
+/// Changes the state in its place, by one write of a few bytes: a reader finds the old or the new one. Says whether it stood there.
+fn mark_ready(path: &Path) -> io::Result<bool> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let mut text = [0; HEAD];
+    let read = file.read_at(&mut text, 0)?;
+    let Some(at) = text.get(..read).and_then(|text| text.windows(ADDING.len()).position(|part| part == ADDING)) else {
+        return Ok(false);
+    };
+    file.write_all_at(READY, at as u64)?;
+    Ok(true)
 }
 
 fn set_aside(path: PathBuf, name: &str, reason: String) -> CorruptRecord {
@@ -330,197 +390,5 @@ mod mac_as_text {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use proptest::prelude::*;
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    const BOOT: &str = "6f3c1d2e-0000-4000-8000-000000000001\n";
-    const OTHER_BOOT: &str = "6f3c1d2e-0000-4000-8000-000000000002";
-
-    #[test]
-    fn a_record_comes_back_as_it_was_saved() {
-        let (dir, store) = store();
-        let all = [record("c1", "eth0"), record("c1", "net1"), record("c2", "eth0")];
-        for record in &all {
-            store.save(record).unwrap();
-        }
-        // A restarted agent opens the same directory anew.
-        let loaded = RecordStore::open(dir.path(), BOOT).unwrap().load_all().unwrap();
-        assert_eq!(loaded.records, all);
-        assert!(loaded.stale.is_empty() && loaded.corrupt.is_empty());
-    }
-
-    #[test]
-    fn a_record_gets_another_mtu_and_a_removed_one_does_not_come_back() {
-        let (dir, store) = store();
-        store.save(&record("c1", "eth0")).unwrap();
-        store.set_mtu("c1", "eth0", 7, 1350).unwrap();
-        store.set_mtu("c1", "eth0", 8, 1200).unwrap();
-        let expected = EndpointRecord { mtu: 1350, ..record("c1", "eth0") };
-        assert_eq!(store.load_all().unwrap().records, [expected], "endpoint 8 is another one");
-        store.remove("c1", "eth0").unwrap();
-        store.clone().set_mtu("c1", "eth0", 7, 1450).unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn the_last_state_saved_counts() {
-        let (_dir, store) = store();
-        let adding = EndpointRecord { state: State::Adding, ..record("c1", "eth0") };
-        store.save(&adding).unwrap();
-        assert_eq!(store.load_all().unwrap().records, [adding]);
-        store.save(&record("c1", "eth0")).unwrap();
-        assert_eq!(store.load_all().unwrap().records, [record("c1", "eth0")]);
-    }
-
-    #[test]
-    fn a_removed_record_is_gone_and_removing_it_again_succeeds() {
-        let (_dir, store) = store();
-        store.save(&record("c1", "eth0")).unwrap();
-        store.save(&record("c1", "net1")).unwrap();
-        store.remove("c1", "eth0").unwrap();
-        store.remove("c1", "eth0").unwrap();
-        assert_eq!(store.load_all().unwrap().records, [record("c1", "net1")]);
-    }
-
-    #[test]
-    fn the_file_is_what_the_documentation_says_and_readable_by_its_owner_only() {
-        let (dir, store) = store();
-        store.save(&record("c1", "eth0")).unwrap();
-        let path = dir.path().join("c1:eth0.json");
-        let file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        assert_eq!(
-            file,
-            json!({"schema": 1, "bootId": BOOT.trim(), "endpoint": {
-                "state": "ready", "endpointId": 7, "containerId": "c1", "ifname": "eth0", "netns": "/run/netns/c1",
-                "hostIfindex": 65543, "hostDevice": "weft7", "mac": "02:00:00:00:00:07", "ipv4": "10.0.1.7",
-                "ipv6": "fd00:1::7", "mtu": 1500, "pod": {"namespace": "default", "name": "web", "uid": "u-1"},
-                "created": 1_700_000_000
-            }})
-        );
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_corrupt_record_is_set_aside_and_the_others_are_read() {
-        let (dir, store) = store();
-        let good = record("good", "eth0");
-        store.save(&good).unwrap();
-        let name_of_another = fs::read(dir.path().join("good:eth0.json")).unwrap();
-        for (name, text) in [
-            ("cut:eth0.json", &name_of_another[..name_of_another.len() / 2]),
-            ("empty:eth0.json", b""),
-            ("future:eth0.json", br#"{"schema": 2, "what": "ever"}"#),
-            ("mac:eth0.json", br#"{"schema": 1, "bootId": "x", "endpoint": {"mac": "no"}}"#),
-            ("moved:eth0.json", &name_of_another),
-        ] {
-            fs::write(dir.path().join(name), text).unwrap();
-        }
-        let loaded = store.load_all().unwrap();
-        assert_eq!(loaded.records, [good]);
-        let found: Vec<_> = loaded.corrupt.iter().map(|c| c.path.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(found, ["cut", "empty", "future", "mac", "moved"].map(|name| format!("{name}:eth0.json.corrupt")));
-        assert!(loaded.corrupt.iter().all(|c| c.path.exists() && !c.reason.is_empty()));
-        assert!(loaded.corrupt[2].reason.contains("schema 2"), "{}", loaded.corrupt[2].reason);
-        assert!(store.load_all().unwrap().corrupt.is_empty(), "reported at every start");
-    }
-
-    #[test]
-    fn records_of_another_boot_are_stale_and_stay_until_they_are_removed() {
-        let (dir, before) = store();
-        before.save(&record("c1", "eth0")).unwrap();
-        let after = RecordStore::open(dir.path(), OTHER_BOOT).unwrap();
-        let loaded = after.load_all().unwrap();
-        assert_eq!((loaded.records.len(), loaded.stale.len()), (0, 1));
-        for stale in after.load_all().unwrap().stale {
-            after.remove(&stale.container_id, &stale.ifname).unwrap();
-        }
-        assert!(after.load_all().unwrap().stale.is_empty());
-    }
-
-    #[test]
-    fn what_a_killed_agent_left_half_written_is_removed_and_foreign_files_are_left_alone() {
-        let (dir, store) = store();
-        store.save(&record("c1", "eth0")).unwrap();
-        fs::write(dir.path().join(".c1:eth0.json.tmp"), b"{\"sch").unwrap();
-        fs::write(dir.path().join("README"), b"x").unwrap();
-        assert_eq!(store.load_all().unwrap().records, [record("c1", "eth0")]);
-        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["README", "c1:eth0.json"]);
-    }
-
-    #[test]
-    fn a_record_that_cannot_be_written_leaves_the_older_one() {
-        let (dir, store) = store();
-        store.save(&record("c1", "eth0")).unwrap();
-        // A directory in the way of the temporary file: fails for root too.
-        fs::create_dir(dir.path().join(".c1:eth0.json.tmp")).unwrap();
-        let e = store.save(&EndpointRecord { mtu: 9000, ..record("c1", "eth0") }).unwrap_err();
-        assert!(e.to_string().contains("c1:eth0.json"), "{e}");
-        assert_eq!(store.load_all().unwrap().records, [record("c1", "eth0")]);
-    }
-
-    #[test]
-    fn ids_of_any_length_and_kind_have_names_of_their_own() {
-        let (dir, store) = store();
-        let long = "a".repeat(1000);
-        let ids = [long.as_str(), &long[1..], "../../etc/passwd", "a/b", ".hidden", "ä", "a:b"];
-        for id in ids {
-            store.save(&record(id, "eth0")).unwrap();
-        }
-        assert_eq!(store.load_all().unwrap().records.len(), ids.len());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), ids.len());
-        for id in ids {
-            store.remove(id, "eth0").unwrap();
-        }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    proptest! {
-        #[test]
-        fn any_file_is_loaded_or_set_aside(text in prop::collection::vec(any::<u8>(), 0..100), edit in any::<prop::sample::Index>()) {
-            let (dir, store) = store();
-            store.save(&record("c1", "eth0")).unwrap();
-            let path = dir.path().join("c1:eth0.json");
-            let mut bytes = fs::read(&path).unwrap();
-            let at = edit.index(bytes.len());
-            bytes.splice(at..at, text);
-            fs::write(&path, bytes).unwrap();
-            let loaded = store.load_all().unwrap();
-            prop_assert_eq!(loaded.records.len() + loaded.stale.len() + loaded.corrupt.len(), 1);
-        }
-    }
-
-    fn store() -> (tempfile::TempDir, RecordStore) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = RecordStore::open(dir.path(), BOOT).unwrap();
-        (dir, store)
-    }
-
-    fn record(container: &str, ifname: &str) -> EndpointRecord {
-        EndpointRecord {
-            state: State::Ready,
-            endpoint_id: 7,
-            container_id: container.to_owned(),
-            ifname: ifname.to_owned(),
-            netns: format!("/run/netns/{container}").into(),
-            host_ifindex: 65_543,
-            host_device: "weft7".to_owned(),
-            mac: Mac::new([2, 0, 0, 0, 0, 7]),
-            ipv4: Some([10, 0, 1, 7].into()),
-            ipv6: "fd00:1::7".parse().ok(),
-            mtu: 1500,
-            pod: Some(PodName { namespace: "default".to_owned(), name: "web".to_owned(), uid: Some("u-1".to_owned()) }),
-            created: 1_700_000_000,
-        }
     }
 }

@@ -53,6 +53,15 @@ impl Bitmap {
         true
     }
 
+    /// The numbers in the set, in order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        let bits = |(n, word): (u32, &u64)| {
+            let word = *word;
+            (0..WORD).filter(move |bit| word >> bit & 1 == 1).map(move |bit| n * WORD + bit)
+        };
+        (0..).zip(&self.words).filter(|(_, word)| **word != 0).flat_map(bits).take_while(|n| *n < self.len)
+    }
+
     /// The first number from `start` on, going round at the bound, that is not in the set.
     pub fn next_gap(&self, start: u32) -> Option<u32> {
         let start = if start < self.len { start } else { 0 };
@@ -140,6 +149,7 @@ mod tests {
                 let gap = (n..len).chain(0..n).find(|m| !set.contains(m));
                 prop_assert_eq!(map.next_gap(n), gap);
             }
+            prop_assert_eq!(map.iter().collect::<BTreeSet<u32>>(), set);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The agent's own allocator of pod addresses: which addresses of the node's pod CIDRs are out, and which is next.
 //!
 //! Pure: no clock, no disk, no kernel. What is out is written down in the endpoint records; after a restart the caller
-//! [claims](Ipam::claim) what they hold.
+//! [holds](Ipam::hold) what they name, before or after it has said which CIDRs there are.
 //!
 //! An address goes round: free → used ([`Ipam::allocate`], [`Ipam::claim`]) → quarantined ([`Ipam::release`]) → free
 //! ([`Ipam::settle`], called when its link is gone). A freed address is given again only after all others of its CIDR.
@@ -13,6 +13,7 @@ mod pool;
 mod tests;
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -150,6 +151,10 @@ fn what(state: State) -> &'static str {
 pub struct Ipam {
     /// In the order in which they came: the first with a free address gives.
     pools: Vec<Pool>,
+    /// Addresses that are out or in quarantine and that no pool manages: held before their CIDR was known, or of one that went.
+    outside: BTreeMap<IpAddr, State>,
+    /// What [`Ipam::follow`] was told last, and what was wrong with it.
+    followed: Option<(Vec<IpNet>, Option<IpamError>)>,
 }
 
 impl Ipam {
@@ -159,7 +164,7 @@ impl Ipam {
     }
 
     /// Adds a CIDR; its host bits do not matter. One that is there already stays as it is, and one that was removed
-    /// while addresses were out is taken back.
+    /// while addresses were out is taken back. What is out of its addresses, or held, is out.
     ///
     /// # Errors
     /// [`IpamError::Overlap`].
@@ -169,10 +174,25 @@ impl Ipam {
             pool.draining = false;
             return Ok(());
         }
-        if let Some(pool) = self.pools.iter().find(|pool| pool.cidr.contains(&cidr) || cidr.contains(&pool.cidr)) {
+        let overlaps = |pool: &Pool| pool.cidr.contains(&cidr) || cidr.contains(&pool.cidr);
+        if let Some(pool) = self.pools.iter().find(|pool| overlaps(pool) && !pool.draining) {
             return Err(IpamError::Overlap { cidr, other: pool.cidr });
         }
-        self.pools.push(Pool::new(cidr));
+        for drained in self.pools.extract_if(.., |pool| overlaps(pool)) {
+            self.outside.extend(drained.out());
+        }
+        let mut pool = Pool::new(cidr);
+        self.outside.retain(|addr, state| {
+            if !pool.claim(*addr) {
+                return true;
+            }
+            pool.skip_to(*addr);
+            if *state == State::Quarantined {
+                pool.release(*addr);
+            }
+            false
+        });
+        self.pools.push(pool);
         Ok(())
     }
 
@@ -206,6 +226,18 @@ impl Ipam {
         cidrs.iter().map(|cidr| self.add_cidr(*cidr)).fold(Ok(()), Result::and)
     }
 
+    /// [Makes](Ipam::set_cidrs) the CIDRs those of `cidrs`, which costs a comparison as long as they stay the same. One that was
+    /// refused is tried again each time; the answer is what is wrong with them if it was not told before.
+    pub fn follow(&mut self, cidrs: &[IpNet]) -> Option<IpamError> {
+        if matches!(&self.followed, Some((before, None)) if before == cidrs) {
+            return None;
+        }
+        let problem = self.set_cidrs(cidrs).err();
+        let told = self.followed.take().and_then(|(_, problem)| problem);
+        self.followed = Some((cidrs.to_vec(), problem.clone()));
+        problem.filter(|new| Some(new) != told.as_ref())
+    }
+
     /// Gives an address of each family that has a CIDR, or none at all.
     ///
     /// # Errors
@@ -231,7 +263,29 @@ impl Ipam {
         Ok(lease)
     }
 
-    /// Marks an address as out that was given in an earlier life, or by somebody else.
+    /// Marks an address as out that an earlier agent gave, whether or not it is of a CIDR that is known yet. What is given next comes
+    /// behind it, so that what was given back just before the restart rests too. Says whether it was not out already.
+    pub fn hold(&mut self, addr: IpAddr) -> bool {
+        if let Some(pool) = self.pool_of(addr) {
+            if pool.claim(addr) {
+                pool.skip_to(addr);
+                return true;
+            }
+            if matches!(pool.state(addr), Some(State::Used | State::Quarantined)) {
+                return false;
+            }
+        }
+        match self.outside.entry(addr) {
+            Entry::Vacant(free) => {
+                free.insert(State::Used);
+                true
+            }
+            // Also one in quarantine: its link is still there.
+            Entry::Occupied(_) => false,
+        }
+    }
+
+    /// Marks an address as out that somebody asks for by name.
     ///
     /// # Errors
     /// [`IpamError::Outside`], [`IpamError::Taken`].
@@ -250,19 +304,30 @@ impl Ipam {
 
     /// Takes an address back, into quarantine. Says whether it was out; to give back twice does nothing.
     pub fn release(&mut self, addr: IpAddr) -> bool {
-        self.pool_of(addr).is_some_and(|pool| pool.release(addr))
+        if self.pool_of(addr).is_some_and(|pool| pool.release(addr)) {
+            return true;
+        }
+        let held = self.outside.get_mut(&addr).filter(|state| **state == State::Used);
+        held.map(|state| *state = State::Quarantined).is_some()
     }
 
     /// Lets an address out of quarantine: its link is gone. Says whether it was in.
     pub fn settle(&mut self, addr: IpAddr) -> bool {
         let settled = self.pool_of(addr).is_some_and(|pool| pool.settle(addr));
         self.drop_drained();
-        settled
+        settled || self.outside.get(&addr) == Some(&State::Quarantined) && self.outside.remove(&addr).is_some()
     }
 
     /// What an address is; `None` for one that is not managed here.
     pub fn state(&self, addr: IpAddr) -> Option<State> {
-        self.pools.iter().find(|pool| pool.contains(addr))?.state(addr)
+        let pool = self.pools.iter().find(|pool| pool.contains(addr));
+        self.outside.get(&addr).copied().or_else(|| pool?.state(addr))
+    }
+
+    /// Every address that is out or in quarantine, in order, those of no CIDR too.
+    pub fn out(&self) -> BTreeMap<IpAddr, State> {
+        let outside = self.outside.iter().map(|(addr, state)| (*addr, *state));
+        self.pools.iter().flat_map(Pool::out).chain(outside).collect()
     }
 
     /// How far each CIDR is used up, in the order in which they give.

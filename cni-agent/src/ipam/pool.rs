@@ -1,7 +1,8 @@
 //! The addresses of one CIDR.
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::bitmap::Bitmap;
 
@@ -11,7 +12,8 @@ const MAX_V4: u32 = 1 << 20;
 const MAX_V6: u32 = 1 << 16;
 
 /// What an address is at present.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum State {
     /// Can be given out.
     Free,
@@ -21,6 +23,17 @@ pub enum State {
     Quarantined,
     /// Never given out: the network itself, its broadcast address, the subnet-router anycast address.
     Reserved,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Free => "free",
+            Self::Used => "used",
+            Self::Quarantined => "quarantined",
+            Self::Reserved => "reserved",
+        })
+    }
 }
 
 /// The addresses of one CIDR, by their distance from its first.
@@ -122,6 +135,20 @@ impl Pool {
         let claimed = self.offset(addr).is_some_and(|offset| self.taken.insert(offset));
         self.used += u32::from(claimed);
         claimed
+    }
+
+    /// Lets the next search begin behind `addr`, if it would begin before it.
+    pub(super) fn skip_to(&mut self, addr: IpAddr) {
+        if let Some(offset) = self.offset(addr) {
+            self.cursor = self.cursor.max(offset + 1);
+        }
+    }
+
+    /// The addresses that are out or in quarantine, in order.
+    pub(super) fn out(&self) -> impl Iterator<Item = (IpAddr, State)> {
+        let state = |offset| if self.quarantine.contains(offset) { State::Quarantined } else { State::Used };
+        let out = self.taken.iter().filter(|offset| !self.is_reserved(*offset));
+        out.map(move |offset| (self.addr(offset), state(offset)))
     }
 
     /// Puts a given address into quarantine. Says whether it was out.

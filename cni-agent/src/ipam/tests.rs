@@ -160,6 +160,71 @@ fn a_cidr_that_comes_back_while_it_drains_gives_again_and_knows_what_is_out() {
     assert!(ipam.allocate().is_err());
 }
 
+#[test]
+fn what_an_earlier_agent_gave_is_out_before_and_after_its_cidr_is_known() {
+    let mut ipam = Ipam::new();
+    for held in ["10.0.0.2", "10.9.9.9", "fd00::7"] {
+        assert!(ipam.hold(addr(held)));
+        assert!(!ipam.hold(addr(held)), "{held} is held once");
+        assert_eq!(ipam.state(addr(held)), Some(State::Used));
+    }
+    assert_eq!(ipam.follow(&[net("10.0.0.0/29"), net("fd00::/64")]), None);
+    assert_eq!(ipam.usage().iter().map(|u| u.used).collect::<Vec<_>>(), [1, 1]);
+    assert!(!ipam.hold(addr("10.0.0.2")));
+    let given: Vec<_> = (0..5).map(|_| ipam.allocate().unwrap().v4.unwrap().to_string()).collect();
+    assert_eq!(
+        given,
+        ["10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.1"],
+        "behind what was given, then round"
+    );
+    assert!(ipam.allocate().is_err());
+    assert_eq!(ipam.out().len(), 5 + 5 + 3, "those of no CIDR too");
+}
+
+#[test]
+fn an_address_of_no_cidr_goes_round_as_any_other() {
+    let mut ipam = Ipam::new();
+    let held = addr("10.0.0.1");
+    ipam.hold(held);
+    assert!(!ipam.settle(held));
+    assert!(ipam.release(held) && !ipam.release(held));
+    ipam.follow(&[net("10.0.0.0/31")]);
+    assert_eq!(ipam.state(held), Some(State::Quarantined));
+    assert_eq!(ipam.allocate().unwrap().v4, Some([10, 0, 0, 0].into()));
+    assert!(ipam.allocate().is_err(), "its link may be there yet");
+    assert!(ipam.settle(held) && !ipam.settle(held));
+    assert_eq!(ipam.allocate().unwrap().v4, Some([10, 0, 0, 1].into()));
+}
+
+#[test]
+fn a_larger_cidr_takes_over_what_is_out_of_the_one_that_it_replaces() {
+    let mut ipam = ipam(&["10.0.0.0/30"]);
+    let [first, second] = [addr("10.0.0.1"), addr("10.0.0.2")];
+    ipam.allocate().unwrap();
+    ipam.allocate().unwrap();
+    ipam.release(second);
+    assert_eq!(ipam.follow(&[net("10.0.0.0/24")]), None);
+    assert_eq!((ipam.state(first), ipam.state(second)), (Some(State::Used), Some(State::Quarantined)));
+    assert_eq!(ipam.allocate().unwrap().v4, Some([10, 0, 0, 3].into()));
+    assert_eq!(ipam.usage().len(), 1);
+    // And a smaller one, which the second is outside of.
+    assert_eq!(ipam.follow(&[net("10.0.0.0/31")]), None);
+    assert_eq!(ipam.usage()[0].used, 1);
+    assert_eq!(ipam.state(second), Some(State::Quarantined));
+    assert!(ipam.settle(second));
+    assert_eq!(ipam.state(second), None);
+}
+
+#[test]
+fn a_refused_cidr_is_told_once_and_taken_as_soon_as_it_fits() {
+    let mut ipam = Ipam::new();
+    let both = [net("10.0.0.0/16"), net("10.0.1.0/24")];
+    assert!(matches!(ipam.follow(&both), Some(IpamError::Overlap { .. })));
+    assert_eq!(ipam.follow(&both), None, "told already");
+    assert_eq!(ipam.follow(&both[1..]), None);
+    assert_eq!(ipam.usage().iter().map(|u| u.cidr).collect::<Vec<_>>(), both[1..]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Allocate,
@@ -252,6 +317,16 @@ proptest! {
         prop_assert!(!given.contains(&next));
         prop_assert_eq!(after.usage()[0].used as usize, count + 1);
     }
+}
+
+#[test]
+fn an_address_of_no_cidr_that_rests_cannot_be_held_and_comes_free_all_the_same() {
+    let mut ipam = ipam(&["10.0.0.0/24"]);
+    let far = addr("172.16.0.9");
+    assert!(ipam.hold(far) && ipam.release(far));
+    assert!(!ipam.hold(far), "its link is still there");
+    assert_eq!(ipam.state(far), Some(State::Quarantined));
+    assert!(ipam.settle(far) && ipam.hold(far));
 }
 
 fn ipam(cidrs: &[&str]) -> Ipam {

@@ -1,5 +1,8 @@
 //! Network devices.
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{
+    num::NonZeroU32,
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use cni_common::net::Mac;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
@@ -125,6 +128,8 @@ pub struct End<'a> {
     pub mtu: Option<u32>,
     /// Network namespace; the socket's if none.
     pub netns: Option<BorrowedFd<'a>>,
+    /// Queues in each direction; the kernel's choice if none, which is as many as there may be CPUs.
+    pub queues: Option<u32>,
 }
 
 impl End<'_> {
@@ -134,6 +139,9 @@ impl End<'_> {
         message.attributes.push(LinkAttribute::IfName(self.name.to_owned()));
         message.attributes.extend(self.mac.map(|mac| LinkAttribute::Address(mac.bytes.to_vec())));
         message.attributes.extend(self.mtu.map(LinkAttribute::Mtu));
+        if let Some(queues) = self.queues {
+            message.attributes.extend([LinkAttribute::NumTxQueues(queues), LinkAttribute::NumRxQueues(queues)]);
+        }
         message.attributes.extend(self.netns.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())));
         message
     }
@@ -165,6 +173,15 @@ pub fn create_vxlan(name: &str, port: u16, mac: Mac, mtu: Option<u32>) -> Reques
         ])),
     ]));
     create(format!("create the VXLAN device {name} on UDP port {port}"), message)
+}
+
+/// Asks for a device of a kind that the kernel must refuse, because its address is nobody's: `EADDRNOTAVAIL` by a kernel that has
+/// the kind, `EOPNOTSUPP` by one that has not.
+pub fn try_kind(kind: InfoKind) -> Request {
+    let mut message = End { name: "weft_probe", mac: Some(Mac::new([0; 6])), ..End::default() }.message();
+    let what = format!("try whether there are {kind:?} devices");
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+    create(what, message)
 }
 
 /// Makes a bridge. It comes down.
@@ -232,6 +249,21 @@ pub fn no_link_local(index: u32) -> Request {
 /// Deletes a device, and of a veth pair the other end with it. The caller waits some 20 ms for RCU.
 pub fn delete(index: u32) -> Request {
     Request::new(format!("delete device {index}"), RouteNetlinkMessage::DelLink(at(index)), 0)
+}
+
+/// Puts a device into a group (`ip link set group`). Not 0: all devices begin there.
+pub fn set_group(index: u32, group: NonZeroU32) -> Request {
+    let mut message = at(index);
+    message.attributes.push(LinkAttribute::Group(group.get()));
+    set(format!("put device {index} into group {group:#x}"), message)
+}
+
+/// Deletes every device of a group at once: the caller waits for RCU once, not once a device. Nothing is deleted if one of them
+/// can not be, and none there is an error ([`NetlinkError::is_missing`]).
+pub fn delete_group(group: NonZeroU32) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::Group(group.get()));
+    Request::new(format!("delete the devices of group {group:#x}"), RouteNetlinkMessage::DelLink(message), 0)
 }
 
 /// Every device of the socket's namespace.

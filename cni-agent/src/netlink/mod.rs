@@ -20,6 +20,7 @@ pub mod netns;
 pub mod nftables;
 pub mod pod;
 pub mod route;
+pub mod rule;
 pub mod socket;
 pub mod tc;
 

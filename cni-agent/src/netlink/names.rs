@@ -1,5 +1,8 @@
 //! Names and numbers of ours that others on the node can see.
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU32,
+};
 
 /// The stack's side of the node's own wire: routes to pods point to it.
 pub const HOST: &str = "weft_host";
@@ -21,8 +24,13 @@ pub const FILTER_PRIORITY: u16 = 0x57;
 /// Handle of our tc filters within that priority.
 pub const FILTER_HANDLE: u32 = 1;
 
-/// Routing protocol number of our routes, 'W': how we know them from others. The kernel gives it no meaning.
+/// Group of the devices that are about to be deleted together, "WEFT" in ASCII. Whatever else is put into it goes with them.
+pub const DOOMED_GROUP: NonZeroU32 = NonZeroU32::new(0x5745_4654).unwrap();
+
+/// Routing protocol number of our routes and rules, 'W': how we know them from others. The kernel gives it no meaning.
 pub const ROUTE_PROTOCOL: u8 = 87;
+/// Priority of our policy rules in pods: before the main table's (32766), and behind what people write by hand, who begin low.
+pub const RULE_PRIORITY: u32 = 22_359;
 /// UDP port of VXLAN unless the settings say otherwise. Linux' own default, not IANA's 4789.
 pub const VXLAN_PORT: u16 = 8472;
 

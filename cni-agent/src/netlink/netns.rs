@@ -5,7 +5,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     panic,
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -16,6 +19,7 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
+    sys::stat::fstat,
 };
 
 /// Where named network namespaces stand, as `ip netns` has it.
@@ -26,7 +30,8 @@ pub const DIRECTORY: &str = "/run/netns";
 /// # Errors
 /// When there is no such file, or it may not be read.
 pub fn open(path: impl AsRef<Path>) -> io::Result<OwnedFd> {
-    File::open(path.as_ref()).map(OwnedFd::from)
+    // A named pipe at that place must not hold the caller up until somebody writes to it.
+    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path.as_ref()).map(OwnedFd::from)
 }
 
 /// The calling thread's network namespace.
@@ -35,6 +40,15 @@ pub fn open(path: impl AsRef<Path>) -> io::Result<OwnedFd> {
 /// When /proc is not mounted.
 pub fn current() -> io::Result<OwnedFd> {
     open("/proc/thread-self/ns/net")
+}
+
+/// Whether this is the calling thread's network namespace.
+///
+/// # Errors
+/// When /proc is not mounted.
+pub fn is_current(netns: BorrowedFd<'_>) -> io::Result<bool> {
+    let (one, own) = (fstat(netns)?, fstat(current()?)?);
+    Ok((one.st_dev, one.st_ino) == (own.st_dev, own.st_ino))
 }
 
 /// Runs `work` on a new thread inside `netns` and returns its result. What it opens (sockets, files under /proc/sys/net) keeps

@@ -1,4 +1,4 @@
-//! Routes of the main table, and which way the kernel would go.
+//! Routes, and which way the kernel would go.
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -28,7 +28,7 @@ const TABLE: u16 = 15;
 const VIA: u16 = 18;
 const METRIC_MTU: u16 = 2;
 
-/// A unicast route of the main table with one next hop.
+/// A unicast route with one next hop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// Where to.
@@ -47,7 +47,12 @@ pub struct Route {
     pub protocol: u8,
     /// Metric: the lowest wins. None is 0 for IPv4 and 1024 for IPv6.
     pub priority: Option<u32>,
+    /// Number of its table; [`MAIN`] is the one that is asked without a rule.
+    pub table: u32,
 }
+
+/// The main table.
+pub const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
 impl Route {
     /// One of ours through a link-local gateway: IPv4 says `onlink`, IPv6 needs not to.
@@ -62,6 +67,7 @@ impl Route {
             mtu: None,
             protocol: ROUTE_PROTOCOL,
             priority: None,
+            table: MAIN,
         }
     }
 
@@ -71,14 +77,18 @@ impl Route {
         Self::through(gateway, whole_family(gateway), index)
     }
 
-    /// From the body of an `RTM_NEWROUTE` or `RTM_DELROUTE` message; none for other tables and kinds.
+    /// From the body of an `RTM_NEWROUTE` or `RTM_DELROUTE` message; none for other tables than the main one, and other kinds.
     pub(super) fn parse(payload: &[u8]) -> Option<Self> {
+        Self::parse_any(payload).filter(|route| route.table == MAIN)
+    }
+
+    fn parse_any(payload: &[u8]) -> Option<Self> {
         let header = RouteHeader::parse(payload).ok()?;
         let mut route = Self::through(whole_of(header.address_family)?.addr(), whole_of(header.address_family)?, 0);
         route.gateway = None;
         route.onlink = header.flags.contains(RouteFlags::Onlink);
         route.protocol = u8::from(header.protocol);
-        let mut table = u32::from(header.table);
+        route.table = u32::from(header.table);
         let mut dst = route.dst.addr();
         for (kind, value) in read::attributes(payload, HEADER) {
             match kind {
@@ -87,7 +97,7 @@ impl Route {
                 GATEWAY => route.gateway = read::address(value),
                 PRIORITY => route.priority = read::number(value),
                 PREFSRC => route.source = read::address(value),
-                TABLE => table = read::number(value)?,
+                TABLE => route.table = read::number(value)?,
                 METRICS => {
                     route.mtu = read::nested(value).find(|(k, _)| *k == METRIC_MTU).and_then(|(_, v)| read::number(v));
                 }
@@ -95,7 +105,7 @@ impl Route {
             }
         }
         route.dst = IpNet::new(dst, header.destination_prefix_length).ok()?;
-        (header.kind == RouteType::Unicast && table == u32::from(RouteHeader::RT_TABLE_MAIN)).then_some(route)
+        (header.kind == RouteType::Unicast).then_some(route)
     }
 }
 
@@ -135,12 +145,21 @@ pub fn delete(route: &Route) -> Request {
 /// # Errors
 /// As [`Socket`]'s.
 pub fn list(socket: &mut Socket) -> Result<Vec<Route>, NetlinkError> {
+    list_table(socket, MAIN)
+}
+
+/// A table's unicast routes, both families. A table that is not there has none.
+///
+/// # Errors
+/// As [`Socket`]'s.
+pub fn list_table(socket: &mut Socket, table: u32) -> Result<Vec<Route>, NetlinkError> {
     let mut routes = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut message = RouteMessage::default();
         message.header.address_family = family;
         let request = Request::new("list the routes", RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP);
-        routes.extend(socket.dump(&request, |kind, payload| (kind == NEW).then(|| Route::parse(payload)).flatten())?);
+        let parse = |kind, payload: &[u8]| (kind == NEW).then(|| Route::parse_any(payload)).flatten();
+        routes.extend(socket.dump(&request, |kind, payload| parse(kind, payload).filter(|r| r.table == table))?);
     }
     Ok(routes)
 }
@@ -188,7 +207,8 @@ fn change(verb: &str, route: &Route, flags: u16) -> Request {
 
 fn text(route: &Route) -> String {
     let via = route.gateway.map(|g| format!(" through {g}")).unwrap_or_default();
-    format!("the route to {}{via} on device {}", route.dst, route.index)
+    let table = if route.table == MAIN { String::new() } else { format!(" in table {}", route.table) };
+    format!("the route to {}{via} on device {}{table}", route.dst, route.index)
 }
 
 fn message(route: &Route) -> RouteMessage {
@@ -196,7 +216,8 @@ fn message(route: &Route) -> RouteMessage {
     let header = &mut message.header;
     header.address_family = family(route.dst.addr());
     header.destination_prefix_length = route.dst.prefix_len();
-    header.table = RouteHeader::RT_TABLE_MAIN;
+    // The header has a byte for it; an attribute tells larger ones.
+    header.table = u8::try_from(route.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
     header.protocol = RouteProtocol::from(route.protocol);
     // IPv6 knows no scopes. An IPv4 route without a gateway reaches the link only.
     let on_link = route.gateway.is_none() && route.dst.addr().is_ipv4();
@@ -213,6 +234,7 @@ fn message(route: &Route) -> RouteMessage {
     attributes.push(RouteAttribute::Oif(route.index));
     attributes.extend(route.source.map(|s| RouteAttribute::PrefSource(s.into())));
     attributes.extend(route.priority.map(RouteAttribute::Priority));
+    attributes.extend((route.table > u8::MAX.into()).then_some(RouteAttribute::Table(route.table)));
     attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message
 }

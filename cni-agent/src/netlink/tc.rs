@@ -9,6 +9,7 @@ use netlink_packet_route::{
 
 use super::{
     NetlinkError, Request, Socket,
+    link::LOOPBACK,
     names::{FILTER_HANDLE, FILTER_PRIORITY},
     read,
 };
@@ -121,6 +122,25 @@ pub fn ensure_clsact(socket: &mut Socket, index: u32) -> Result<bool, NetlinkErr
     match socket.run(add_clsact(index, None)) {
         Ok(()) => Ok(true),
         Err(e) if e.is_exists() => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether ingress can join a shared block (Linux 4.16), found by asking for what the kernel must refuse: block 0 for the loopback device.
+/// `EINVAL` is the answer of a kernel that can; one that knows no clsact says `ENOENT`. Nothing is left of it.
+///
+/// # Errors
+/// The kernel's answer; `EOPNOTSUPP` for success, because the kernel overlooked the block then.
+pub fn try_shared_block(socket: &mut Socket) -> Result<(), NetlinkError> {
+    // No tc block has this number: where the loopback device has a qdisc already, that it does not exist is the answer.
+    const NOBODYS: u32 = u32::MAX;
+    match socket.run(add_clsact(LOOPBACK, Some(0))) {
+        Ok(()) => {
+            socket.run(delete_clsact(LOOPBACK))?;
+            let what = "make the loopback device join a block".to_owned();
+            Err(NetlinkError::Refused { what, index: 0, errno: nix::errno::Errno::EOPNOTSUPP, detail: None })
+        }
+        Err(e) if e.is_exists() => socket.run(delete_filter(Place::Block(NOBODYS))),
         Err(e) => Err(e),
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     netlink::{
         NetlinkError, Socket, addr, link,
         monitor::{Event, Monitor, Stop},
-        route,
+        names, route,
     },
     tables::{Source, Tables},
 };
@@ -47,6 +47,17 @@ enum Wake {
     Nodes,
 }
 
+/// What an event of the kernel is a reason for.
+fn wake_of(event: &Event) -> Option<Wake> {
+    match event {
+        Event::Neighbour(n) | Event::NeighbourGone(n) => Some(Wake::Neighbour((n.index, n.addr))),
+        // Pods come and go all the time, and nothing of the node's own depends on their devices: to look at everything for each of
+        // them would make every ADD slower by every pod that is there.
+        Event::Link(l) | Event::LinkGone(l) if names::endpoint_of(&l.name).is_some() => None,
+        _ => Some(Wake::Kernel),
+    }
+}
+
 /// Starts the threads. They end with the process, or when the answer is dropped and the next event comes.
 pub fn start(tables: Arc<Tables>, facts: Facts, devices: Vec<String>) -> Result<Stop, StartError> {
     // Before the first listing, so that nothing is missed between.
@@ -58,13 +69,13 @@ pub fn start(tables: Arc<Tables>, facts: Facts, devices: Vec<String>) -> Result<
     thread::Builder::new().name("netlink-events".into()).spawn(move || {
         for event in monitor {
             let wake = match event {
-                Ok(Event::Neighbour(n) | Event::NeighbourGone(n)) => Wake::Neighbour((n.index, n.addr)),
-                Ok(_) => Wake::Kernel,
+                Ok(event) => wake_of(&event),
                 Err(e) => {
                     error!(error = %error_chain(&e), "the kernel's events cannot be read; looking every {CONFIRM_EVERY:?}");
                     return;
                 }
             };
+            let Some(wake) = wake else { continue };
             if from_kernel.send(wake).is_err() {
                 return;
             }
@@ -233,5 +244,34 @@ impl Look {
             Wake::Neighbour(link) => drop(self.neighbours.insert(link)),
             Wake::Path(to) => drop(self.paths.insert(to)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_device_is_no_reason_to_look_at_the_node() {
+        let link = |name: &str| crate::netlink::link::Link {
+            index: 7,
+            name: name.into(),
+            mac: None,
+            mtu: 1500,
+            kind: Some("veth".into()),
+            up: true,
+            carrier: true,
+            link: None,
+            link_netns: None,
+            master: None,
+            alias: None,
+            vxlan_port: None,
+        };
+        assert!(wake_of(&Event::Link(link("weft2a"))).is_none());
+        assert!(wake_of(&Event::LinkGone(link("weft2a"))).is_none());
+        for name in [names::HOST, names::VXLAN, "eth0", "docker0"] {
+            assert!(matches!(wake_of(&Event::Link(link(name))), Some(Wake::Kernel)), "{name}");
+        }
+        assert!(matches!(wake_of(&Event::Overrun), Some(Wake::Kernel)));
     }
 }

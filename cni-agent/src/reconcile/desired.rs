@@ -132,6 +132,7 @@ mod tests {
             ipv4: Some([10, 244, 1, 5].into()),
             ipv6: Some("fd10:1::5".parse().expect("an address")),
             mtu: 1450,
+            terms: crate::tables::Terms::default(),
         }
     }
 
@@ -144,6 +145,28 @@ mod tests {
         assert_eq!(rig.writes(), 0, "set again");
         rig.tables.remove_endpoint(9);
         assert_eq!(rig.writes(), 3);
+    }
+
+    #[test]
+    fn what_was_agreed_with_cni_costs_no_write() {
+        let mut rig = Rig::new();
+        let mut second = endpoint("web");
+        (second.id, second.ifindex, second.ipv4) = (10, 78, Some([172, 30, 0, 9].into()));
+        second.ipv6 = None;
+        second.terms = crate::tables::Terms {
+            network: "another".into(),
+            delegated: true,
+            own_table: true,
+            ..crate::tables::Terms::default()
+        };
+        rig.tables.set_endpoint(endpoint("web"));
+        rig.tables.set_endpoint(second.clone());
+        assert_eq!(rig.writes(), 5, "of two families and of one, like any other");
+        second.terms = crate::tables::Terms::default();
+        rig.tables.set_endpoint(second);
+        assert_eq!(rig.writes(), 0);
+        rig.tables.remove_endpoint(10);
+        assert_eq!(rig.writes(), 2);
     }
 
     #[test]

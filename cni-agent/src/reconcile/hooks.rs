@@ -18,6 +18,7 @@ use crate::{
 pub struct Hooks {
     socket: Socket,
     pin_dir: PathBuf,
+    tcx: bool,
     by_index: BTreeMap<u32, (String, How)>,
     by_name: BTreeMap<String, How>,
     /// Leftovers of former agents have been looked for.
@@ -26,8 +27,8 @@ pub struct Hooks {
 
 impl Hooks {
     /// Nothing attached yet by this agent; links of a former one are adopted as they are met.
-    pub fn new(socket: Socket, pin_dir: PathBuf) -> Self {
-        Self { socket, pin_dir, by_index: BTreeMap::new(), by_name: BTreeMap::new(), swept: false }
+    pub fn new(socket: Socket, pin_dir: PathBuf, tcx: bool) -> Self {
+        Self { socket, pin_dir, tcx, by_index: BTreeMap::new(), by_name: BTreeMap::new(), swept: false }
     }
 
     /// The socket of this thread.
@@ -107,7 +108,7 @@ impl Hooks {
 
     fn attach(&mut self, datapath: &Datapath, index: u32, name: &str) -> Result<How, String> {
         let program = datapath.program(object::FROM_NETDEV).map_err(|e| error_chain(&e))?;
-        attach::device(&mut self.socket, &self.pin_dir, object::FROM_NETDEV, program, (name, index))
-            .map_err(|e| error_chain(&e))
+        let program = (object::FROM_NETDEV, program);
+        attach::device(&mut self.socket, &self.pin_dir, program, (name, index), self.tcx).map_err(|e| error_chain(&e))
     }
 }

@@ -6,7 +6,7 @@ mod retries;
 mod routes;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
@@ -20,7 +20,7 @@ use crate::{
     compile::{self, Facts, NodeNumbers},
     datapath::{Datapath, attach::How},
     netlink::{NetlinkError, Socket},
-    tables::{Row, Tables},
+    tables::{Endpoint, Row, Tables},
 };
 
 /// How often everything is compared with the kernel.
@@ -40,6 +40,8 @@ pub struct Reconciler {
     datapath: Arc<Datapath>,
     desired: Desired,
     routes: Routes,
+    /// Pods' addresses that need a route each, as they were when routes were last made.
+    hosts: BTreeSet<IpAddr>,
     hooks: Hooks,
     report: Arc<Mutex<Report>>,
     verified: Instant,
@@ -58,25 +60,26 @@ pub enum StartError {
 }
 
 impl Reconciler {
-    /// Takes over what the kernel holds.
+    /// Takes over what the kernel holds. Links are pinned in the directory, if devices get their programs by TCX.
     pub fn new(
         tables: Arc<Tables>,
         datapath: Arc<Datapath>,
         facts: Facts,
-        pin_dir: std::path::PathBuf,
+        (pin_dir, tcx): (std::path::PathBuf, bool),
     ) -> Result<Self, StartError> {
         let mut delta = Delta::default();
         delta.adopt(&mut datapath.clone())?;
         let numbers = adopt_numbers(&datapath)?;
         let mut socket = Socket::open()?;
         let routes = Routes::adopt(&mut socket, facts.weft_host)?;
-        let hooks = Hooks::new(socket, pin_dir);
+        let hooks = Hooks::new(socket, pin_dir, tcx);
         let report = Arc::default();
         Ok(Self {
             tables,
             datapath,
             desired: Desired { facts, numbers, delta },
             routes,
+            hosts: BTreeSet::new(),
             hooks,
             report,
             verified: Instant::now(),
@@ -94,6 +97,7 @@ impl Reconciler {
         let mut wait = VERIFY_EVERY;
         while !matches!(stop.try_recv(), Err(mpsc::TryRecvError::Disconnected)) {
             let (revision, mut rows) = self.tables.wait_dirty(wait);
+            let synced = self.tables.all_synced_by(revision);
             let idle = rows.is_empty();
             if idle && self.verified.elapsed() >= VERIFY_EVERY {
                 self.verify();
@@ -101,10 +105,14 @@ impl Reconciler {
             self.retries.join(&mut rows);
             let mut failures = self.desired.follow(&self.tables.read(), &mut rows);
             failures.extend(self.desired.delta.flush(&mut self.datapath.clone()));
-            if idle || rows.iter().any(|r| matches!(r, Row::Node(_) | Row::NodeAddresses | Row::Devices)) {
-                failures.extend(self.network(idle || rows.contains(&Row::NodeAddresses)));
+            let network = |r: &Row| matches!(r, Row::Node(_) | Row::NodeAddresses | Row::Devices);
+            if idle || rows.iter().any(network) || self.hosts_changed(&rows) {
+                failures.extend(self.network(idle || rows.contains(&Row::NodeAddresses), synced));
+                failures.extend(self.unreached(&rows));
             }
-            self.prune();
+            if synced {
+                self.prune();
+            }
             self.tables.applied_except(revision, &failures);
             self.tell();
             wait = self.retries.note(&failures, self.desired.delta.has_pending(), VERIFY_EVERY);
@@ -114,27 +122,46 @@ impl Reconciler {
         }
     }
 
-    /// Routes and hooks. `look`: the kernel may have removed routes.
-    fn network(&mut self, look: bool) -> BTreeMap<Row, String> {
+    /// Routes and hooks. `look`: the kernel may have removed routes; `synced`: what nobody asks for may go.
+    fn network(&mut self, look: bool, synced: bool) -> BTreeMap<Row, String> {
         let (routes, devices) = {
             let contents = self.tables.read();
+            self.hosts = compile::host_addresses(&contents, &self.desired.facts);
             (compile::cluster_routes(&contents, &self.desired.facts), contents.devices.clone())
         };
         let mut failures = BTreeMap::new();
         let looked = if look { self.routes.look(self.hooks.socket()) } else { Ok(()) };
-        let applied = self.routes.apply(self.hooks.socket(), routes, self.tables.all_synced());
+        let applied = self.routes.apply(self.hooks.socket(), routes, synced);
         if let Err(e) = looked.and(applied) {
             failures.insert(Row::Node(self.desired.facts.node.clone()), e.to_string());
         }
-        if let Err(e) = self.hooks.apply(&self.datapath, &devices, self.tables.all_synced()) {
+        if let Err(e) = self.hooks.apply(&self.datapath, &devices, synced) {
             failures.insert(Row::Devices, e);
         }
         failures
     }
 
+    /// Whether pods' addresses that need a route each are others than those that have one.
+    fn hosts_changed(&self, rows: &BTreeSet<Row>) -> bool {
+        let endpoints = rows.iter().any(|r| matches!(r, Row::Endpoint(_)));
+        endpoints && {
+            let hosts = compile::host_addresses(&self.tables.read(), &self.desired.facts);
+            hosts != self.hosts || hosts.iter().any(|a| !self.routes.lead_to(*a))
+        }
+    }
+
+    /// The endpoints of these rows whose addresses need a route each and have none.
+    fn unreached(&self, rows: &BTreeSet<Row>) -> BTreeMap<Row, String> {
+        let contents = self.tables.read();
+        let ends =
+            rows.iter().filter_map(|r| if let Row::Endpoint(id) = r { contents.endpoints.get(id) } else { None });
+        let bare = |e: &Endpoint| e.ips().find(|a| self.hosts.contains(a) && !self.routes.lead_to(*a));
+        ends.filter_map(|e| Some((Row::Endpoint(e.id), format!("the kernel takes no route to {}", bare(e)?)))).collect()
+    }
+
     /// Once every source is in sync, what no row asks for may go: before that it may be a row that nobody has read yet.
     fn prune(&mut self) {
-        if !self.tables.all_synced() || self.desired.facts.tunnel_address(&self.tables.read()).is_none() {
+        if self.desired.facts.tunnel_address(&self.tables.read()).is_none() {
             return;
         }
         self.desired.forget_nodes(&self.tables.read());

@@ -1,5 +1,5 @@
 //! Routes into `weft_host`, recognised as ours by their protocol number and device.
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::{
     compile::ClusterRoute,
@@ -31,6 +31,12 @@ impl Routes {
         let there = route::list(socket)?.into_iter().filter(ours);
         self.actual = there.map(|r| ClusterRoute { to: r.dst, source: r.source, mtu: r.mtu.unwrap_or(0) }).collect();
         Ok(())
+    }
+
+    /// Whether there is a route to this address alone.
+    pub fn lead_to(&self, address: IpAddr) -> bool {
+        let first = ClusterRoute { to: address.into(), source: None, mtu: 0 };
+        self.actual.range(&first..).next().is_some_and(|r| r.to == first.to)
     }
 
     /// Adds or replaces what differs; removes what is too much only when `prune` says that all sources are in sync.

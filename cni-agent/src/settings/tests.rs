@@ -23,20 +23,26 @@ fn everything_has_a_working_default() {
         state_dir: "/run/weft/state".into(),
         run_dir: "/run/weft".into(),
         bpffs: "/sys/fs/bpf".into(),
+        cni_install: Install::Yes,
+        cni_bin_dir: "/opt/cni/bin".into(),
+        cni_conf_dir: "/etc/cni/net.d".into(),
+        cni_conf_name: "05-weft.conflist".into(),
         device: vec![],
         underlay: Underlay::Auto,
         tunnel_port: 8472,
         mtu: 0,
+        without: vec![],
         event_rate: 100,
         log_format: LogFormat::Text,
         log_level: "info".into(),
+        bpf_object: None,
     };
     assert_eq!(settings, expected);
 }
 
 #[test]
 fn every_setting_has_its_flag_its_variable_and_a_help_text() {
-    for arg in Settings::command().get_arguments() {
+    for arg in Settings::command().get_arguments().filter(|a| !a.is_hide_set()) {
         let flag = arg.get_long().expect("a long flag");
         let variable = format!("WEFT_{}", flag.to_uppercase().replace('-', "_"));
         assert_eq!(arg.get_env().and_then(|v| v.to_str()), Some(variable.as_str()));
@@ -58,10 +64,15 @@ fn every_setting_can_stand_in_the_file() {
         state-dir = "/s"
         run-dir = "/r"
         bpffs = "/b"
+        cni-install = "no"
+        cni-bin-dir = "/c"
+        cni-conf-dir = "/d"
+        cni-conf-name = "20-weft.conflist"
         device = "eth1"
         underlay = "ipv6"
         tunnel-port = 4789
         mtu = 9000
+        without = ["tcx"]
         event-rate = 0
         log-format = "json"
         log-level = "warn,cni_agent=trace"
@@ -77,13 +88,19 @@ fn every_setting_can_stand_in_the_file() {
         state_dir: "/s".into(),
         run_dir: "/r".into(),
         bpffs: "/b".into(),
+        cni_install: Install::No,
+        cni_bin_dir: "/c".into(),
+        cni_conf_dir: "/d".into(),
+        cni_conf_name: "20-weft.conflist".into(),
         device: vec!["eth1".into()],
         underlay: Underlay::Ipv6,
         tunnel_port: 4789,
         mtu: 9000,
+        without: vec!["tcx".into()],
         event_rate: 0,
         log_format: LogFormat::Json,
         log_level: "warn,cni_agent=trace".into(),
+        bpf_object: None,
     };
     assert_eq!(settings, expected);
 }
@@ -161,6 +178,10 @@ fn a_value_that_the_setting_refuses_is_named_with_its_cause() {
         ("device = [\"a-name-that-is-too-long\"]", "1 to 15 characters"),
         ("node-name = \"Node_1\"", "a-z, 0-9"),
         ("node-name = \"\"", "must have a name"),
+        ("cni-install = \"maybe\"", "valid are yes, no"),
+        ("cni-conf-name = \"weft.conf\"", "ends in .conflist"),
+        ("cni-conf-name = \"../weft.conflist\"", "without a directory"),
+        ("cni-conf-name = \".weft.conflist\"", "a file's name"),
         ("log-level = \"cni_agent=loud\"", "a filter is a level"),
     ];
     for (text, cause) in cases {

@@ -4,7 +4,7 @@
 //! lost, merged or late do no harm. A file that does not parse keeps its last good objects. When the directory itself goes
 //! away, everything stays as it was until there is one again.
 mod files;
-mod parse;
+pub mod parse;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -11,7 +11,7 @@ mod tests;
 mod types;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map},
     fmt::{self, Display, Formatter},
     net::IpAddr,
     ops::Deref,
@@ -23,7 +23,7 @@ use serde::Serialize;
 use tracing::warn;
 
 pub use self::types::{
-    Device, Endpoint, NamedPort, NextHop, Node, Phase, Pod, PodKey, Protocol, Row, RowStatus, Source,
+    Device, Endpoint, NamedPort, NextHop, Node, Phase, Pod, PodKey, PodRoute, Protocol, Row, RowStatus, Source, Terms,
 };
 
 /// Counts changes since the agent started; 0 is before the first.
@@ -87,7 +87,8 @@ struct State {
     applied: Revision,
     dirty: BTreeSet<Row>,
     unsettled: BTreeMap<Row, Unsettled>,
-    synced: BTreeSet<Source>,
+    /// Sources in sync, and the revision with which they were.
+    synced: BTreeMap<Source, Revision>,
     kicked: bool,
 }
 impl State {
@@ -347,23 +348,30 @@ impl Tables {
     /// A source has delivered all that it knew when the agent started. Wakes the reconciler: pruning may be allowed now.
     pub fn mark_synced(&self, source: Source) {
         let mut state = self.lock();
-        if state.synced.insert(source) {
+        let revision = state.revision;
+        if let btree_map::Entry::Vacant(entry) = state.synced.entry(source) {
+            entry.insert(revision);
             state.kicked = true;
             self.moved.notify_all();
         }
     }
     /// Whether a source is in sync.
     pub fn is_synced(&self, source: Source) -> bool {
-        self.lock().synced.contains(&source)
+        self.lock().synced.contains_key(&source)
     }
-    /// Whether every source is in sync: only then may the reconciler delete what the tables do not name.
+    /// Whether every source is in sync.
     pub fn all_synced(&self) -> bool {
+        self.all_synced_by(Revision(u64::MAX))
+    }
+    /// Whether every source was in sync by a revision that [`Tables::wait_dirty`] gave: only then may the reconciler delete what
+    /// the tables do not name. A source that has come into sync since may have delivered rows that the reconciler has not taken.
+    pub fn all_synced_by(&self, revision: Revision) -> bool {
         let state = self.lock();
-        Source::ALL.iter().all(|s| state.synced.contains(s))
+        Source::ALL.iter().all(|s| state.synced.get(s).is_some_and(|synced| *synced <= revision))
     }
     /// Waits until a source is in sync; whether it is.
     pub fn wait_synced(&self, source: Source, timeout: Duration) -> bool {
-        self.wait(timeout, |s| s.synced.contains(&source).then_some(())).is_some()
+        self.wait(timeout, |s| s.synced.contains_key(&source).then_some(())).is_some()
     }
 }
 

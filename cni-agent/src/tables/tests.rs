@@ -133,6 +133,19 @@ fn pruning_waits_for_all_sources_and_the_last_one_wakes_the_reconciler() {
 }
 
 #[test]
+fn pruning_waits_until_the_rows_of_a_source_are_taken_too() {
+    let tables = Tables::new();
+    let (taken, _) = tables.wait_dirty(NOW);
+    // Between the reconciler's taking and its pruning.
+    let delivered = tables.set_endpoint(endpoint(1, 1));
+    Source::ALL.iter().for_each(|s| tables.mark_synced(*s));
+    assert!(tables.all_synced() && !tables.all_synced_by(taken));
+    let (taken, rows) = tables.wait_dirty(NOW);
+    assert_eq!((taken, rows), (delivered, BTreeSet::from([Row::Endpoint(1)])));
+    assert!(tables.all_synced_by(taken));
+}
+
+#[test]
 fn a_row_that_is_marked_again_is_dirty_without_a_new_revision() {
     let tables = Tables::new();
     let revision = tables.set_node_addresses(BTreeSet::from(["10.0.0.1".parse().unwrap()]));
@@ -309,6 +322,7 @@ fn endpoint(id: u16, v: u8) -> Endpoint {
         ipv4: Some([10, 1, 0, v].into()),
         ipv6: Some("fd00::1".parse().unwrap()),
         mtu: 1430,
+        terms: crate::tables::Terms::default(),
     }
 }
 fn hop(v: u8) -> NextHop {

@@ -6,8 +6,9 @@ use std::{
 };
 
 use cni_common::net::Mac;
+use cni_plugin::spec::Dns;
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A node of the cluster, from its Node object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -140,6 +141,8 @@ pub struct Endpoint {
     pub ipv6: Option<Ipv6Addr>,
     /// MTU of the pod's routes, bytes.
     pub mtu: u32,
+    /// What was agreed with CNI.
+    pub terms: Terms,
 }
 impl Endpoint {
     /// What names the pod.
@@ -150,6 +153,38 @@ impl Endpoint {
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
     }
+}
+
+/// On what terms an endpoint was connected: what CNI has to know of it later. No map holds any of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Terms {
+    /// The network's name in the configuration. Older releases kept none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub network: String,
+    /// The addresses are another IPAM plugin's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delegated: bool,
+    /// The pod had a default route before: this interface's stand in a table of its own, whose number is the index of the
+    /// pod's end, and a rule for each address leads there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_table: bool,
+    /// The routes that the IPAM plugin asked for; without any, a default route for each family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<PodRoute>,
+    /// Name resolution, handed on in the answer.
+    #[serde(default, skip_serializing_if = "Dns::is_empty")]
+    pub dns: Dns,
+}
+
+/// A route in a pod, through the gateway of its family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRoute {
+    /// Where it leads.
+    pub dst: IpNet,
+    /// Metric: the lowest wins. None is what the kernel takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
 }
 
 /// How this node reaches another node's tunnel address; mirrored from routes and neighbours.

@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use cni_common::{
     net::Mac,
-    wire::{ICMP, ICMP6, TCP, UDP},
+    wire::{ICMP, ICMP6, SCTP, TCP, UDP},
 };
 
 /// A UDP datagram.
@@ -19,6 +19,22 @@ pub fn tcp(sport: u16, dport: u16, flags: u8, payload: &[u8]) -> (u8, Vec<u8>) {
     d.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
     d.extend(payload);
     (TCP, d)
+}
+
+/// CRC32c (RFC 9260 appendix A), which SCTP has instead of the Internet checksum.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let divide = |crc: u32, _| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82f6_3b78 };
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), divide))
+}
+
+/// An SCTP packet that opens an association (RFC 9260 section 3.3.2), with its checksum.
+pub fn sctp(sport: u16, dport: u16) -> (u8, Vec<u8>) {
+    // Common header without tag and checksum; INIT of 20 bytes: tag, window, 10 streams each way, first number.
+    let mut d = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
+    d.extend([0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20, 0xde, 0xad, 0xbe, 0xef, 0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 1]);
+    let sum = crc32c(&d).to_le_bytes();
+    d[8..12].copy_from_slice(&sum);
+    (SCTP, d)
 }
 
 /// An echo request of the family.

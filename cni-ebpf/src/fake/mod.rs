@@ -34,6 +34,8 @@ pub struct Frame {
     pub ifindex: u32,
     /// Payload bytes of a segment; 0 when it is none.
     pub gso: u32,
+    /// What an outer IPv4 header is given as identification.
+    pub identification: u16,
     /// A tag stands beside the bytes.
     pub vlan: bool,
     /// What the VXLAN device recorded.
@@ -60,6 +62,7 @@ impl Frame {
             data,
             ifindex,
             gso: 0,
+            identification: 0,
             vlan: false,
             tunnel: None,
             this_host: false,
@@ -81,6 +84,9 @@ impl Packet for Frame {
     }
     fn gso_size(&self) -> u32 {
         self.gso
+    }
+    fn identification(&self) -> u16 {
+        self.identification
     }
     fn has_vlan(&self) -> bool {
         self.vlan

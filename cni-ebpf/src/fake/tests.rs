@@ -165,6 +165,11 @@ fn a_segment_that_fits_may_be_part_of_a_packet_that_does_not() {
     let fits = MTU - OVERHEAD4 - 28;
     assert_eq!(datagrams(fits), Ok(Verdict::Device(UNDERLAY_IFINDEX)));
     assert_eq!(datagrams(fits + 1), Err(D::TooBig));
+    // SCTP's segments have sizes of their own.
+    let (proto, init) = frame::sctp(4000, 36412);
+    let packet = dont_cut.packet(client(false), pod(false, 1, 1), (proto, [init, vec![0; 40_000]].concat()));
+    let mut f = Frame { gso: 0xffff, ..Frame::new(frame::eth(CLIENT_MAC, Mac::WEFT, packet), CLIENT_IFINDEX) };
+    assert_eq!(from_pod(&mut f, &w), Ok(Verdict::Device(UNDERLAY_IFINDEX)));
     // Options of TCP are in every segment: twelve bytes of timestamps here.
     let timestamps = |gso: u32| {
         let (proto, mut body) = frame::tcp(4000, 80, 0x10, &vec![0; 60_000]);
@@ -272,6 +277,42 @@ fn headers_in_pages_are_pulled_once_and_no_further_than_needed() {
     f.linear = 14 + 50 + 20;
     assert_eq!(decap::from_netdev(&mut f, &w), Ok(Verdict::Peer(SERVER_IFINDEX)));
     assert_eq!(f.pulls.get(), 0);
+}
+
+#[test]
+fn headers_behind_options_and_extensions_are_pulled_as_well() {
+    let w = world();
+    for v6 in [false, true] {
+        // A first fragment of IPv6 behind hop-by-hop options; an IPv4 header of 60 bytes.
+        let options = Ip { options: vec![1; 40], ..Ip::default() };
+        let extensions = Ip { extensions: vec![(0, vec![0; 64]), (44, vec![0, 0, 0, 1, 0, 0, 0, 7])], ..Ip::default() };
+        let ip = if v6 { extensions } else { options };
+        let packet = |from| ip.packet(from, server(v6), frame::tcp(1, 2, 0x10, &[0; 600]));
+        let own = frame::eth(CLIENT_MAC, Mac::WEFT, packet(client(v6)));
+        let mut f = Frame { linear: 14, ..Frame::new(own, CLIENT_IFINDEX) };
+        assert_eq!(from_pod(&mut f, &w), Ok(Verdict::Peer(SERVER_IFINDEX)));
+
+        let inner = frame::eth(Mac::WEFT, Mac::WEFT, packet(pod(v6, 1, 1)));
+        let outer = Ip::default().packet(underlay(false, 1), underlay(false, 0), frame::vxlan(PORT, 1, &inner));
+        let outer = frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, outer);
+        let mut f = Frame { linear: 14, ..Frame::new(outer, UNDERLAY_IFINDEX) };
+        assert_eq!(decap::from_netdev(&mut f, &w), Ok(Verdict::Peer(SERVER_IFINDEX)));
+    }
+}
+
+#[test]
+fn nothing_is_pulled_out_of_the_segments_of_a_packet_that_is_yet_to_be_segmented() {
+    let w = world();
+    let extensions = Ip { extensions: vec![(60, vec![0; 8])], ..Ip::default() };
+    for ip in [Ip::default(), extensions] {
+        let (proto, init) = frame::sctp(4000, 36412);
+        let packet = ip.packet(client(true), pod(true, 1, 1), (proto, [init.clone(), vec![0; 4000]].concat()));
+        let frame = frame::eth(CLIENT_MAC, Mac::WEFT, packet);
+        let linear = frame.len() - 4000 - (init.len() - 12);
+        let mut f = Frame { gso: 0xffff, linear, ..Frame::new(frame, CLIENT_IFINDEX) };
+        assert_eq!(from_pod(&mut f, &w), Ok(Verdict::Device(UNDERLAY_IFINDEX)));
+        assert_eq!(f.pulls.get(), 0);
+    }
 }
 
 #[test]

@@ -12,8 +12,8 @@ use aya_ebpf::{
         bpf_tunnel_key,
     },
     helpers::{
-        bpf_csum_diff, bpf_csum_level, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
-        bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+        bpf_csum_diff, bpf_csum_level, bpf_get_prandom_u32, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
     },
 };
 use bytemuck::{Pod, Zeroable};
@@ -125,6 +125,11 @@ impl Packet for Skb {
     fn gso_size(&self) -> u32 {
         // SAFETY: a field of the program's context.
         unsafe { (*self.ctx).gso_size }
+    }
+    #[inline(always)]
+    fn identification(&self) -> u16 {
+        // SAFETY: takes nothing and reads nothing of ours.
+        (unsafe { bpf_get_prandom_u32() }) as u16
     }
     #[inline(always)]
     fn has_vlan(&self) -> bool {

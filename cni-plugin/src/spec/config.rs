@@ -1,10 +1,11 @@
 //! The network configuration that the runtime hands over on standard input.
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::{
-    error::{CniError, ErrorCode},
+    error::{CniError, ErrorCode, short},
     params::validate_network_name,
+    result::{AddResult, Dns},
     version::Version,
 };
 
@@ -35,10 +36,27 @@ pub struct NetConf {
     /// The result of the plugin before this one in a chain, or at DEL of the ADD that is undone.
     #[serde(rename = "prevResult", default)]
     pub prev_result: Option<Value>,
+    /// What the runtime still has, at GC; read it by [`valid_attachments`](Self::valid_attachments).
+    #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "even_null")]
+    pub valid_attachments: Option<Value>,
+    /// The same under the name that libcni first gave it, against the specification.
+    #[serde(rename = "cni.dev/attachments", default, deserialize_with = "even_null")]
+    pub attachments: Option<Value>,
+    /// Name resolution for the container, handed on in the result.
+    #[serde(default)]
+    pub dns: Option<Dns>,
+    /// Arguments by convention, older than `runtimeConfig`.
+    #[serde(default)]
+    pub args: Option<Value>,
 }
 
 fn default_agent_socket() -> String {
     DEFAULT_AGENT_SOCKET.to_owned()
+}
+
+/// `null` is a value, too: only a key that is missing is none.
+fn even_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 impl NetConf {
@@ -57,47 +75,65 @@ impl NetConf {
         asked_version(object)?;
         match object.get("name") {
             Some(Value::String(name)) => validate_network_name(name)?,
-            Some(other) => return Err(invalid("name", &format!("{other} is not a string"))),
+            Some(other) => return Err(invalid("name", &format!("{} is not a string", short(other)))),
             None => return Err(invalid("name", "it is missing")),
         }
         let conf = Self::deserialize(config).map_err(|e| {
-            CniError::new(ErrorCode::DECODING_FAILURE, format!("the network configuration has a wrong value: {e}"))
-                .with_details("correct it in the .conflist that the runtime reads (usually in /etc/cni/net.d)")
+            CniError::new(
+                ErrorCode::DECODING_FAILURE,
+                format!("the network configuration has a wrong value: {}", short(e)),
+            )
+            .with_details("correct it in the .conflist that the runtime reads (usually in /etc/cni/net.d)")
         })?;
         if !conf.agent_socket.starts_with('/') {
-            return Err(invalid("agentSocket", &format!("{:?} is not an absolute path", conf.agent_socket)));
+            return Err(invalid("agentSocket", &format!("{:?} is not an absolute path", short(&conf.agent_socket))));
         }
         Ok(conf)
     }
+}
 
-    /// Refuses what the configuration asks for and this release does not do yet, so that nothing is ignored silently.
+/// An attachment that the runtime still has (specification section 2, GC).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+pub struct ValidAttachment {
+    /// The container, as the runtime names it.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// The interface in the container.
+    pub ifname: String,
+}
+
+impl NetConf {
+    /// The attachments that the runtime still has; `None` when the configuration does not list them. `null` is how some
+    /// runtimes write an empty list.
     ///
     /// # Errors
-    /// [`ErrorCode::UNSUPPORTED_FIELD`], with key and value in the message, as the specification wants it.
-    pub fn refuse_unserved(&self) -> Result<(), CniError> {
-        let unserved = |key: &str, value: &Value, cure: &str| {
-            let mut value = value.to_string();
-            if value.len() > 200 {
-                value.truncate(value.floor_char_boundary(200));
-                value.push('…');
-            }
-            Err(CniError::new(ErrorCode::UNSUPPORTED_FIELD, format!("Weft does not serve {key} = {value} yet"))
-                .with_details(cure))
+    /// [`ErrorCode::INVALID_CONFIG`] for what is no such list.
+    pub fn valid_attachments(&self) -> Result<Option<Vec<ValidAttachment>>, CniError> {
+        let (key, value) = match (&self.valid_attachments, &self.attachments) {
+            (Some(value), _) => ("cni.dev/valid-attachments", value),
+            (None, Some(value)) => ("cni.dev/attachments", value),
+            (None, None) => return Ok(None),
         };
-        if let Some(kind) = self.ipam.as_ref().and_then(|ipam| ipam.get("type")).filter(|kind| is_set(kind)) {
-            return unserved("ipam.type", kind, "remove `ipam` from the configuration: Weft gives addresses itself");
-        }
-        if let Some((key, value)) = self.runtime_config.iter().flatten().find(|(_, value)| is_set(value)) {
-            return unserved(
-                &format!("runtimeConfig.{key}"),
-                value,
-                &format!("remove {key:?} from `capabilities` in the configuration, or ask the runtime without it"),
-            );
-        }
-        if let Some(previous) = self.prev_result.as_ref().filter(|previous| is_set(previous)) {
-            return unserved("prevResult", previous, "make weft-cni the first plugin of the list");
-        }
-        Ok(())
+        let list = Option::<Vec<ValidAttachment>>::deserialize(value);
+        let wrong = |e| invalid(key, &format!("it is not a list of containerID and ifname: {}", short(e)));
+        list.map(|list| Some(list.unwrap_or_default())).map_err(wrong)
+    }
+
+    /// The name of the plugin that gives addresses, when it is not Weft itself.
+    pub fn ipam_type(&self) -> Option<&str> {
+        self.ipam.as_ref()?.get("type")?.as_str().filter(|kind| !kind.is_empty())
+    }
+
+    /// The result that came before: of the plugin in front of this one (ADD), or of the ADD that is checked or undone.
+    ///
+    /// # Errors
+    /// [`ErrorCode::DECODING_FAILURE`] for what is no result.
+    pub fn previous(&self) -> Result<Option<AddResult>, CniError> {
+        let Some(value) = self.prev_result.as_ref().filter(|previous| is_set(previous)) else { return Ok(None) };
+        AddResult::from_plugin(value, self.cni_version).map(Some).map_err(|e| {
+            CniError::new(ErrorCode::DECODING_FAILURE, format!("the configuration's prevResult is no CNI result: {e}"))
+                .with_details("the runtime must hand over the result of the plugin before, unchanged")
+        })
     }
 }
 
@@ -111,14 +147,14 @@ fn asked_version(config: &Map<String, Value>) -> Result<Version, CniError> {
             .with_details(format!("set \"cniVersion\" in the configuration to one of {}", Version::list())))
     };
     match config.get("cniVersion") {
-        Some(Value::String(s)) => s.parse().or_else(|e| incompatible(format!("{e}"))),
-        Some(other) => incompatible(format!("\"cniVersion\" is {other}, not a string")),
+        Some(Value::String(s)) => s.parse().or_else(|e| incompatible(short(e))),
+        Some(other) => incompatible(format!("\"cniVersion\" is {}, not a string", short(other))),
         None => incompatible("the configuration has no \"cniVersion\", which means 0.1.0".to_owned()),
     }
 }
 
 /// Whether a value asks for anything.
-fn is_set(value: &Value) -> bool {
+pub(super) fn is_set(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::String(s) => !s.is_empty(),
@@ -128,7 +164,7 @@ fn is_set(value: &Value) -> bool {
     }
 }
 
-fn invalid(key: &str, why: &str) -> CniError {
+pub(super) fn invalid(key: &str, why: &str) -> CniError {
     CniError::new(ErrorCode::INVALID_CONFIG, format!("the network configuration's {key:?} is not usable: {why}"))
         .with_details("correct it in the .conflist that the runtime reads (usually in /etc/cni/net.d)")
 }
@@ -176,35 +212,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_served_is_refused_with_key_and_value() {
-        for (extra, wanted) in [
-            (json!({"ipam": {"type": "host-local"}}), "ipam.type = \"host-local\""),
-            (json!({"runtimeConfig": {"mac": "02:00:00:00:00:01"}}), "runtimeConfig.mac = \"02:00:00:00:00:01\""),
-            (json!({"runtimeConfig": {"portMappings": [{"hostPort": 1}]}}), "portMappings = [{\"hostPort\":1}]"),
-            (json!({"prevResult": {"ips": []}}), "prevResult = {\"ips\":[]}"),
-        ] {
-            let error = with(&extra).refuse_unserved().unwrap_err();
-            assert_eq!(error.code, ErrorCode::UNSUPPORTED_FIELD);
-            assert!(error.msg.contains(wanted), "{error}");
+    fn what_the_runtime_still_has_is_a_list_or_not_told() {
+        let key = "cni.dev/valid-attachments";
+        assert_eq!(with(&json!({})).valid_attachments(), Ok(None));
+        for empty in [json!({key: []}), json!({key: null}), json!({"cni.dev/attachments": []})] {
+            assert_eq!(with(&empty).valid_attachments(), Ok(Some(vec![])), "{empty}");
         }
-    }
-
-    #[test]
-    fn what_is_empty_asks_for_nothing() {
-        for extra in [
-            json!({"ipam": {}}),
-            json!({"ipam": {"type": ""}}),
-            json!({"ipam": null, "runtimeConfig": null, "prevResult": null}),
-            json!({"runtimeConfig": {"portMappings": [], "bandwidth": {}, "mac": ""}}),
-        ] {
-            assert_eq!(with(&extra).refuse_unserved(), Ok(()), "{extra}");
+        let one = ValidAttachment { container_id: "c1".into(), ifname: "eth0".into() };
+        let list = json!([{"containerID": "c1", "ifname": "eth0"}]);
+        for listed in
+            [json!({key: list}), json!({key: list, "cni.dev/attachments": []}), json!({"cni.dev/attachments": list})]
+        {
+            assert_eq!(with(&listed).valid_attachments(), Ok(Some(vec![one.clone()])), "{listed}");
         }
-    }
-
-    #[test]
-    fn a_long_value_is_cut_between_characters() {
-        let error = with(&json!({"runtimeConfig": {"x": "ä".repeat(500)}})).refuse_unserved().unwrap_err();
-        assert!(error.msg.len() < 300, "{}", error.msg.len());
+        for bad in [json!({key: {}}), json!({key: [{"containerID": "c1"}]}), json!({key: ["c1"]})] {
+            assert_eq!(with(&bad).valid_attachments().unwrap_err().code, ErrorCode::INVALID_CONFIG);
+        }
     }
 
     fn with(extra: &Value) -> NetConf {

@@ -43,6 +43,10 @@ impl ErrorCode {
     pub const ADDRESSES_EXHAUSTED: Self = Self(103);
     /// The kernel refused a step of the wiring.
     pub const WIRING_FAILED: Self = Self(104);
+    /// CHECK: the attachment is not, or no longer, as ADD made it; the message lists every difference.
+    pub const CHECK_FAILED: Self = Self(105);
+    /// ADD failed, and what it made is not gone yet: addresses of another IPAM plugin are not free before DEL.
+    pub const NOT_UNDONE: Self = Self(106);
 }
 
 /// An error as the runtime gets it.
@@ -77,6 +81,21 @@ impl CniError {
     }
 }
 
+/// What stands in a message of something that came in and may be of any length: its beginning and its end, 200 bytes at
+/// most.
+pub fn short(text: impl fmt::Display) -> String {
+    const LONGEST: usize = 200;
+    const HEAD: usize = 130;
+    const TAIL: usize = 60;
+    let text = text.to_string();
+    if text.len() <= LONGEST {
+        return text;
+    }
+    let head = text.get(..text.floor_char_boundary(HEAD)).unwrap_or_default();
+    let tail = text.get(text.ceil_char_boundary(text.len() - TAIL)..).unwrap_or_default();
+    format!("{head}…{tail}")
+}
+
 impl fmt::Display for CniError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.msg)?;
@@ -87,3 +106,15 @@ impl fmt::Display for CniError {
     }
 }
 impl std::error::Error for CniError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_long_is_cut_in_its_middle_and_between_characters() {
+        assert_eq!(short("ä".repeat(100)), "ä".repeat(100));
+        let cut = short(format!("begin {} end", "ä".repeat(5000)));
+        assert!(cut.len() <= 200 && cut.starts_with("begin ä") && cut.ends_with("ä end"), "{cut}");
+    }
+}

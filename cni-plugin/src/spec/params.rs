@@ -1,7 +1,7 @@
 //! What the runtime says in the environment (specification section 2, "Parameters").
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 
-use super::error::{CniError, ErrorCode};
+use super::error::{CniError, ErrorCode, short};
 
 /// The longest name of a network interface, in bytes: the kernel's `IFNAMSIZ` less the closing zero.
 const MAX_IFNAME: usize = 15;
@@ -98,9 +98,13 @@ impl Parameters {
         validate_container_id(&container_id)?;
         let ifname = required(env, "CNI_IFNAME", "the runtime must name the interface, usually eth0")?;
         validate_ifname(&ifname)?;
-        let path = env("CNI_PATH").map(|list| std::env::split_paths(&list).collect()).unwrap_or_default();
-        Ok(Self { container_id, netns, ifname, args, path })
+        Ok(Self { container_id, netns, ifname, args, path: plugin_path(env) })
     }
+}
+
+/// `CNI_PATH`: the directories of plugins. Every verb may have it.
+pub fn plugin_path(env: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    env("CNI_PATH").map(|list| std::env::split_paths(&list).collect()).unwrap_or_default()
 }
 
 /// Checks a container id against the specification's pattern.
@@ -119,7 +123,7 @@ pub fn validate_network_name(name: &str) -> Result<(), CniError> {
     if is_name(name) {
         return Ok(());
     }
-    Err(CniError::new(ErrorCode::INVALID_CONFIG, format!("the network's name {:?} is not valid", shown(name)))
+    Err(CniError::new(ErrorCode::INVALID_CONFIG, format!("the network's name {:?} is not valid", short(name)))
         .with_details(NAME_RULE))
 }
 
@@ -202,14 +206,9 @@ fn required(env: &dyn Fn(&str) -> Option<OsString>, name: &str, cure: &str) -> R
 fn wrong(name: &str, value: &str, rule: &str) -> CniError {
     CniError::new(
         ErrorCode::INVALID_ENVIRONMENT,
-        format!("the environment variable {name} is not valid: {:?}", shown(value)),
+        format!("the environment variable {name} is not valid: {:?}", short(value)),
     )
     .with_details(rule)
-}
-
-/// What is shown of a value that may be of any length.
-fn shown(value: &str) -> &str {
-    value.get(..value.floor_char_boundary(200)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -7,26 +7,29 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::version::Version;
+use super::{
+    legacy::{null_is_default, version_or_latest},
+    version::Version,
+};
 
 /// The result of ADD. Fields that the version in `cni_version` does not know are `None` after
 /// [`in_version`](Self::in_version); what is empty is left out of the JSON text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddResult {
     /// The version whose shape this is.
-    #[serde(rename = "cniVersion", default)]
+    #[serde(rename = "cniVersion", default, deserialize_with = "version_or_latest")]
     pub cni_version: Version,
     /// The interfaces that were made, those of the host included.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
     /// The addresses that were given.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub ips: Vec<IpConfig>,
     /// The routes that were made in the container.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
     /// Name resolution.
-    #[serde(default, skip_serializing_if = "Dns::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Dns::is_empty")]
     pub dns: Dns,
 }
 
@@ -36,13 +39,13 @@ pub struct Interface {
     /// Its name.
     pub name: String,
     /// Its hardware address, six pairs of hexadecimal digits with colons between.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub mac: String,
     /// Its MTU in bytes. Since 1.1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// The container's network namespace as `CNI_NETNS` gave it; empty for an interface of the host.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
     /// The socket that stands for the interface (vhost-user). Since 1.1.0; Weft has none.
     #[serde(rename = "socketPath", default, skip_serializing_if = "Option::is_none")]
@@ -120,16 +123,16 @@ impl Route {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dns {
     /// Addresses of name servers, the best first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
     /// The local domain.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub domain: String,
     /// Domains in which short names are sought.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
     /// Options of the resolver.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }
 

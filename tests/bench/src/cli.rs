@@ -5,9 +5,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::add::args::AddArgs;
 use crate::inline::Test;
 use crate::layout::{Family, LayoutName};
-use crate::{add, agent, interrupt, netns, path, report};
+use crate::{agent, interrupt, netns, path, report};
 
 /// Measures Weft's datapath and CNI calls side by side with the physical limit and with peers.
 ///
@@ -84,30 +85,6 @@ Examples:
   weft-bench path --only weft-same --family 4  Weft on one node and its limit
   weft-bench path --rounds 3 --json | jq '.results[] | {layout, test, family, ratio}'";
 
-/// Time of CNI calls, one after another, as a container runtime sees them.
-///
-/// A Weft lab of one node is built; each call executes the real weft-cni binary with a network namespace that was
-/// made before, as runtimes do, and the clock runs from its start to its end. First all VERSION calls, which never
-/// reach the agent and so show what starting a process costs, then all ADDs, then all DELs.
-///
-/// OUTPUT: a table, then one line a figure, `figure add p50_ms X`, for programs to read. With --json one document
-/// instead.
-///
-/// EXIT STATUS: 0; 1 when a call failed, or with --check when ADD's median is over its budget; 2 for a wrong command
-/// line.
-#[derive(Debug, Args)]
-pub struct AddArgs {
-    /// Print one JSON document instead of the table and the figures.
-    #[arg(long)]
-    json: bool,
-    /// Exit with 1 when the budget is broken.
-    #[arg(long)]
-    check: bool,
-    /// Calls of each verb. A node has 253 addresses.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=250))]
-    count: u32,
-}
-
 /// Time until a restarted agent is ready, and its resident memory, with 20 pods on its node.
 ///
 /// A Weft lab of two nodes is built; the agent of the first is killed and started again, and the clock runs from its start until
@@ -179,30 +156,6 @@ impl Cli {
             Verb::Add(arguments) => arguments.run(),
             Verb::Agent(arguments) => arguments.run(),
         }
-    }
-}
-
-impl AddArgs {
-    fn run(self) -> Result<bool> {
-        interrupt::watch()?;
-        let _claim = netns::claim()?;
-        let report = add::measure(self.count)?;
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&report).context("write the report as JSON")?);
-        } else {
-            print!("{}", add::text(&report));
-        }
-        if report.machine_is_busy() {
-            eprintln!(
-                "weft-bench: this machine is busy: half of the VERSION calls, which only start a process, took over {:.1} ms where {:.1} are enough; measure again when it is quiet",
-                report.version.p50_ms, report.version.min_ms
-            );
-        }
-        let broken = report.broken();
-        if let Some(over) = &broken {
-            eprintln!("weft-bench: over budget: {over}");
-        }
-        Ok(broken.is_none() || !self.check)
     }
 }
 

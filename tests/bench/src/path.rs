@@ -2,13 +2,11 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::rc::Rc;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::inline::{Sample, Test, await_delivery, choose_cpu, measure};
 use crate::layout::{Bridge, Cluster, Direct, Ends, Family, Flannel, Layout, LayoutName, Weft};
@@ -36,7 +34,7 @@ type Key = (LayoutName, Test, Family);
 /// Builds the layouts, measures them and takes them down, also after an error.
 pub fn run(plan: &Plan) -> Result<Report> {
     let cpu = choose_cpu()?;
-    let load_before = load();
+    let mut machine = Machine::here(Some(cpu));
     let mut site = Site::default();
     site.up(plan)?;
 
@@ -45,13 +43,7 @@ pub fn run(plan: &Plan) -> Result<Report> {
     let no_tso =
         if without_tso.is_empty() { Vec::new() } else { no_tso::run(&without_tso, &plan.families, &site, cpu)? };
 
-    let machine = Machine {
-        kernel: kernel(),
-        cpus: thread::available_parallelism().map_or(1, usize::from),
-        cpu,
-        load_before,
-        load_after: load(),
-    };
+    machine.measured();
     let built = std::mem::take(&mut site.built);
     site.down()?;
     Ok(Report::new(plan, machine, built, cells, no_tso))
@@ -186,15 +178,6 @@ pub fn progress_end() {
     if stderr().is_terminal() {
         eprintln!();
     }
-}
-
-fn load() -> Option<f64> {
-    fs::read_to_string("/proc/loadavg").ok()?.split_ascii_whitespace().next()?.parse().ok()
-}
-
-fn kernel() -> String {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release");
-    release.map_or_else(|error| format!("{error:#}"), |text| text.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs;
+use std::thread;
 
+use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::inline::Test;
@@ -44,7 +47,8 @@ impl Budget {
         }
     }
 
-    fn text(self) -> String {
+    /// As people write it.
+    pub fn text(self) -> String {
         match self {
             Self::AtMost(bound) => format!("<= {bound:.2}"),
             Self::AtLeast(bound) => format!(">= {bound:.2}"),
@@ -59,12 +63,36 @@ pub struct Machine {
     pub kernel: String,
     /// CPUs that may be used.
     pub cpus: usize,
-    /// The CPU that was measured on.
-    pub cpu: usize,
+    /// The CPU that was measured on; none for what runs on all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<usize>,
     /// Load average of the last minute when the run began.
     pub load_before: Option<f64>,
     /// Load average of the last minute when it ended.
     pub load_after: Option<f64>,
+}
+
+impl Machine {
+    /// This one, before anything is measured.
+    pub fn here(cpu: Option<usize>) -> Self {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release");
+        Self {
+            kernel: release.map_or_else(|error| format!("{error:#}"), |text| text.trim().to_owned()),
+            cpus: thread::available_parallelism().map_or(1, usize::from),
+            cpu,
+            load_before: load(),
+            load_after: None,
+        }
+    }
+
+    /// Takes note of the load at the end.
+    pub fn measured(&mut self) {
+        self.load_after = load();
+    }
+}
+
+fn load() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// A layout and how it was built.

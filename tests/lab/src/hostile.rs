@@ -15,14 +15,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use cni_agent::{
-    datapath::object,
-    netlink::{
-        Socket, addr,
-        link::{self, End},
-        netns,
-        route::{self, Route},
-    },
+use cni_agent::netlink::{
+    Socket, addr,
+    link::{self, End},
+    netns,
+    route::{self, Route},
 };
 use ipnet::IpNet;
 
@@ -70,7 +67,7 @@ pub struct HostileNode {
     netns: OwnedFd,
     addresses: Vec<IpNet>,
     router: Router,
-    /// Somebody else's programs at the ingress and at the egress of its device to the underlay. None if this binary holds no BPF object, or
+    /// Somebody else's programs at the ingress and at the egress of its device to the underlay. None if this process
     /// did not build the lab.
     foreign: Option<[Foreign; 2]>,
 }
@@ -89,17 +86,15 @@ impl HostileNode {
         self.docker().context("make Docker's bridge and a container")?;
         self.second_nic().context("make a second NIC and a host behind it")?;
         self.set_forward(Policy::Drop)?;
-        if !object::OBJECT.is_empty() {
-            let device = index_of(&mut Socket::open_in(self.netns.as_fd())?, NODE_DEVICE)?;
-            let put = |direction| -> Result<Foreign> {
-                let foreign = Foreign::load()?;
-                for side in Side::BOTH {
-                    foreign.attach(self.netns.as_fd(), device, direction, side)?;
-                }
-                Ok(foreign)
-            };
-            self.foreign = Some([put(Direction::Ingress)?, put(Direction::Egress)?]);
-        }
+        let device = index_of(&mut Socket::open_in(self.netns.as_fd())?, NODE_DEVICE)?;
+        let put = |direction| -> Result<Foreign> {
+            let foreign = Foreign::load()?;
+            for side in Side::BOTH {
+                foreign.attach(self.netns.as_fd(), device, direction, side)?;
+            }
+            Ok(foreign)
+        };
+        self.foreign = Some([put(Direction::Ingress)?, put(Direction::Egress)?]);
         self.advertise_own()
     }
 
@@ -154,12 +149,9 @@ impl HostileNode {
     /// Somebody else's programs on its device to the underlay.
     ///
     /// # Errors
-    /// When this binary holds no BPF object to make them of, or did not build the lab.
+    /// When this process did not build the lab.
     pub fn foreign(&self, direction: Direction) -> Result<&Foreign> {
-        let [ingress, egress] = self.foreign.as_ref().context(
-            "nobody else's programs are on the hostile node: this binary was built without a BPF object. Run it by \
-             `cargo xtask test`, or set WEFT_BPF_OBJECT to the object when you build it",
-        )?;
+        let [ingress, egress] = self.foreign.as_ref().context("this process did not build the hostile node")?;
         Ok(match direction {
             Direction::Ingress => ingress,
             Direction::Egress => egress,

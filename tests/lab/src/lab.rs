@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     clean,
     hostile::{Hostile, HostileNode},
-    layout::{MAX_NODES, ROOT},
+    layout::{self, MAX_NODES, ROOT},
     lock::Lock,
     manifest,
     node::Node,
@@ -37,6 +37,8 @@ pub struct LabConfig {
     pub underlay: Underlay,
     /// Which one is hostile.
     pub hostile: Hostile,
+    /// Whose addresses the pods of a node get, by the node's number: [`layout::pod_cidrs`], [`layout::wide_pod_cidrs`] or others.
+    pub pod_cidrs: fn(u8) -> Vec<IpNet>,
     /// Further arguments of every agent.
     pub agent_args: Vec<String>,
     /// Directory of our programs; found if none (see [`LabConfig::default`]).
@@ -52,6 +54,7 @@ impl Default for LabConfig {
             nodes: 2,
             underlay: Underlay::Bridge,
             hostile: Hostile::default(),
+            pod_cidrs: |node| layout::pod_cidrs(node).into(),
             agent_args: Vec::new(),
             bin_dir: None,
             watch: Watch::default(),
@@ -94,7 +97,7 @@ impl Lab {
     /// # Errors
     /// When somebody's lab is up, programs are missing, or any part fails; nothing is left then.
     pub fn up(config: LabConfig) -> Result<Self> {
-        let LabConfig { nodes, underlay, hostile, agent_args, bin_dir, mut watch } = config;
+        let LabConfig { nodes, underlay, hostile, pod_cidrs, agent_args, bin_dir, mut watch } = config;
         if !nix::unistd::geteuid().is_root() {
             bail!("the lab needs root: it makes network namespaces and loads BPF programs. Run it with sudo");
         }
@@ -112,7 +115,9 @@ impl Lab {
         let bin_dir = programs::find(bin_dir)?;
         let lock = Lock::wait()?;
         remove_leftovers(&mut watch)?;
-        let nodes: Vec<NodeState> = (1..=nodes).map(|n| underlay::plan(underlay, n, hostile.is(n, nodes))).collect();
+        let nodes: Vec<NodeState> = (1..=nodes)
+            .map(|n| NodeState { pod_cidrs: pod_cidrs(n), ..underlay::plan(underlay, n, hostile.is(n, nodes)) })
+            .collect();
         let state = State {
             owner: Some(Identity::own()?),
             underlay,
@@ -257,6 +262,18 @@ impl Lab {
         manifest::write_node(&object, &self.state.nodes)
     }
 
+    /// Writes other pod CIDRs into the Node object of `node`, as a cluster does that gives a node a further range or takes one away.
+    ///
+    /// # Errors
+    /// When there is no such node or its object can not be written.
+    pub fn set_pod_cidrs(&mut self, node: &str, cidrs: &[IpNet]) -> Result<()> {
+        let node = self.nodes.iter_mut().find(|n| n.name() == node).with_context(|| format!("no node {node}"))?;
+        node.state.pod_cidrs = cidrs.to_vec();
+        let object = node.state.clone();
+        self.note_agents()?;
+        manifest::write_node(&object, &self.state.nodes)
+    }
+
     /// Takes the Node object of `node` away from all agents, or shows it to them again.
     ///
     /// # Errors
@@ -358,7 +375,7 @@ impl Lab {
         let call = CniCall::of("ADD", &pod, node.paths());
         let mut answer = None;
         step("execute the CNI plugin: ADD", &mut || {
-            answer = Some(call.run(&state.bin_dir, node)?);
+            answer = Some(call.run(&node.plugin_dir(&state.bin_dir), node)?);
             Ok(())
         })?;
         let (result, cni) = answer.context("the CNI plugin gave no result")?;
@@ -370,7 +387,7 @@ impl Lab {
     /// Removes what there is of a pod that could not be made. The error that led here is the one to report.
     fn discard(&self, pod: &Pod) {
         if let Ok(node) = self.node(&pod.node) {
-            drop(CniCall::of("DEL", pod, node.paths()).run(&self.state.bin_dir, node));
+            drop(CniCall::of("DEL", pod, node.paths()).run(&node.plugin_dir(&self.state.bin_dir), node));
         }
         drop(netns::delete(&pod.netns()));
         drop(manifest::remove_pod(pod, &self.state.nodes));
@@ -391,7 +408,7 @@ impl Lab {
         let Self { state, nodes, watch, .. } = self;
         let node = nodes.iter().find(|n| n.name() == pod.node).context("the pod's node has vanished")?;
         let call = CniCall::of("DEL", pod, node.paths());
-        watch.step("execute the CNI plugin: DEL", || call.run(&state.bin_dir, node).map(drop))?;
+        watch.step("execute the CNI plugin: DEL", || call.run(&node.plugin_dir(&state.bin_dir), node).map(drop))?;
         watch.step("delete the pod's network namespace", || {
             netns::delete(&pod.netns()).with_context(|| format!("delete the network namespace {}", pod.netns()))
         })?;
@@ -428,6 +445,27 @@ impl Lab {
         running.start_agent(&self.state.bin_dir, &self.state.agent_args)?;
         self.note_agents()?;
         self.node(node)?.await_ready(begin)
+    }
+
+    /// Starts the agent of a node that lacks something, and gives what the agent waits for as soon as it says so.
+    ///
+    /// # Errors
+    /// When the agent cannot be started, ends, or is ready.
+    pub fn start_waiting_agent(&mut self, node: &str) -> Result<String> {
+        let begin = Instant::now();
+        let starting = self.nodes.iter_mut().find(|n| n.name() == node).context("there is no such node")?;
+        starting.start_agent(&self.state.bin_dir, &self.state.agent_args)?;
+        self.note_agents()?;
+        let health = self.node(node)?.await_health(begin, |health| Ok(Some(health)))?;
+        if health.status == 200 {
+            bail!("the agent of {node} is ready");
+        }
+        Ok(health.body)
+    }
+
+    /// Gives agents that are started from now on these further arguments, instead of those of [`LabConfig::agent_args`].
+    pub fn set_agent_args(&mut self, further: &[&str]) {
+        self.state.agent_args = further.iter().map(|a| (*a).to_owned()).collect();
     }
 
     /// Ends a node's agent and starts it again; gives the time from its start until it was ready.

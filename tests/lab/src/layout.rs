@@ -86,6 +86,13 @@ pub fn node_addresses(number: u8) -> [IpNet; 2] {
     [v4(Ipv4Addr::new(10, 99, 0, 0), number, 24), v6(UNDERLAY6, number, 64)]
 }
 
+/// Underlay addresses of node `number` that is a virtual machine, IPv4 first. The machine's init has given them to its device.
+#[must_use]
+pub fn machine_addresses(number: u8) -> [IpNet; 2] {
+    let v6_net = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0);
+    [v4(Ipv4Addr::new(192, 168, 77, 0), number, 24), v6(v6_net, number, 64)]
+}
+
 /// Underlay addresses of node `number` behind a router, IPv4 first: its link is a subnet of its own.
 #[must_use]
 pub fn routed_addresses(number: u8) -> [IpNet; 2] {
@@ -161,6 +168,15 @@ pub fn pod_cidrs(number: u8) -> [IpNet; 2] {
     [IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, number, 0), 24)), IpNet::V6(Ipv6Net::new_assert(v6, 64))]
 }
 
+/// Pod CIDRs of node `number` for more pods than the 253 of [`pod_cidrs`], IPv4 first: 65,533. No underlay of the lab lies in them.
+#[must_use]
+pub fn wide_pod_cidrs(number: u8) -> Vec<IpNet> {
+    let [_, v6] = pod_cidrs(number);
+    // Node numbers end at 99, and the underlays have 10.97 to 10.99.
+    let second = number.saturating_add(100);
+    vec![IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16)), v6]
+}
+
 /// The hexadecimal number that looks like `number`: node 10's address ends in `::10`.
 fn spelled(number: u8) -> u16 {
     let number = u16::from(number);
@@ -204,6 +220,24 @@ impl NodePaths {
         self.root.join("manifests")
     }
 
+    /// Where its agent puts the CNI plugin.
+    #[must_use]
+    pub fn cni_bin(&self) -> PathBuf {
+        self.root.join("cni/bin")
+    }
+
+    /// Where its agent puts the network configuration.
+    #[must_use]
+    pub fn cni_conf(&self) -> PathBuf {
+        self.root.join("cni/net.d")
+    }
+
+    /// The network configuration, as its agent writes it.
+    #[must_use]
+    pub fn conflist(&self) -> PathBuf {
+        self.cni_conf().join("05-weft.conflist")
+    }
+
     /// What its agents have said.
     #[must_use]
     pub fn log(&self) -> PathBuf {
@@ -241,6 +275,8 @@ mod tests {
         assert_eq!(router_addresses(12).map(|a| a.to_string()), ["10.97.12.254/24", "fd97:0:0:12::254/64"]);
         assert_eq!(second_addresses(12).map(|a| a.to_string()), ["10.98.0.12/24", "fd98::12/64"]);
         assert_eq!(pod_cidrs(12).map(|a| a.to_string()), ["10.244.12.0/24", "fd10:244:12::/64"]);
+        let wide: Vec<_> = wide_pod_cidrs(12).iter().map(ToString::to_string).collect();
+        assert_eq!(wide, ["10.112.0.0/16", "fd10:244:12::/64"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::{
     fs::{self, File},
     net::IpAddr,
     os::{fd::AsFd as _, unix::process::CommandExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -15,8 +15,9 @@ use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
 use crate::{
-    api,
+    api::{self, Response},
     layout::{NodePaths, node_netns},
+    machine,
     probe::Place,
     process::{Held, Identity},
     state::NodeState,
@@ -26,6 +27,8 @@ use crate::{
 const READY_LIMIT: Duration = Duration::from_secs(20);
 /// Pause between two questions for readiness. The agent's end is seen at once.
 const READY_PAUSE: Duration = Duration::from_millis(2);
+/// The same in an emulated machine: there a question costs milliseconds, which the agent needs to become ready.
+const READY_PAUSE_VM: Duration = Duration::from_millis(25);
 /// As much of an agent's log goes into an error.
 const LOG_LINES: usize = 15;
 
@@ -134,6 +137,11 @@ impl Node {
             .arg(self.paths.run())
             .arg("--bpffs")
             .arg(self.paths.bpf())
+            // Never the machine's own directories.
+            .arg("--cni-bin-dir")
+            .arg(self.paths.cni_bin())
+            .arg("--cni-conf-dir")
+            .arg(self.paths.cni_conf())
             .args(further)
             .stdin(Stdio::null())
             .stdout(log.try_clone().with_context(what)?)
@@ -148,20 +156,49 @@ impl Node {
         fs::write(self.paths.pid(), format!("{pid}\n")).with_context(what)
     }
 
-    /// Waits until the agent says that it forwards packets; gives the time since `begin`.
+    /// Directory of the CNI plugin that a runtime on this node calls: where the agent has put it, or `bin_dir`, where it comes from,
+    /// with agents that install nothing.
+    pub(crate) fn plugin_dir(&self, bin_dir: &Path) -> PathBuf {
+        let installed = self.paths.cni_bin();
+        if installed.join("weft-cni").exists() { installed } else { bin_dir.to_owned() }
+    }
+
+    /// Whether the agent has done with installing. One that could not is an error, unless a runtime has what it needs from before.
+    fn is_installed(&self) -> Result<bool> {
+        let install = &self.ask("/v1/status")?["install"];
+        match install["stage"].as_str() {
+            Some("off" | "installed") => Ok(true),
+            Some("failed") if self.paths.conflist().exists() => Ok(true),
+            Some("failed") => bail!("the agent of {} cannot be installed: {}", self.name(), install["why"]),
+            _ => Ok(false),
+        }
+    }
+
+    /// Waits until the agent says that it forwards packets and has installed itself for a runtime; gives the time since `begin`.
     pub(crate) fn await_ready(&self, begin: Instant) -> Result<Duration> {
+        self.await_health(begin, |health| Ok((health.status == 200 && self.is_installed()?).then(|| begin.elapsed())))
+    }
+
+    /// Asks the agent how it is until `enough` has an answer to give.
+    pub(crate) fn await_health<T>(&self, begin: Instant, enough: impl Fn(Response) -> Result<Option<T>>) -> Result<T> {
         let socket = self.paths.api_socket();
         let deadline = begin + READY_LIMIT;
+        let pause = if machine::is_virtual() { READY_PAUSE_VM } else { READY_PAUSE };
         loop {
             let why = match api::get(&socket, "/v1/healthz") {
-                Ok(answer) if answer.status == 200 => return Ok(begin.elapsed()),
-                Ok(answer) => answer.body,
+                Ok(health) => {
+                    let why = health.body.clone();
+                    if let Some(answer) = enough(health)? {
+                        return Ok(answer);
+                    }
+                    why
+                }
                 Err(e) => format!("{e:#}"),
             };
             let agent = self.state.agent.and_then(Identity::hold);
             let ended = match &agent {
                 None => true,
-                Some(agent) => agent.wait(READY_PAUSE)?,
+                Some(agent) => agent.wait(pause)?,
             };
             if ended {
                 bail!(

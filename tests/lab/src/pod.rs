@@ -1,6 +1,7 @@
 //! Pods: a network namespace each, connected by the real CNI plugin.
 use std::{
     collections::BTreeMap,
+    fs,
     io::Write as _,
     net::IpAddr,
     os::fd::AsFd as _,
@@ -180,12 +181,7 @@ impl CniCall {
     pub fn of(command: &'static str, pod: &Pod, paths: &NodePaths) -> Self {
         Self {
             command,
-            config: json!({
-                "cniVersion": "1.1.0",
-                "name": "weft",
-                "type": "weft-cni",
-                "agentSocket": paths.cni_socket(),
-            }),
+            config: network(paths),
             container_id: pod.container_id.clone(),
             netns: Some(netns::path_of(&pod.netns()).display().to_string()),
             args: format!(
@@ -195,7 +191,7 @@ impl CniCall {
         }
     }
 
-    /// Executes the plugin in the node's namespace and gives what it printed and how long it took. Null for empty output.
+    /// Executes the plugin of `bin_dir` in the node's namespace and gives what it printed and how long it took. Null for empty output.
     ///
     /// # Errors
     /// When it can not be started or exits with an error; the text has the plugin's own words.
@@ -237,6 +233,23 @@ impl CniCall {
         };
         Ok((result, took))
     }
+}
+
+/// What a runtime makes of the installed configuration for its one plugin (specification section 4): name and version of the list in
+/// the plugin's object. An agent that installs nothing (`--cni-install no`) has left it to us.
+fn network(paths: &NodePaths) -> Value {
+    let installed = fs::read(paths.conflist()).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    let Some(list) = installed else {
+        return json!({
+            "cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "agentSocket": paths.cni_socket(),
+        });
+    };
+    let mut plugin = list["plugins"][0].clone();
+    plugin["name"] = list["name"].clone();
+    // The newest, as libcni from 1.2 on takes it.
+    plugin["cniVersion"] =
+        list["cniVersions"].as_array().and_then(|all| all.last()).unwrap_or(&list["cniVersion"]).clone();
+    plugin
 }
 
 /// The addresses in a CNI result, without their prefix lengths, IPv4 first.

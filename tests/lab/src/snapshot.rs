@@ -14,6 +14,18 @@ use crate::{layout, process};
 const PROGRAMS: [&str; 2] = ["weft-agent", "weft-cni"];
 /// Below this many directories a cgroup is somebody's own business.
 const CGROUP_DEPTH: usize = 3;
+/// Where CNI plugins and container runtimes keep things; what is deeper than the second directory is the runtimes' own.
+const RUNTIMES: [&str; 9] = [
+    "/etc/cni",
+    "/opt/cni",
+    "/var/lib/cni",
+    "/var/lib/containers",
+    "/var/lib/containerd",
+    "/run/cni",
+    "/run/containers",
+    "/run/containerd",
+    "/run/libpod",
+];
 
 /// The host at one moment: one line a fact. Of what belongs to other people's work on the machine (their namespaces, their
 /// processes) it holds nothing.
@@ -47,6 +59,9 @@ impl Snapshot {
         mounts(&mut facts).context("list the mounts")?;
         for place in [layout::ROOT, "/run/weft"] {
             tree(Path::new(place), usize::MAX, "file", &mut facts)?;
+        }
+        for place in RUNTIMES {
+            tree(Path::new(place), 2, "file", &mut facts)?;
         }
         tree(Path::new("/sys/fs/bpf"), usize::MAX, "BPF pin", &mut facts)?;
         tree(Path::new("/sys/fs/cgroup"), CGROUP_DEPTH, "cgroup", &mut facts)?;

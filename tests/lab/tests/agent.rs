@@ -10,6 +10,7 @@ use std::{
 use cni_agent::netlink::netns;
 use lab::{
     Ending, Lab, LabConfig, PodSpec,
+    pair::until,
     probe::{self, Family, Place},
 };
 
@@ -87,7 +88,7 @@ fn a_second_agent_leaves_with_a_clear_sentence() {
     let lab = lab();
     let node = lab.node("node-1").unwrap();
     let second = Command::new(lab.bin_dir().join("weft-agent"))
-        .args(["--node-name", "node-1", "--run-dir"])
+        .args(["--node-name", "node-1", "--cni-install", "no", "--run-dir"])
         .arg(node.paths().run())
         .output()
         .unwrap();
@@ -103,8 +104,8 @@ fn an_agent_without_its_node_object_says_so_and_add_is_to_be_tried_again() {
     let hidden = manifests.with_extension("hidden");
     lab.stop_agent("node-1", Ending::Asked).unwrap();
     fs::rename(&manifests, &hidden).unwrap();
-    let error = lab.start_agent("node-1").unwrap_err();
-    assert!(format!("{error:#}").contains("no Node object of the name node-1"), "{error:#}");
+    let waits_for = lab.start_waiting_agent("node-1").unwrap();
+    assert!(waits_for.contains("no Node object of the name node-1"), "{waits_for}");
     let error = lab.pod_add("node-1", &PodSpec::named("early")).unwrap_err();
     assert!(format!("{error:#}").contains("cannot take pods yet"), "{error:#}");
     // Object by object: the agent follows the directory that it has made.
@@ -112,6 +113,8 @@ fn an_agent_without_its_node_object_says_so_and_add_is_to_be_tried_again() {
         let file = file.unwrap();
         fs::copy(file.path(), manifests.join(file.file_name())).unwrap();
     }
+    let ready = || lab.node("node-1").unwrap().ask("/v1/status").unwrap()["not_ready"].is_null();
+    until("the agent has seen its Node object, and the devices that it names", ready).unwrap();
     let web = pod(&mut lab, "node-1", "web");
     assert_reaches(&web, &lab.node("node-1").unwrap().place().unwrap());
     fs::remove_dir_all(&hidden).unwrap();

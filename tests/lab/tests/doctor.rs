@@ -8,7 +8,7 @@ use cni_agent::netlink::netns;
 use lab::{Ending, Lab, LabConfig, hostile::Policy};
 use serde_json::Value;
 
-/// Exit code and report of `weft doctor --json` on a node, with a directory of CNI configurations of the lab's own.
+/// Exit code and report of `weft doctor --json` on a node. The directory of configurations is named, as not every agent runs.
 fn doctor(lab: &Lab, node: &str) -> (i32, Value) {
     let node = lab.node(node).unwrap();
     let place = node.place().unwrap();
@@ -16,7 +16,7 @@ fn doctor(lab: &Lab, node: &str) -> (i32, Value) {
     weft.args(["doctor", "--json", "--socket"])
         .arg(node.paths().api_socket())
         .arg("--cni-conf-dir")
-        .arg(node.paths().run().join("net.d"))
+        .arg(node.paths().cni_conf())
         .stdout(Stdio::piped());
     let output = netns::spawn_in(place.netns(), &mut weft).unwrap().wait_with_output().unwrap();
     (output.status.code().unwrap(), serde_json::from_slice(&output.stdout).unwrap())
@@ -50,13 +50,17 @@ fn the_doctor_finds_nothing_on_an_ordinary_node_and_names_what_stands_in_the_way
 
     let place = lab.node("node-1").unwrap().place().unwrap();
     netns::set_sysctl(place.netns(), "ipv4/ip_forward", "0").unwrap();
-    let directory = lab.node("node-1").unwrap().paths().run().join("net.d");
-    fs::create_dir_all(&directory).unwrap();
-    fs::write(directory.join("05-other.conflist"), r#"{"name":"other","plugins":[{"type":"bridge"}]}"#).unwrap();
-    fs::write(directory.join("10-weft.conflist"), r#"{"name":"weft","plugins":[{"type":"weft-cni"}]}"#).unwrap();
+    let paths = lab.node("node-1").unwrap().paths().clone();
+    fs::write(paths.cni_conf().join("00-other.conflist"), r#"{"name":"other","plugins":[{"type":"bridge"}]}"#).unwrap();
+    let shaped = r#"{"name":"x","plugins":[{"type":"weft-cni"},{"type":"bandwidth"}]}"#;
+    fs::write(paths.cni_conf().join("10-shaped.conflist"), shaped).unwrap();
+    let (code, report) = doctor(&lab, "node-1");
+    assert_eq!((code, hindering(&report)), (1, vec!["ip-forward4", "cni-foreign", "cni-bandwidth"]), "{report:#}");
+    assert!(cure(&report, "cni-bandwidth").contains("10-shaped.conflist"), "{report:#}");
+    fs::remove_file(paths.cni_conf().join("10-shaped.conflist")).unwrap();
     lab.stop_agent("node-1", Ending::Asked).unwrap();
     let (code, report) = doctor(&lab, "node-1");
     assert_eq!((code, hindering(&report)), (1, vec!["agent", "ip-forward4", "cni-foreign"]), "{report:#}");
-    assert!(cure(&report, "cni-foreign").contains("05-other.conflist.disabled"), "{report:#}");
+    assert!(cure(&report, "cni-foreign").contains("00-other.conflist.disabled"), "{report:#}");
     lab.down().unwrap();
 }

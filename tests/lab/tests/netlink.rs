@@ -10,8 +10,9 @@ use cni_agent::netlink::{
     link::{self, End, Link},
     monitor::{Event, Monitor},
     names, neigh, netns,
-    pod::PodLink,
+    pod::{self, PodLink},
     route::{self, Route},
+    rule::{self, Rule},
     tc::{self, Place},
 };
 use cni_common::net::Mac;
@@ -70,6 +71,7 @@ fn wire<'a>(host_name: &'a str, pod: &'a Net) -> PodLink<'a> {
         mtu_device: 1500,
         route_mtu: 1450,
         addresses: vec![ip("10.244.1.9"), ip("fd10:244:1::9")],
+        routes: vec![],
         block: names::BLOCK_INDEX,
         netns: pod.netns.as_fd(),
     }
@@ -78,9 +80,15 @@ fn wire<'a>(host_name: &'a str, pod: &'a Net) -> PodLink<'a> {
 #[test]
 fn a_veth_pair_is_made_in_two_namespaces_under_final_names_indexes_macs_and_mtu() {
     let (mut node, mut pod) = (Net::new(), Net::new());
-    let end = End { name: "weft5", index: Some(70), mac: Some(Mac::WEFT), mtu: Some(1400), netns: None };
-    let peer =
-        End { name: "eth0", index: Some(71), mac: Some(POD_MAC), mtu: Some(1300), netns: Some(pod.netns.as_fd()) };
+    let end = End { name: "weft5", index: Some(70), mac: Some(Mac::WEFT), mtu: Some(1400), ..End::default() };
+    let peer = End {
+        name: "eth0",
+        index: Some(71),
+        mac: Some(POD_MAC),
+        mtu: Some(1300),
+        netns: Some(pod.netns.as_fd()),
+        queues: Some(1),
+    };
     node.socket.run(link::create_veth(&end, &peer)).unwrap();
 
     let host = node.link("weft5");
@@ -89,6 +97,7 @@ fn a_veth_pair_is_made_in_two_namespaces_under_final_names_indexes_macs_and_mtu(
     assert!(host.link_netns.is_some(), "the other end is in another namespace");
     let inside = pod.link("eth0");
     assert_eq!((inside.index, inside.mac, inside.mtu, inside.up), (71, Some(POD_MAC), 1300, false));
+    assert!(pod.ip(&["-d", "link", "show", "eth0"]).contains("numtxqueues 1 numrxqueues 1"));
 }
 
 #[test]
@@ -139,8 +148,8 @@ fn what_is_missing_and_what_exists_are_told_apart() {
 #[test]
 fn a_pods_wire_is_whole_after_two_sends() {
     let (mut node, mut pod) = (Net::new(), Net::new());
-    let steps = wire("weft9", &pod).wire(&mut node.socket).unwrap();
-    assert_eq!(steps.len(), 4);
+    let wired = wire("weft9", &pod).wire(&mut node.socket).unwrap();
+    assert_eq!((wired.steps.len(), wired.own_table), (4, false));
     for address in ["10.244.1.9", "fd10:244:1::9"] {
         let way = route::lookup(&mut pod.socket, ip(address)).unwrap();
         assert!(way.is_some_and(|w| w.local), "packets to {address} must be taken in when the wire is whole");
@@ -214,6 +223,91 @@ fn a_wire_that_fails_half_way_leaves_no_device() {
     let devices = |net: &mut Net| link::list(&mut net.socket).unwrap().into_iter().map(|l| l.name).collect::<Vec<_>>();
     assert_eq!(devices(&mut node), ["lo"]);
     assert_eq!(devices(&mut pod), ["lo"]);
+}
+
+/// Interface index of the pod's end of its second wire, and so the number of its table.
+const SECOND: u32 = names::FIRST_IFINDEX + 8;
+
+/// The second wire of a pod: other names, indexes and addresses.
+fn second<'a>(host_name: &'a str, pod: &'a Net) -> PodLink<'a> {
+    PodLink {
+        host_ifindex: names::FIRST_IFINDEX + 7,
+        pod_ifindex: SECOND,
+        pod_ifname: "net1",
+        addresses: vec![ip("10.244.1.10"), ip("fd10:244:1::a")],
+        ..wire(host_name, pod)
+    }
+}
+
+fn rules(pod: &mut Net) -> Vec<(IpAddr, u32)> {
+    let mut all: Vec<_> = rule::list(&mut pod.socket).unwrap().into_iter().map(|r| (r.from, r.table)).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_second_wire_of_a_pod_has_a_table_of_its_own_and_a_rule_for_each_address() {
+    let (mut node, mut pod) = (Net::new(), Net::new());
+    wire("weft9", &pod).wire(&mut node.socket).unwrap();
+    assert!(second("wefta", &pod).wire(&mut node.socket).unwrap().own_table);
+    let (index, table) = (SECOND, SECOND);
+    assert_eq!(rules(&mut pod), [(ip("10.244.1.10"), table), (ip("fd10:244:1::a"), table)]);
+    let shown = pod.ip(&["rule", "show"]);
+    assert!(shown.contains(&format!("from 10.244.1.10 lookup {table} proto 87")), "{shown}");
+
+    let ways = |all: Vec<Route>| all.into_iter().map(|r| (r.dst.to_string(), r.index, r.mtu)).collect::<Vec<_>>();
+    let of = |dst: &str, index| (dst.to_owned(), index, Some(1450));
+    let own = ways(route::list_table(&mut pod.socket, table).unwrap());
+    assert_eq!(own, [of("0.0.0.0/0", index), of("::/0", index)]);
+    let first = names::FIRST_IFINDEX + 6;
+    let main = ways(route::list(&mut pod.socket).unwrap());
+    let defaults: Vec<_> = main.into_iter().filter(|(dst, ..)| dst.ends_with("/0")).collect();
+    assert_eq!(defaults, [of("0.0.0.0/0", first), of("::/0", first)], "the pod's way out is as before");
+
+    let host = node.link("wefta").index;
+    node.socket.run(link::delete(host)).unwrap();
+    assert_eq!(rules(&mut pod).len(), 2, "rules do not go with a device");
+    pod::delete_rules(&mut pod.socket, table).unwrap();
+    pod::delete_rules(&mut pod.socket, table).unwrap();
+    assert_eq!(rules(&mut pod), []);
+}
+
+#[test]
+fn a_second_wire_gives_the_pod_the_default_route_of_a_family_that_it_has_none_of() {
+    let (mut node, mut pod) = (Net::new(), Net::new());
+    PodLink { addresses: vec![ip("10.244.1.9")], ..wire("weft9", &pod) }.wire(&mut node.socket).unwrap();
+    assert!(second("wefta", &pod).wire(&mut node.socket).unwrap().own_table);
+    let defaults = route::list(&mut pod.socket).unwrap().into_iter().filter(|r| r.dst.prefix_len() == 0);
+    let defaults: Vec<_> = defaults.map(|r| (r.dst.to_string(), r.index)).collect();
+    let first = names::FIRST_IFINDEX + 6;
+    assert_eq!(defaults, [("0.0.0.0/0".to_owned(), first), ("::/0".to_owned(), SECOND)]);
+    assert_eq!(route::list_table(&mut pod.socket, SECOND).unwrap().len(), 2);
+}
+
+#[test]
+fn the_routes_of_a_wire_are_those_that_were_asked_for() {
+    let (mut node, mut pod) = (Net::new(), Net::new());
+    let mut link = wire("weft9", &pod);
+    link.routes = vec![("10.0.0.0/8".parse().unwrap(), None), ("fd00::/8".parse().unwrap(), Some(7))];
+    assert!(!link.wire(&mut node.socket).unwrap().own_table);
+    let ours = route::list(&mut pod.socket).unwrap().into_iter().filter(|r| r.protocol == names::ROUTE_PROTOCOL);
+    let ours: Vec<_> = ours.map(|r| (r.dst.to_string(), r.gateway, r.priority)).collect();
+    let expected = [("10.0.0.0/8", "169.254.1.1", None), ("fd00::/8", "fe80::1", Some(7))];
+    assert_eq!(ours, expected.map(|(dst, gateway, metric)| (dst.to_owned(), Some(ip(gateway)), metric)));
+}
+
+#[test]
+fn a_second_wire_that_fails_half_way_leaves_no_rule() {
+    let (mut node, mut pod) = (Net::new(), Net::new());
+    wire("weft9", &pod).wire(&mut node.socket).unwrap();
+    // Somebody's rule of the very same kind is in the way of the second one.
+    let taken = Rule { from: ip("fd10:244:1::a"), table: SECOND };
+    pod.socket.run(rule::add(taken)).unwrap();
+    let refused = second("wefta", &pod).wire(&mut node.socket).unwrap_err();
+    assert!(refused.is_exists() && refused.to_string().contains("rule from fd10:244:1::a"), "{refused}");
+    assert_eq!(rules(&mut pod), []);
+    let devices: Vec<_> = link::list(&mut pod.socket).unwrap().into_iter().map(|l| l.name).collect();
+    assert_eq!(devices, ["lo", "eth0"]);
 }
 
 #[test]

@@ -4,5 +4,6 @@
 
 pub mod fill;
 pub mod kernel;
+pub mod refused;
 
 pub use cni_ebpf::fake::{corpus, frame, world};

@@ -1,11 +1,13 @@
-//! Pinned maps: adopted with what is in them when the layout is ours, refused by name when it is not. On a BPF file system of its own.
+//! Pins: maps are adopted with what is in them when the layout is ours, refused by name when it is not; programs are what an agent goes on
+//! with whose own the kernel refuses. On a BPF file system of its own.
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use cni_agent::datapath::Datapath;
+use cni_agent::datapath::{Datapath, attach, object, programs};
 use cni_common::schema;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -20,6 +22,18 @@ impl Bpffs {
         mount(Some("bpf"), &path, Some("bpf"), MsFlags::empty(), None::<&str>).expect("a BPF file system (needs root)");
         Self { path }
     }
+    /// As an agent whose object's `program` is refused.
+    fn start_refused(&self, program: &str) -> Result<Datapath, String> {
+        Datapath::start(&packets::refused::object(program), &self.path).map_err(|e| cni_agent::error_chain(&e))
+    }
+    /// Every pin: its name and the object's number.
+    fn pins(&self) -> BTreeMap<String, u64> {
+        use std::os::unix::fs::MetadataExt as _;
+        // Not what the kernel puts there itself.
+        let own = fs::read_dir(&self.path).expect("lists").map(|e| e.expect("an entry"));
+        let own = own.filter(|e| !e.file_name().to_string_lossy().ends_with(".debug"));
+        own.map(|e| (e.file_name().to_string_lossy().into_owned(), e.metadata().expect("is there").ino())).collect()
+    }
     fn load(&self) -> Result<Datapath, String> {
         Datapath::load(Some(&self.path)).map_err(|e| cni_agent::error_chain(&e))
     }
@@ -33,10 +47,11 @@ impl Drop for Bpffs {
 }
 
 fn refused(bpffs: &Bpffs) -> String {
-    match bpffs.load() {
-        Ok(_) => panic!("a foreign layout was adopted"),
-        Err(e) => e,
-    }
+    bpffs.load().map(drop).expect_err("a foreign layout was adopted")
+}
+/// The programs' numbers.
+fn ids(datapath: &Datapath) -> Vec<Option<u32>> {
+    object::HOOKS.into_iter().map(|name| datapath.program_id(name)).collect()
 }
 fn recreate(pin: &Path, create: &[&str]) {
     fs::remove_file(pin).expect("was pinned");
@@ -82,4 +97,69 @@ fn a_pin_that_is_no_map_is_an_error_and_not_taken_for_missing() {
     fs::create_dir(bpffs.path.join(schema::TUNNELS.name)).expect("a directory in the place of a pin");
     let e = refused(&bpffs);
     assert!(e.contains(schema::TUNNELS.name), "{e}");
+}
+
+#[test]
+fn an_agent_whose_programs_are_refused_goes_on_with_the_pinned_ones() {
+    let bpffs = Bpffs::new("refused");
+    let first = bpffs.load().expect("loads");
+    let (running, pins) = (ids(&first), bpffs.pins());
+    drop(first);
+    for name in object::HOOKS {
+        let mut second = bpffs.start_refused(name).expect("goes on");
+        let load = second.refused().expect("tells of it").clone();
+        println!("{name}: {load:#?}");
+        assert_eq!((load.refusal.what.as_str(), ids(&second), bpffs.pins()), (name, running.clone(), pins.clone()));
+        // The sentence has changed from kernel to kernel; the instruction has not.
+        let log = &load.refusal.log;
+        assert!(log.last().is_some_and(|l| l.contains("invalid") && l.contains("stack")), "{log:?}");
+        assert!(log.iter().any(|l| l.contains("r0 = *(u64 *)(r10 +8)")), "{log:?}");
+        assert!(!log.iter().any(|l| l.starts_with("processed ")) && log.len() <= 20, "{log:?}");
+        assert!(load.refusal.error.contains(log.last().expect("is there")), "{}", load.refusal.error);
+        assert!(load.running_since.is_some_and(|t| t <= load.at) && load.at > 1_700_000_000, "{load:?}");
+        second.take_events().expect("the ring is there");
+        assert_eq!(attach::linked(&bpffs.path, name).expect("lists").len(), 0, "a program's pin is no link's");
+    }
+    let third = bpffs.load().expect("loads");
+    assert!(third.refused().is_none() && ids(&third).iter().zip(&running).all(|(new, old)| new != old));
+    assert_eq!(bpffs.pins().keys().collect::<Vec<_>>(), pins.keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_first_agent_whose_programs_are_refused_leaves_nothing() {
+    let bpffs = Bpffs::new("first");
+    let said = bpffs.start_refused(object::FROM_POD).map(drop).expect_err("there is nothing to go on with");
+    println!("{said}");
+    for part in ["refuses the program from_pod", "stack", "no earlier agent has left programs", "another kernel"] {
+        assert!(said.contains(part), "no {part:?} in: {said}");
+    }
+    assert_eq!(bpffs.pins(), BTreeMap::new());
+}
+
+#[test]
+fn what_a_former_agent_left_in_part_or_on_other_maps_is_not_gone_on_with() {
+    let bpffs = Bpffs::new("part");
+    drop(bpffs.load().expect("loads"));
+    fs::remove_file(programs::path(&bpffs.path, object::FROM_HOST)).expect("was pinned");
+    let said = bpffs.start_refused(object::FROM_POD).map(drop).expect_err("one is missing");
+    assert!(said.contains("prog_from_host is missing"), "{said}");
+    // A map of the same layout that is not the programs' own.
+    drop(bpffs.load().expect("loads"));
+    let create = ["type", "hash", "key", "4", "value", "4", "entries", "8192", "name", "nodes4_v1"];
+    recreate(&bpffs.path.join(schema::NODES4.name), &create);
+    let said = bpffs.start_refused(object::FROM_POD).map(drop).expect_err("a map is another one");
+    assert!(said.contains("another map nodes4_v1"), "{said}");
+}
+
+#[test]
+fn pins_that_a_killed_agent_or_another_release_left_are_cleared_by_the_next_load() {
+    let bpffs = Bpffs::new("swept");
+    drop(bpffs.load().expect("loads"));
+    let pins = bpffs.pins();
+    let from = |name: &str| fs::rename(programs::path(&bpffs.path, object::FROM_POD), bpffs.path.join(name));
+    from("new_prog_from_pod").expect("renames");
+    drop(bpffs.load().expect("loads"));
+    from("prog_from_elsewhere").expect("renames");
+    drop(bpffs.load().expect("loads"));
+    assert_eq!(bpffs.pins().keys().collect::<Vec<_>>(), pins.keys().collect::<Vec<_>>());
 }

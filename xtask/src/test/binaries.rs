@@ -46,7 +46,7 @@ pub fn test_binaries(ws: &Workspace, object: &Path, packages: &[&str]) -> Result
     let mut command = ws.cargo();
     command.arg("test");
     build::embed(&mut command, object);
-    command.args(["--no-run", "--message-format=json-render-diagnostics"]);
+    command.args(["--release", "--no-run", "--message-format=json-render-diagnostics"]);
     for package in packages {
         command.args(["-p", package]);
     }

@@ -8,12 +8,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Plan, cpio::Archive, kernel::Kernel, modules};
+use super::{
+    accel,
+    cpio::Archive,
+    kernel::Kernel,
+    modules,
+    suites::{Lists, Step},
+};
 use crate::{
-    build::Built,
     run,
     setup::is_static,
-    test::{TestBinary, count_tests},
     ui,
     workspace::{Workspace, which},
 };
@@ -21,117 +25,93 @@ use crate::{
 /// Lines of init for the host begin so.
 pub const MARK: &str = "weft-vm: ";
 
-/// The lab's tests that are run in a machine: those of packets' ways, and of what else is on a node.
-const LAB_TESTS: [&str; 10] =
-    ["two_pods", "two_nodes", "paths", "mtu", "neighbours", "moves", "offloads", "icmp", "coexist", "doctor"];
+/// Lines of init that give a person a shell instead of running tests.
+pub const SHELL: &str = "echo 'Programs are in /weft/bin, tests in /weft/tests; `poweroff` or Ctrl-D ends.'\n\
+    export PATH=/weft/bin:$PATH TERM=vt100; cd /weft; setsid cttyhack bash; poweroff";
 
-/// Modules that disks, the console's luck and our datapath may need, in a sensible order; their own needs are added.
-const MODULES: [&str; 21] = [
-    "virtio_pci",
-    "virtio_blk",
-    "virtio_rng",
-    "virtio_net",
-    "ipv6",
-    "veth",
-    "udp_tunnel",
-    "ip6_udp_tunnel",
-    "vxlan",
-    "sch_ingress",
-    "cls_bpf",
-    "act_bpf",
-    "bridge",
-    "dummy",
-    "tun",
-    "overlay",
-    "nf_tables",
-    "nf_nat",
-    "nft_chain_nat",
-    "nft_masq",
-    "8021q",
-];
-
-/// Tools of the host that tests and people use in the guest; their shared libraries come along.
-const TOOLS: [&str; 9] = ["ip", "tc", "bpftool", "ping", "ethtool", "tracepath", "traceroute", "mtr", "mtr-packet"];
+/// Our programs in the guest.
+pub const PROGRAMS: [&str; 4] = ["weft-agent", "weft", "weft-cni", "weft-lab"];
 
 /// Seconds that one test binary may take in the guest.
 const STEP_LIMIT: u32 = 20 * 60;
 
-/// A test binary to run in the guest.
-pub struct Step {
-    /// Its name in tables.
-    pub name: String,
+/// What machines of all kernels have in common, packed once.
+pub struct Image {
     file: PathBuf,
-    args: Vec<String>,
+    modules: Vec<String>,
+    steps: Vec<Step>,
 }
 
-impl Step {
-    /// A step that is never run.
-    #[cfg(test)]
-    pub fn for_tests(name: &str) -> Self {
-        Self { name: name.to_owned(), file: PathBuf::new(), args: Vec::new() }
+impl Image {
+    /// Packs tools and test binaries, and our programs out of `programs` where they are needed.
+    pub fn pack(
+        ws: &Workspace,
+        lists: &Lists,
+        programs: Option<&Path>,
+        steps: Vec<Step>,
+        file: PathBuf,
+    ) -> Result<Self> {
+        let mut archive = Archive::default();
+        for dir in ["proc", "sys", "dev", "tmp", "run", "etc", "root", "out", "var/tmp"] {
+            archive.dir(dir);
+        }
+        archive.char_device("dev/console", 5, 1);
+        archive.link("var/run", "../run");
+        archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n".to_vec());
+        archive.file("etc/group", 0o644, b"root:x:0:\n".to_vec());
+        archive.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n::1 localhost\n".to_vec());
+        let busybox = which("busybox").context("busybox is missing")?;
+        archive.file("bin/busybox", 0o755, read(&busybox)?);
+        // The usual one asks an init that is more than a script.
+        archive.file("sbin/poweroff", 0o755, b"#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n".to_vec());
+        // busybox's own shell would run its built-in `ip` and `ping` before the real ones.
+        let shell = which("dash").context("dash is missing")?;
+        add_program(ws, &mut archive, &shell, "bin/dash")?;
+        archive.link("bin/sh", "dash");
+        for tool in &lists.tools {
+            let file = which(tool).with_context(|| format!("{tool} is missing"))?;
+            add_program(ws, &mut archive, &file, &format!("sbin/{tool}"))?;
+        }
+        for (name, bin_dir) in PROGRAMS.iter().zip(programs.iter().cycle()) {
+            add_ours(ws, &mut archive, &bin_dir.join(name), &format!("weft/bin/{name}"), &file)?;
+        }
+        for step in &steps {
+            add_ours(ws, &mut archive, &step.binary.file, &format!("weft/tests/{}", step.name()), &file)?;
+        }
+        write(&archive, &fs::File::create(&file).with_context(|| format!("create {}", file.display()))?)?;
+        Ok(Self { file, modules: lists.modules.clone(), steps })
+    }
+
+    /// What the machines run.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// The file system of one machine: what all have, its kernel's modules, and its init with lines of its own, which run
+    /// before the first test. Linux unpacks archives one after another.
+    pub fn complete(&self, ws: &Workspace, kernel: &Kernel, setup: &str, out: &Path) -> Result<()> {
+        fs::copy(&self.file, out).with_context(|| format!("create {}", out.display()))?;
+        let mut archive = Archive::default();
+        add_modules(ws, &mut archive, kernel, &self.modules)?;
+        archive.file("init", 0o755, init(&self.steps, setup).into_bytes());
+        let file = fs::File::options().append(true).open(out).with_context(|| format!("open {}", out.display()))?;
+        write(&archive, &file)
     }
 }
 
-/// Chooses the test binaries, and the tests in them.
-pub fn steps(ws: &Workspace, plan: Plan, binaries: &[TestBinary]) -> Result<Vec<Step>> {
-    let mut steps = Vec::new();
-    for binary in binaries {
-        let filter = match (binary.package.as_str(), plan) {
-            ("packets", Plan::Tests) => "",
-            ("packets", Plan::Verifier) => "verified",
-            ("lab", Plan::Tests) if LAB_TESTS.contains(&binary.name.as_str()) => "",
-            _ => continue,
-        };
-        if count_tests(ws, binary, filter)? == 0 {
-            continue;
-        }
-        let mut args = vec!["--show-output".to_owned(), "--test-threads=1".to_owned()];
-        if !filter.is_empty() {
-            args.push(filter.to_owned());
-        }
-        steps.push(Step { name: format!("{}/{}", binary.package, binary.name), file: binary.file.clone(), args });
-    }
-    for package in if plan == Plan::Tests { ["packets", "lab"].as_slice() } else { &["packets"] } {
-        if !steps.iter().any(|s| s.name.starts_with(package)) {
-            bail!("tests/{package} has no test to run in a virtual machine");
-        }
-    }
-    Ok(steps)
-}
-
-/// Packs the system and gives its size in bytes.
-pub fn pack(ws: &Workspace, kernel: &Kernel, plan: Plan, built: &Built, steps: &[Step], out: &Path) -> Result<u64> {
+/// Packs a system that says that it is up and ends.
+pub fn pack_probe(out: &Path) -> Result<()> {
     let mut archive = Archive::default();
-    for dir in ["proc", "sys", "dev", "tmp", "run", "etc", "root", "out", "var/tmp"] {
-        archive.dir(dir);
-    }
     archive.char_device("dev/console", 5, 1);
-    archive.link("var/run", "../run");
-    archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n".to_vec());
-    archive.file("etc/group", 0o644, b"root:x:0:\n".to_vec());
-    archive.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n::1 localhost\n".to_vec());
-    let busybox = which("busybox").context("busybox is missing")?;
-    archive.file("bin/busybox", 0o755, read(&busybox)?);
-    // busybox's own shell would run its built-in `ip` and `ping` before the real ones.
-    let shell = which("dash").context("dash is missing")?;
-    add_program(ws, &mut archive, &shell, "bin/dash")?;
-    archive.link("bin/sh", "dash");
-    for tool in TOOLS {
-        let file = which(tool).with_context(|| format!("{tool} is missing"))?;
-        add_program(ws, &mut archive, &file, &format!("sbin/{tool}"))?;
-    }
-    // To load programs the test binary is enough.
-    let programs: &[&str] = if plan == Plan::Tests { &["weft-agent", "weft", "weft-cni", "weft-lab"] } else { &[] };
-    for program in programs {
-        add_ours(ws, &mut archive, &built.bin_dir.join(program), &format!("weft/bin/{program}"), out)?;
-    }
-    for (n, step) in steps.iter().enumerate() {
-        add_ours(ws, &mut archive, &step.file, &format!("weft/tests/{n}"), out)?;
-    }
-    add_modules(ws, &mut archive, kernel)?;
-    archive.file("init", 0o755, init(steps).into_bytes());
-    let file = fs::File::create(out).with_context(|| format!("create {}", out.display()))?;
-    archive.write(BufWriter::new(file)).with_context(|| format!("write {}", out.display()))
+    archive.file("bin/busybox", 0o755, read(&which("busybox").context("busybox is missing")?)?);
+    let init = format!("#!/bin/busybox sh\necho '{}'\n{OFF}\n", accel::UP);
+    archive.file("init", 0o755, init.into_bytes());
+    write(&archive, &fs::File::create(out).with_context(|| format!("create {}", out.display()))?)
+}
+
+fn write(archive: &Archive, file: &fs::File) -> Result<()> {
+    archive.write(BufWriter::new(file)).context("write a file system for machines")?;
+    Ok(())
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {
@@ -169,14 +149,14 @@ fn libraries(listed: &str) -> Vec<&str> {
     listed.lines().filter_map(|l| l.split_whitespace().find(|word| word.starts_with('/'))).collect()
 }
 
-fn add_modules(ws: &Workspace, archive: &mut Archive, kernel: &Kernel) -> Result<()> {
+fn add_modules(ws: &Workspace, archive: &mut Archive, kernel: &Kernel, wanted: &[String]) -> Result<()> {
     let text = |name: &str| {
         let file = kernel.modules.join(name);
         fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))
     };
     // Kernels from 7.x on come without the list of what is built in; then nothing can be said to be missing.
     let built_in = text("modules.builtin").ok();
-    let order = modules::order(&text("modules.dep")?, built_in.as_deref().unwrap_or_default(), &MODULES);
+    let order = modules::order(&text("modules.dep")?, built_in.as_deref().unwrap_or_default(), wanted);
     if built_in.is_some() && !order.missing.is_empty() {
         ui::note(&format!("kernel {} has no {}", kernel.release, order.missing.join(", ")));
     }
@@ -205,30 +185,46 @@ fn add_modules(ws: &Workspace, archive: &mut Archive, kernel: &Kernel) -> Result
     Ok(())
 }
 
-/// The guest's first and only script: mounts, modules, tests one after another, results, off.
-fn init(steps: &[Step]) -> String {
+/// What tests find in their environment.
+const ENVIRONMENT: &str = "WEFT_BIN_DIR=/weft/bin WEFT_VM=1 WEFT_CORPUS=150 RUST_BACKTRACE=1";
+
+/// Gathers the kernel's messages and the agents' logs in /out.
+pub const GATHER: &str = "dmesg >/out/dmesg.txt\n\
+    for f in /run/weft-lab/*/agent.log; do [ -e $f ] && cp $f /out/$(basename $(dirname $f))-agent.log; done\n";
+
+/// Lines of shell that run the steps one after another, each between its marks.
+pub fn runs(steps: &[Step]) -> String {
     let mut script = format!(
+        "export {ENVIRONMENT}\n\
+         run() {{ n=$1; t=$2; shift 2; echo \"{MARK}begin $n\"; \
+         timeout -k 5 {STEP_LIMIT} /weft/tests/$t --show-output --test-threads=1 \"$@\" $WEFT_VM_TESTS 2>&1; echo \"{MARK}end $n $?\"; }}\n"
+    );
+    for (n, step) in steps.iter().enumerate() {
+        script.push_str(&format!("run {n} {} {}\n", step.name(), step.filter));
+    }
+    script
+}
+
+/// Ends the machine. QEMU takes a moment to obey, in which the first process must not end: the kernel would panic.
+const OFF: &str = "/bin/busybox poweroff -f; exec /bin/busybox sleep 60";
+
+/// The guest's first and only script: mounts, modules, tests one after another, results, off.
+fn init(steps: &[Step], setup: &str) -> String {
+    let runs = runs(steps);
+    // The results go back as an archive on the first disk: Debian's cloud kernels have no port to hand QEMU an exit code.
+    format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin 2>/dev/null # names that are taken stay as they are\n\
-         export PATH=/sbin:/bin HOME=/root WEFT_BIN_DIR=/weft/bin WEFT_VM=1 WEFT_CORPUS=150 RUST_BACKTRACE=1\n\
+         export PATH=/sbin:/bin HOME=/root {ENVIRONMENT}\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
          mount -t tmpfs run /run; mount -t tmpfs tmp /tmp; mkdir -p /run/netns /dev/pts\n\
          mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cg /sys/fs/cgroup; mount -t tracefs t /sys/kernel/tracing\n\
          for m in /modules/*; do insmod $m || echo \"insmod $m failed\"; done\n\
          ip link set lo up; hostname guest\n\
+         {setup}\n\
          echo \"{MARK}up: kernel $(uname -r) after $(cut -d' ' -f1 /proc/uptime) s\"\n\
-         run() {{ n=$1; shift; echo \"{MARK}begin $n\"; timeout -k 5 {STEP_LIMIT} /weft/tests/$n \"$@\" 2>&1; echo \"{MARK}end $n $?\"; }}\n"
-    );
-    for (n, step) in steps.iter().enumerate() {
-        script.push_str(&format!("run {n} {}\n", step.args.join(" ")));
-    }
-    // The results go back as an archive on the first disk: Debian's cloud kernels have no port to hand QEMU an exit code.
-    script.push_str(
-        "dmesg >/out/dmesg.txt\n\
-         for f in /run/weft-lab/*/agent.log; do [ -e $f ] && cp $f /out/$(basename $(dirname $f))-agent.log; done\n\
-         touch /out/done; tar -cf /dev/vda -C /out .; sync; poweroff -f\n",
-    );
-    script
+         {runs}{GATHER}touch /out/done; tar -cf /dev/vda -C /out .; sync; {OFF}\n"
+    )
 }
 
 #[cfg(test)]
@@ -242,11 +238,11 @@ mod tests {
     }
 
     #[test]
-    fn init_runs_the_steps_in_order_and_powers_off() {
-        let mut steps = [Step::for_tests("a"), Step::for_tests("b")];
-        steps[1].args = vec!["two_pods".to_owned()];
-        let script = init(&steps);
+    fn init_sets_up_runs_the_steps_in_order_and_powers_off() {
+        let steps = [Step::for_tests("lab", "two_pods"), Step::for_tests("packets", "pins")];
+        let script = init(&steps, "export WEFT_VM_MACHINE=1");
         let at = |what: &str| script.find(what).unwrap_or_else(|| panic!("no {what} in {script}"));
-        assert!(at("\nrun 0") < at("\nrun 1 two_pods") && at("\nrun 1") < at("poweroff"));
+        assert!(at("WEFT_VM_MACHINE=1") < at("\nrun 0 lab/two_pods"));
+        assert!(at("\nrun 0 lab/two_pods") < at("\nrun 1 packets/pins") && at("\nrun 1") < at("poweroff"));
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     deb::Suite,
     run,
     ui::{self, Stage},
-    workspace::Workspace,
+    workspace::{self, Workspace},
 };
 
 /// A line of kernels that can be asked for.
@@ -25,16 +25,13 @@ pub struct Series {
     suites: &'static [&'static str],
 }
 
-/// 5.10 is the oldest that we support, 6.1 the first whose verifier reports figures, 6.12 has TCX.
+/// 5.10 is the oldest that we support, 6.12 has TCX.
 static SERIES: [Series; 4] = [
     Series { key: "5.10", version: &[5, 10], suites: &["bullseye-security", "bullseye"] },
     Series { key: "6.1", version: &[6, 1], suites: &["bookworm"] },
     Series { key: "6.12", version: &[6, 12], suites: &["trixie"] },
     Series { key: "newest", version: &[], suites: &["sid", "forky", "trixie-backports"] },
 ];
-
-/// Written last into a kernel's directory: without it the download did not come to its end.
-const COMPLETE: &str = ".complete";
 
 /// Packages with small kernels for virtual machines, which have all that we need.
 const PREFIX: &str = "linux-image-";
@@ -56,33 +53,46 @@ pub fn series(key: &str) -> Result<&'static Series> {
     SERIES.iter().find(|s| s.key == key).with_context(|| format!("no kernel `{key}`: there are {}", known()))
 }
 
+/// The keys of the named series, or of all.
+pub fn choose(keys: &[String]) -> Result<Vec<&'static str>> {
+    if keys.is_empty() {
+        return Ok(SERIES.each_ref().map(|s| s.key).to_vec());
+    }
+    keys.iter().map(|k| Ok(series(k)?.key)).collect()
+}
+
 /// The kernels as a table.
-pub fn list(ws: &Workspace) -> String {
+pub fn list() -> String {
     let rows: Vec<Vec<String>> = SERIES
         .iter()
-        .map(|s| vec![s.key.to_owned(), s.suites.join(", "), here(ws, s).unwrap_or_else(|| "-".to_owned())])
+        .map(|s| {
+            let here = dir(s).ok().and_then(|dir| here(s, &dir));
+            vec![s.key.to_owned(), s.suites.join(", "), here.unwrap_or_else(|| "-".to_owned())]
+        })
         .collect();
     ui::table(&["kernel", "Debian suites", "downloaded"], &rows)
 }
 
-fn dir(ws: &Workspace, series: &Series) -> PathBuf {
-    ws.target.join("vm/kernels").join(series.key)
+/// Where the kernels of a series are kept, a directory each.
+fn dir(series: &Series) -> Result<PathBuf> {
+    Ok(workspace::cache()?.join("kernels").join(series.key))
 }
 
 /// The newest downloaded release of a series.
-fn here(ws: &Workspace, series: &Series) -> Option<String> {
-    let names = fs::read_dir(dir(ws, series)).ok()?.flatten().filter(|e| e.path().join(COMPLETE).exists());
+fn here(series: &Series, dir: &Path) -> Option<String> {
+    let names = fs::read_dir(dir).ok()?.flatten();
     let packages: Vec<String> = names.map(|e| format!("{PREFIX}{}", e.file_name().to_string_lossy())).collect();
     Some(newest(packages.iter().map(String::as_str), series.version)?.1[PREFIX.len()..].to_owned())
 }
 
 /// A kernel of the series: the one that is here, else the newest that Debian has.
 pub fn get(ws: &Workspace, series: &'static Series) -> Result<Kernel> {
-    let release = match here(ws, series) {
+    let dir = dir(series)?;
+    let release = match here(series, &dir) {
         Some(release) => release,
         None => fetch(ws, series)?,
     };
-    let root = dir(ws, series).join(&release);
+    let root = dir.join(&release);
     let base = if root.join("usr/lib/modules").join(&release).exists() { root.join("usr") } else { root.clone() };
     let modules = base.join("lib/modules").join(&release);
     let image =
@@ -134,33 +144,30 @@ pub fn fetch(ws: &Workspace, series: &'static Series) -> Result<String> {
     };
     let release = package[PREFIX.len()..].to_owned();
     stage.done(&release);
-    let root = dir(ws, series).join(&release);
-    if root.join(COMPLETE).exists() {
+    let dir = dir(series)?;
+    // Other runs may want the same kernel at this moment. A kernel has its name only once it is complete.
+    let _alone = workspace::lock(&dir.join(".lock"))?;
+    let kept = dir.join(&release);
+    if kept.exists() {
         return Ok(release);
     }
     let stage = Stage::start(format!("download kernel {release}"));
+    let root = dir.join(".unfinished");
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("remove {}", root.display()))?;
     }
-    unpack(&suite, &[package], &root)?;
+    suite.unpack(&[package], &root)?;
     if image(&root, &release).is_none() {
-        unpack(&suite, &[format!("linux-binary-{release}"), format!("linux-modules-{release}")], &root)?;
+        suite.unpack(&[format!("linux-binary-{release}"), format!("linux-modules-{release}")], &root)?;
     }
     if image(&root, &release).is_none() {
         bail!("the packages of kernel {release} hold no vmlinuz where we know it");
     }
     let base = if root.join("usr/lib/modules").join(&release).exists() { root.join("usr") } else { root.clone() };
     run::capture(ws.command("depmod").arg("-b").arg(&base).arg(&release)).context("find what the modules need")?;
-    fs::write(root.join(COMPLETE), "").with_context(|| format!("mark {}", root.display()))?;
+    fs::rename(&root, &kept).with_context(|| format!("keep {}", kept.display()))?;
     stage.done("");
     Ok(release)
-}
-
-fn unpack(suite: &Suite<'_>, packages: &[String], root: &Path) -> Result<()> {
-    for deb in suite.download(packages)? {
-        suite.unpack(&deb, root)?;
-    }
-    Ok(())
 }
 
 /// The newest kernel among package names, of the versions that begin with `series`.

@@ -14,7 +14,7 @@ pub struct Order {
 /// Puts the wanted modules and all that they need into order.
 ///
 /// `dep` and `builtin` are the texts of modules.dep (as depmod writes it) and modules.builtin.
-pub fn order(dep: &str, builtin: &str, wanted: &[&str]) -> Order {
+pub fn order(dep: &str, builtin: &str, wanted: &[impl AsRef<str>]) -> Order {
     let built_in: BTreeSet<String> = builtin.lines().map(name).collect();
     let mut needs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut paths: BTreeMap<String, &str> = BTreeMap::new();
@@ -26,11 +26,11 @@ pub fn order(dep: &str, builtin: &str, wanted: &[&str]) -> Order {
     }
     let mut order = Order::default();
     let mut seen = BTreeSet::new();
-    for module in wanted {
+    for module in wanted.iter().map(AsRef::as_ref) {
         match paths.get(&name(module)) {
             Some(path) => visit(path, &needs, &mut seen, &mut order.load),
             None if built_in.contains(&name(module)) => {}
-            None => order.missing.push((*module).to_owned()),
+            None => order.missing.push(module.to_owned()),
         }
     }
     order

@@ -7,23 +7,16 @@ use std::{
 };
 
 use crate::{
-    api::types::{NodeStatus, Status},
+    api::types::{MissingFeature, NodeStatus, Status},
     cli::client::Client,
+    datapath::features::Features,
     error_chain,
+    install::configs::{self, ConfigFile},
     netlink::{
         Socket, link,
         nftables::{self, BaseChain, Rule},
     },
 };
-
-/// A file in the directory of CNI configurations.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct CniFile {
-    /// Its path.
-    pub(super) path: String,
-    /// It names our plugin.
-    pub(super) ours: bool,
-}
 
 /// The FORWARD chain of an older iptables.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +41,7 @@ pub(super) struct Facts {
     pub(super) legacy: Vec<(&'static str, Legacy)>,
     /// The directory, and its configurations in the runtime's order.
     pub(super) cni_dir: String,
-    pub(super) cni_files: Vec<CniFile>,
+    pub(super) cni_files: Vec<ConfigFile>,
     /// Options of the kernel that are built in or modules.
     pub(super) config: Option<BTreeSet<String>>,
     /// Names of file systems that the kernel has now.
@@ -59,26 +52,41 @@ pub(super) struct Facts {
     /// The agent's answer, or why there is none.
     pub(super) agent: Result<Status, String>,
     pub(super) own_node: Option<NodeStatus>,
+    /// By name, whether the kernel has it: as the agent found, or as found here without one.
+    pub(super) features: BTreeMap<String, bool>,
+    pub(super) missing_features: Vec<MissingFeature>,
 }
 
 pub(super) const SYSCTLS: [&str; 3] =
     ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/core/bpf_jit_enable"];
 
+/// Where runtimes look for CNI configurations unless they are told otherwise.
+const CNI_DIR: &str = "/etc/cni/net.d";
+
 /// Looks.
-pub(super) async fn gather(client: &Client, cni_dir: &Path) -> Facts {
+pub(super) async fn gather(client: &Client, cni_dir: Option<&Path>) -> Facts {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let release = text("/proc/sys/kernel/osrelease").trim().to_owned();
     let sysctl = |name| Some((name, fs::read_to_string(format!("/proc/sys/{name}")).ok()?.trim().to_owned()));
     let agent = client.get::<Status>("/v1/status").await.map_err(|e| e.to_string());
     let nodes: Vec<NodeStatus> =
         if agent.is_ok() { client.get("/v1/nodes").await.unwrap_or_default() } else { Vec::new() };
+    let (features, missing_features) = match &agent {
+        Ok(status) => (status.datapath.features.clone(), status.datapath.missing_features.clone()),
+        Err(_) => {
+            let found = Features::try_all(&[]);
+            (found.by_name(), found.missing())
+        }
+    };
+    let known = agent.as_ref().ok().and_then(|s| s.install.conflist.parent()).filter(|dir| dir.is_absolute());
+    let cni_dir = cni_dir.or(known).unwrap_or(Path::new(CNI_DIR)).to_owned();
     Facts {
         sysctls: SYSCTLS.into_iter().filter_map(sysctl).collect(),
         chains: nftables::base_chains().map_err(|e| error_chain(&e)),
         rules: nftables::rules().unwrap_or_default(),
         legacy: legacy(),
         cni_dir: cni_dir.display().to_string(),
-        cni_files: cni_files(cni_dir),
+        cni_files: configs::list(&cni_dir),
         config: config(&release),
         filesystems: text("/proc/filesystems")
             .lines()
@@ -91,6 +99,8 @@ pub(super) async fn gather(client: &Client, cni_dir: &Path) -> Facts {
             .collect(),
         agent,
         own_node: nodes.into_iter().find(|n| n.own),
+        features,
+        missing_features,
         release,
     }
 }
@@ -125,20 +135,6 @@ fn legacy() -> Vec<(&'static str, Legacy)> {
         found.push(programs.into_iter().find_map(read).unwrap_or((programs[0], Legacy::Unreadable)));
     }
     found
-}
-
-fn cni_files(dir: &Path) -> Vec<CniFile> {
-    let mut paths: Vec<_> = fs::read_dir(dir).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect();
-    // What libcni takes, in its order.
-    paths.retain(|p| p.extension().is_some_and(|e| ["conf", "conflist", "json"].iter().any(|k| e == *k)));
-    paths.sort();
-    paths
-        .into_iter()
-        .map(|p| CniFile {
-            ours: fs::read_to_string(&p).unwrap_or_default().contains("\"weft-cni\""),
-            path: p.display().to_string(),
-        })
-        .collect()
 }
 
 /// The kernel's configuration as its package or the kernel itself tells it.

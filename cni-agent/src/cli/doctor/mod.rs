@@ -3,6 +3,7 @@ mod facts;
 mod rules;
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write},
     path::PathBuf,
 };
@@ -17,7 +18,7 @@ use crate::api::types::Attachment;
 /// Below `weft doctor --help`.
 pub(super) const ABOUT: &str = "\
 Looks at this node and names what hinders Weft: forwarding that is switched off, firewalls that drop what is forwarded, CNI \
-configurations of others that the runtime takes first, options that the kernel lacks, others on the tunnel's port, an agent that does \
+configurations of others that the runtime takes first, a plugin that is not the agent's, features and options that the kernel lacks, others on the tunnel's port, an agent that does \
 not answer or is not ready. Each with the reason why it matters, and a command as the cure. It changes nothing, and works without a \
 running agent. Run it as root, on the node (or in its network namespace).";
 
@@ -30,7 +31,8 @@ Exit status:
 
 Output:
   Text for people by default. With --json one object: healthy, findings (id, hinders, what, why,
-  cure) and programs (program, device, how). Ids stay the same from version to version.
+  cure), programs (program, device, how) and features (by name, whether the kernel has it and it
+  is used). Ids and names stay the same from version to version.
 
 Examples:
   weft doctor
@@ -43,9 +45,9 @@ pub(super) struct Doctor {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Where the container runtime looks for CNI configurations
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
-    cni_conf_dir: PathBuf,
+    /// Where the container runtime looks for CNI configurations [default: the agent's --cni-conf-dir, or /etc/cni/net.d]
+    #[arg(long, value_name = "DIR")]
+    cni_conf_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,6 +57,8 @@ struct Report {
     findings: Vec<Finding>,
     /// Where our programs are, as the agent says.
     programs: Vec<Attachment>,
+    /// What the kernel was tried for.
+    features: BTreeMap<String, bool>,
 }
 
 impl Report {
@@ -64,6 +68,7 @@ impl Report {
             healthy: !findings.iter().any(|f| f.hinders),
             findings,
             programs: facts.agent.as_ref().map(|s| s.datapath.programs.clone()).unwrap_or_default(),
+            features: facts.features.clone(),
         }
     }
 
@@ -91,7 +96,7 @@ impl Report {
 
 /// Looks and prints; whether the node is healthy.
 pub(super) async fn run(client: &Client, doctor: &Doctor, out: &mut dyn Write) -> io::Result<bool> {
-    let report = Report::of(&facts::gather(client, &doctor.cni_conf_dir).await);
+    let report = Report::of(&facts::gather(client, doctor.cni_conf_dir.as_deref()).await);
     if doctor.json {
         writeln!(out, "{:#}", serde_json::to_value(&report)?)?;
     } else {

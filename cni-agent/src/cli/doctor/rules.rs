@@ -1,5 +1,7 @@
 //! What hinders Weft on a node, from the facts. Pure.
-use std::collections::BTreeMap;
+mod cni;
+
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::Serialize;
 
@@ -16,7 +18,7 @@ pub(super) struct Finding {
     /// What is so.
     pub(super) what: String,
     /// Why it matters.
-    pub(super) why: &'static str,
+    pub(super) why: Cow<'static, str>,
     /// A command that changes it, or what to do.
     pub(super) cure: String,
 }
@@ -30,18 +32,21 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut found = Vec::new();
     agent(facts, &mut found);
     kernel(facts, &mut found);
+    features(facts, &mut found);
     sysctls(facts, &mut found);
     firewalls(facts, &mut found);
     legacy(facts, &mut found);
-    cni(facts, &mut found);
+    cni::findings(facts, &mut found);
     devices(facts, &mut found);
     found
 }
 
-fn hinders(id: &'static str, what: String, why: &'static str, cure: impl Into<String>) -> Finding {
-    Finding { id, hinders: true, what, why, cure: cure.into() }
+type Why = Cow<'static, str>;
+
+fn hinders(id: &'static str, what: String, why: impl Into<Why>, cure: impl Into<String>) -> Finding {
+    Finding { id, hinders: true, what, why: why.into(), cure: cure.into() }
 }
-fn hint(id: &'static str, what: String, why: &'static str, cure: impl Into<String>) -> Finding {
+fn hint(id: &'static str, what: String, why: impl Into<Why>, cure: impl Into<String>) -> Finding {
     Finding { hinders: false, ..hinders(id, what, why, cure) }
 }
 
@@ -64,6 +69,14 @@ fn agent(facts: &Facts, found: &mut Vec<Finding>) {
             format!("The agent is not ready: {why}"),
             "New pods wait until it is.",
             "weft status",
+        ));
+    }
+    if let Some(load) = &status.datapath.refused {
+        found.push(hinders(
+            "load-refused",
+            format!("The kernel refuses the agent's BPF programs: {}: {}", load.refusal.what, load.refusal.error),
+            "Packets and new pods go by the programs of an earlier agent, which lack what this release brings.",
+            "weft status  # shows the verifier's last lines: report them; then systemctl restart weft-agent (which tries again), or another release or kernel",
         ));
     }
     for row in &status.reconciler.failed {
@@ -94,14 +107,6 @@ fn agent(facts: &Facts, found: &mut Vec<Finding>) {
 }
 
 fn kernel(facts: &Facts, found: &mut Vec<Finding>) {
-    if version(&facts.release).is_some_and(|v| v < (5, 10)) {
-        found.push(hinders(
-            "kernel",
-            format!("The kernel is {}", facts.release),
-            "Weft's programs need Linux 5.10 or newer.",
-            "apt-get install linux-image-amd64  # or your distribution's newer kernel; then reboot",
-        ));
-    }
     let missing: Vec<&str> = match &facts.config {
         Some(config) => OPTIONS.into_iter().filter(|o| !config.contains(*o)).collect(),
         // By what is there without them: the file system comes with the system call.
@@ -127,9 +132,29 @@ fn kernel(facts: &Facts, found: &mut Vec<Finding>) {
     }
 }
 
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+/// What was found by trying.
+fn features(facts: &Facts, found: &mut Vec<Finding>) {
+    const NOT_ALLOWED: &str = "not allowed";
+    let release = &facts.release;
+    for f in facts.missing_features.iter().filter(|f| f.why != NOT_ALLOWED) {
+        let what = format!("Linux {release} is used without {} ({}): {}", f.what, f.name, f.why);
+        let boot = format!("boot a kernel that has it: {}", f.origin);
+        found.push(match (f.required, f.why.as_str()) {
+            (true, _) => hinders("kernel", what, format!("Weft does not run without it. {}", f.without), boot),
+            (false, "switched off") => {
+                hint("kernel-feature", what, f.without.clone(), "start the agent without this --without")
+            }
+            (false, _) => hint("kernel-feature", what, f.without.clone(), boot),
+        });
+    }
+    if facts.missing_features.iter().any(|f| f.why == NOT_ALLOWED) {
+        found.push(hint(
+            "kernel-untried",
+            format!("What Linux {release} can was not tried: it does not let this process use BPF"),
+            "What Weft needs and this kernel lacks would not be named here.",
+            "sudo weft doctor",
+        ));
+    }
 }
 
 fn sysctls(facts: &Facts, found: &mut Vec<Finding>) {
@@ -234,29 +259,6 @@ fn legacy(facts: &Facts, found: &mut Vec<Finding>) {
                 format!("{} && {}", insert("-i"), insert("-o")),
             ));
         }
-    }
-}
-
-fn cni(facts: &Facts, found: &mut Vec<Finding>) {
-    let Some(first) = facts.cni_files.first() else {
-        found.push(hint(
-            "cni-none",
-            format!("There is no CNI configuration in {}", facts.cni_dir),
-            "The runtime calls no plugin until there is one; on a node without a runtime that is as it should be.",
-            format!(
-                r#"echo '{{"cniVersion":"1.1.0","name":"weft","plugins":[{{"type":"weft-cni"}}]}}' > {}/10-weft.conflist"#,
-                facts.cni_dir
-            ),
-        ));
-        return;
-    };
-    if !first.ours {
-        found.push(hinders(
-            "cni-foreign",
-            format!("The runtime takes {}, which is not Weft's", first.path),
-            "It takes the first file by name; pods that are made now are not Weft's.",
-            format!("mv {0} {0}.disabled", first.path),
-        ));
     }
 }
 

@@ -1,7 +1,8 @@
 use super::*;
 use crate::{
-    api::types::{DatapathStatus, FailedRow, NodeStatus, Status},
-    cli::doctor::facts::{self, CniFile},
+    api::types::{DatapathStatus, FailedRow, MissingFeature, NodeStatus, Refusal, RefusedLoad, Stage, Status},
+    cli::doctor::facts,
+    install::configs::ConfigFile,
     netlink::{
         link::Link,
         nftables::{BaseChain, Rule},
@@ -15,7 +16,7 @@ fn healthy() -> Facts {
         release: "6.18.3-1-amd64".into(),
         sysctls: facts::SYSCTLS.map(|name| (name, "1".to_owned())).into(),
         chains: Ok(Vec::new()),
-        cni_files: vec![CniFile { path: "/etc/cni/net.d/10-weft.conflist".into(), ours: true }],
+        cni_files: vec![file("10-weft.conflist", &["weft-cni"])],
         config: Some(OPTIONS.map(str::to_owned).into()),
         agent: Ok(status),
         rules: Vec::new(),
@@ -25,7 +26,13 @@ fn healthy() -> Facts {
         links: Vec::new(),
         udp_ports: [].into(),
         own_node: None,
+        features: [].into(),
+        missing_features: Vec::new(),
     }
+}
+fn file(name: &str, plugins: &[&str]) -> ConfigFile {
+    let plugins = plugins.iter().map(|p| (*p).to_owned()).collect();
+    ConfigFile { path: format!("/etc/cni/net.d/{name}").into(), plugins }
 }
 fn ids(facts: &Facts) -> Vec<&'static str> {
     findings(facts).iter().map(|f| f.id).collect()
@@ -119,9 +126,33 @@ fn a_legacy_chain_is_judged_by_its_policy_and_rules() {
 }
 
 #[test]
+fn a_list_in_which_bandwidth_follows_weft_is_named() {
+    let mut facts = healthy();
+    facts.cni_files =
+        vec![file("10-a.conflist", &["weft-cni", "portmap"]), file("20-b.conflist", &["bridge", "bandwidth"])];
+    assert_eq!(ids(&facts), [""; 0]);
+    facts.cni_files[0].plugins.push("bandwidth".into());
+    assert_eq!(ids(&facts), ["cni-bandwidth"]);
+    assert!(findings(&facts)[0].what.contains("10-a.conflist"));
+}
+
+#[test]
+fn an_installation_that_failed_and_another_plugin_are_named() {
+    let mut facts = healthy();
+    let install = &mut facts.agent.as_mut().unwrap().install;
+    install.stage = Stage::Failed;
+    install.why = "a datagram did not arrive".into();
+    install.plugin_differs = "/opt/cni/bin/weft-cni cannot be read".into();
+    assert_eq!(ids(&facts), ["cni-install", "cni-plugin"]);
+    facts.agent.as_mut().unwrap().install.stage = Stage::Off;
+    let found = findings(&facts);
+    assert!(found.len() == 1 && !found[0].hinders, "what others install is theirs: {found:#?}");
+}
+
+#[test]
 fn the_first_cni_configuration_counts() {
     let mut facts = healthy();
-    facts.cni_files.insert(0, CniFile { path: "/etc/cni/net.d/05-other.conflist".into(), ours: false });
+    facts.cni_files.insert(0, file("05-other.conflist", &["bridge"]));
     assert_eq!(ids(&facts), ["cni-foreign"]);
     assert!(findings(&facts)[0].cure.starts_with("mv /etc/cni/net.d/05-other.conflist "));
     facts.cni_files.swap(0, 1);
@@ -129,8 +160,7 @@ fn the_first_cni_configuration_counts() {
 }
 
 #[test]
-fn old_kernels_and_missing_options_are_named() {
-    assert_eq!(ids(&Facts { release: "5.4.0-42-generic".into(), ..healthy() }), ["kernel"]);
+fn missing_options_are_named() {
     let text = "CONFIG_BPF=y\n# CONFIG_VXLAN is not set\nCONFIG_VETH=m\nCONFIG_HZ=250\n";
     let facts = Facts { config: Some(facts::options(text)), ..healthy() };
     let what = &findings(&facts)[0].what;
@@ -140,6 +170,31 @@ fn old_kernels_and_missing_options_are_named() {
     assert!(!findings(&unread)[0].hinders);
     let filesystems = ["ext4".to_owned()].into();
     assert_eq!(ids(&Facts { config: None, filesystems, ..healthy() }), ["kernel-options", "kernel-options-unread"]);
+}
+
+#[test]
+fn features_that_are_missing_hinder_if_they_are_required_and_else_are_hints() {
+    let missing = |required, why: &str| MissingFeature {
+        name: "tcx".into(),
+        what: "TCX links".into(),
+        required,
+        why: why.into(),
+        origin: "Linux 6.6, CONFIG_NET_XGRESS".into(),
+        without: "It does so.".into(),
+    };
+    let found = |all: &[(bool, &str)]| {
+        let missing_features = all.iter().map(|(required, why)| missing(*required, why)).collect();
+        findings(&Facts { missing_features, ..healthy() })
+    };
+    let [finding] = &found(&[(false, "missing")])[..] else { panic!("one") };
+    assert_eq!((finding.id, finding.hinders, &*finding.why), ("kernel-feature", false, "It does so."));
+    assert!(finding.what.contains("TCX links (tcx): missing") && finding.cure.contains("6.6, CONFIG_NET_XGRESS"));
+    let [finding] = &found(&[(true, "unclear: no memory")])[..] else { panic!("one") };
+    assert_eq!((finding.id, finding.hinders), ("kernel", true));
+    assert!(found(&[(false, "switched off")])[0].cure.contains("--without"));
+    // Of what it was not allowed to try it knows nothing, and says it once.
+    let [finding] = &found(&[(true, "not allowed"), (false, "not allowed")])[..] else { panic!("one") };
+    assert_eq!((finding.id, finding.hinders), ("kernel-untried", false));
 }
 
 #[test]
@@ -161,6 +216,12 @@ fn what_the_agent_cannot_do_and_a_node_object_without_an_address_are_named() {
         status.reconciler.failed.push(FailedRow { row: "devices".into(), error: "no such device".into(), retries: 1 });
     }
     assert_eq!(ids(&failing), ["failed-row"]);
+    let mut degraded = healthy();
+    let refusal = Refusal { what: "from_pod".into(), error: "Permission denied: R1".into(), log: Vec::new() };
+    degraded.agent.as_mut().unwrap().datapath.refused = Some(RefusedLoad { refusal, ..RefusedLoad::default() });
+    assert_eq!(ids(&degraded), ["load-refused"]);
+    let found = findings(&degraded);
+    assert!(found[0].hinders && found[0].what.ends_with("from_pod: Permission denied: R1"), "{found:#?}");
 }
 
 #[test]

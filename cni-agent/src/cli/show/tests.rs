@@ -6,7 +6,10 @@ use super::*;
 use crate::{
     api::{
         tests::event as an_event,
-        types::{Attachment, DatapathStatus, FailedRow, NextHopStatus, ReconcilerStatus, SourceStatus, VerdictCount},
+        types::{
+            Attachment, DatapathStatus, FailedRow, Foreign, MissingFeature, NextHopStatus, ReconcilerStatus, Refusal,
+            SourceStatus, VerdictCount,
+        },
     },
     ipam::Usage,
 };
@@ -21,8 +24,10 @@ Tunnel     VXLAN over IPv4, from 10.0.0.1, UDP port 8472
 MTU        1500 between nodes, 1450 for pods' routes
 Program    from_netdev on eth0 (tcx)
            from_pod on block 87 (block)
-Kernel has adjust_room ENCAP_L2_ETH: yes
+Features   1 of 2 that the kernel was tried for
+           - tcx, missing (Linux 6.6): Weft does so
 Source     manifests /etc/weft/manifests: in sync, 4 objects
+Installed  /opt/cni/bin/weft-cni, /etc/cni/net.d/05-weft.conflist; self-test: packets went in IPv4, 3.1 ms
 Known      2 nodes, 2 pods, 1 endpoint here
 Addresses  10.244.1.0/24: 1 of 254 in use, 2 not free yet
 Kernel     revision 9 of 9, all is in the kernel
@@ -45,6 +50,12 @@ fn a_status_with_troubles_names_them() {
         failed: vec![FailedRow { row: "node node-2".into(), error: "map is full".into(), retries: 4 }],
         pruning: false,
     };
+    s.install.stage = Stage::Failed;
+    s.install.why = "a datagram did not arrive".into();
+    s.install.plugin_differs = "/opt/cni/bin/weft-cni is not the agent's own".into();
+    s.install.foreign = [("00-a.conf", true), ("10-b.conf", false)]
+        .map(|(name, first)| Foreign { path: format!("/etc/cni/net.d/{name}").into(), first })
+        .into();
     s.dropped_packets = 12;
     let text = super::status(&s);
     for line in [
@@ -52,12 +63,38 @@ fn a_status_with_troubles_names_them() {
         "Tunnel     VXLAN, UDP port 8472; the tunnel address is not known yet",
         "Source     manifests /etc/weft/manifests: not in sync yet, 4 objects",
         "           ! a.yaml: line 3: no",
+        "Installed  failed; tried again when something changes; self-test: packets went in IPv4, 3.1 ms",
+        "           ! a datagram did not arrive",
+        "           ! /opt/cni/bin/weft-cni is not the agent's own",
+        "           ! the runtime takes this one first: /etc/cni/net.d/00-a.conf",
+        "           another configuration: /etc/cni/net.d/10-b.conf",
         "Kernel     revision 8 of 9, 1 row waiting, 1 failing; leftovers stay until all sources are in sync",
         "           ! node node-2: map is full (4 attempts; tried again)",
         "Drops      12 packets; `weft drops` says why",
     ] {
         assert!(text.lines().any(|l| l == line), "{line:?} is missing in\n{text}");
     }
+}
+
+#[test]
+fn a_refused_load_is_told_with_the_verifiers_last_lines_and_since_when_the_others_run() {
+    let log = vec!["0: (79) r0 = *(u64 *)(r10 +8)".to_owned(), "invalid read from stack".to_owned()];
+    let refusal = Refusal { what: "from_pod".into(), error: "Permission denied: invalid read from stack".into(), log };
+    let mut s = healthy();
+    s.datapath.refused = Some(RefusedLoad { refusal, at: 1_800_000_060, running_since: Some(1_800_000_000) });
+    let text = super::status(&s);
+    for line in [
+        "Ready      yes, with an earlier agent's programs: its own were refused",
+        "Refused    ! from_pod at 2027-01-15T08:01:00Z: Permission denied: invalid read from stack",
+        "           ! the programs of 2027-01-15T08:00:00Z run on",
+        "           | 0: (79) r0 = *(u64 *)(r10 +8)",
+        "           | invalid read from stack",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line:?} is missing in\n{text}");
+    }
+    let json = serde_json::to_value(&s.datapath).unwrap();
+    assert_eq!((&json["refused"]["what"], &json["refused"]["at"]), (&json!("from_pod"), &json!(1_800_000_060)));
+    assert_eq!(serde_json::from_value::<DatapathStatus>(json).unwrap(), s.datapath);
 }
 
 #[test]
@@ -137,7 +174,15 @@ fn healthy() -> Status {
                 Attachment { program: "from_netdev".into(), device: "eth0".into(), how: "tcx".into() },
                 Attachment { program: "from_pod".into(), device: "block 87".into(), how: "block".into() },
             ],
-            features: BTreeMap::from([("adjust_room ENCAP_L2_ETH".into(), true)]),
+            refused: None,
+            features: BTreeMap::from([("encap-l2-eth".into(), true), ("tcx".into(), false)]),
+            missing_features: vec![MissingFeature {
+                name: "tcx".into(),
+                why: "missing".into(),
+                origin: "Linux 6.6".into(),
+                without: "Weft does so".into(),
+                ..MissingFeature::default()
+            }],
         },
         sources: vec![SourceStatus {
             name: "manifests".into(),
@@ -146,6 +191,13 @@ fn healthy() -> Status {
             objects: 4,
             problems: vec![],
         }],
+        install: InstallStatus {
+            stage: Stage::Installed,
+            self_test: "packets went in IPv4, 3.1 ms".into(),
+            plugin: "/opt/cni/bin/weft-cni".into(),
+            conflist: "/etc/cni/net.d/05-weft.conflist".into(),
+            ..InstallStatus::default()
+        },
         reconciler: ReconcilerStatus { revision: 9, applied: 9, pending: 0, failed: vec![], pruning: true },
         nodes: 2,
         pods: 2,

@@ -1,15 +1,15 @@
 //! Somebody else's BPF programs on a device, which count what they see and let it go on.
-//!
-//! They are ours, from a second copy of the object that nobody configures: then `from_netdev` and `from_host` pass everything with
-//! `TC_ACT_UNSPEC` and count it in that copy's own map.
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use cni_agent::{
-    datapath::{Datapath, counters},
+    datapath::{
+        assembly::{EXIT, MAP_FD, add, call, copy, insn, set, store_zero, wide},
+        syscall,
+    },
     netlink::{Socket, tc},
 };
-use cni_common::drop::{Outcome, Point};
+use cni_common::schema::MapType;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
@@ -44,14 +44,6 @@ impl Side {
             Self::After => 0xc000,
         }
     }
-
-    /// Which of the programs it is.
-    const fn program(self) -> (&'static str, Point) {
-        match self {
-            Self::Before => ("from_netdev", Point::FromNetdev),
-            Self::After => ("from_host", Point::FromHost),
-        }
-    }
 }
 
 /// Direction of what a filter sees.
@@ -63,28 +55,69 @@ pub enum Direction {
     Egress,
 }
 
+/// A program, and the map of one number in which it counts.
+#[derive(Debug)]
+struct Counter {
+    program: OwnedFd,
+    count: OwnedFd,
+}
+
+impl Counter {
+    fn load() -> std::io::Result<Self> {
+        /// `BPF_FUNC_map_lookup_elem`.
+        const LOOKUP: i32 = 1;
+        /// `TC_ACT_UNSPEC`: the next program is asked.
+        const GO_ON: i32 = -1;
+        let count = syscall::create_probe_map(MapType::Array as u32, 4, 0)?;
+        let [map, number] = wide(1, MAP_FD, count.as_raw_fd() as u64);
+        let program = [
+            store_zero(-8),
+            map,
+            number,
+            copy(2, 10),
+            add(2, -8),
+            call(LOOKUP),
+            // Without a value, which an array always has, over the next two.
+            insn(0x15, 0, 2, 0),
+            set(1, 1),
+            // Adds register 1 to the 32 bits at register 0, atomically.
+            insn(0xc3, 1 << 4, 0, 0),
+            set(0, GO_ON),
+            EXIT,
+        ];
+        Ok(Self { program: syscall::load_probe(&program)?, count })
+    }
+}
+
 /// Two programs, one for each side, with a counter each. What they are attached to keeps them alive; with this value only the counters
 /// can be read no more.
 #[derive(Debug)]
 pub struct Foreign {
-    datapath: Datapath,
+    before: Counter,
+    after: Counter,
 }
 
 impl Foreign {
     /// Loads them.
     ///
     /// # Errors
-    /// When the kernel refuses, or this binary holds no BPF object.
+    /// When the kernel refuses.
     pub fn load() -> Result<Self> {
-        Ok(Self { datapath: Datapath::load(None).context("load a second copy of the programs, as somebody else's")? })
+        let load = || Counter::load().context("load somebody else's program");
+        Ok(Self { before: load()?, after: load()? })
+    }
+
+    const fn of(&self, side: Side) -> &Counter {
+        match side {
+            Side::Before => &self.before,
+            Side::After => &self.after,
+        }
     }
 
     /// The program of a side, to attach it otherwise.
-    ///
-    /// # Errors
-    /// When the object lacks it.
-    pub fn program(&self, side: Side) -> Result<BorrowedFd<'_>> {
-        Ok(self.datapath.program(side.program().0)?)
+    #[must_use]
+    pub fn program(&self, side: Side) -> BorrowedFd<'_> {
+        self.of(side).program.as_fd()
     }
 
     /// Puts the program of a side onto a device of the namespace as a filter of clsact, which is made unless it is there.
@@ -104,7 +137,7 @@ impl Foreign {
         for field in [device, 1, CLSACT | minor, info] {
             head.extend(field.to_ne_bytes());
         }
-        let program = self.program(side).with_context(what)?.as_raw_fd();
+        let program = self.program(side).as_raw_fd();
         let options = Attributes::default()
             .bytes(6, &program.to_ne_bytes())
             .text(7, "somebody_elses")
@@ -118,9 +151,9 @@ impl Foreign {
     ///
     /// # Errors
     /// When the counters can not be read.
-    pub fn seen(&self, side: Side) -> Result<u64> {
-        let counted = counters::outcomes(&self.datapath).context("read somebody else's counters")?;
-        let of_side = |c: &&counters::Counted<Outcome>| c.point == side.program().1 && c.what == Outcome::Pass;
-        Ok(counted.iter().find(of_side).map_or(0, |c| c.count.packets))
+    pub fn seen(&self, side: Side) -> Result<u32> {
+        let mut count = [0; 4];
+        syscall::lookup(self.of(side).count.as_fd(), &[0; 4], &mut count).context("read somebody else's counter")?;
+        Ok(u32::from_ne_bytes(count))
     }
 }

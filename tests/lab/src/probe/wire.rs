@@ -99,4 +99,19 @@ impl Wire {
             }
         }
     }
+
+    /// Hands over every frame since the last call.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn drain(&self, mut take: impl FnMut(&[u8])) -> Result<()> {
+        let mut buffer = vec![0; LARGEST];
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => take(buffer.get(..length).unwrap_or_default()),
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(e) => return Err(e).with_context(|| format!("take the frames of {}", self.what)),
+            }
+        }
+    }
 }

@@ -80,7 +80,7 @@ fn mtr_shows_the_same_and_loses_nothing() {
     on(&[Family::V4], |rig, family| {
         for (to, expected) in ways(rig, family) {
             let line = format!(
-                "mtr {} --report --report-cycles 3 --interval 0.2 --gracetime 2 --no-dns -m 4 {}",
+                "mtr {} --report --report-cycles 3 --interval 0.1 --gracetime 0.5 --no-dns -m 4 {}",
                 option(family),
                 to.address(family).unwrap()
             );

@@ -8,8 +8,8 @@ use crate::{Rig, option};
 
 /// What the pod's own device takes.
 const DEVICE_MTU: u32 = 1500;
-/// More than any socket buffer or GSO packet holds.
-const MUCH: usize = 8 << 20;
+/// Many times what a GSO packet holds.
+const MUCH: usize = 1 << 20;
 
 /// Makes the pod believe that its way carries what its device does.
 fn overstate_mtu(pod: &Place) {
@@ -38,11 +38,16 @@ fn headers(family: Family) -> u32 {
     }
 }
 
+/// Seconds in which an answer comes, if there is one.
+const ANSWER: &str = "5";
+/// Seconds that ping waits on after an error, which comes from the sender's own node: at once.
+const AFTER_AN_ERROR: &str = "0.3";
+
 /// One echo request that makes an IP packet of so many bytes.
-fn ping(rig: &Rig, to: &Place, family: Family, mode: &str, size: u32) -> tool::Said {
+fn ping(rig: &Rig, to: &Place, family: Family, mode: &str, size: u32, wait: &str) -> tool::Said {
     let payload = size - headers(family);
     let to = to.address(family).unwrap();
-    tool::says(&rig.client, &format!("ping {} -n -c 1 -W 2 -M {mode} -s {payload} {to}", option(family))).unwrap()
+    tool::says(&rig.client, &format!("ping {} -n -c 1 -W {wait} -M {mode} -s {payload} {to}", option(family))).unwrap()
 }
 
 #[test]
@@ -55,12 +60,12 @@ fn ping_is_told_the_mtu_and_the_pod_remembers_it() {
                 let what = format!("{family} over {underlay} to {}", to.name);
                 let (mtu, from) = (rig.mtu, rig.near_node.address(family).unwrap());
                 // What fits does, and leaves no mark.
-                let fits = ping(&rig, to, family, "do", mtu);
+                let fits = ping(&rig, to, family, "do", mtu, ANSWER);
                 assert!(fits.well, "{what}, {mtu} bytes: {}", fits.text);
                 for size in [mtu + 1, DEVICE_MTU] {
                     tool::succeeds(&rig.client, &format!("ip {} route flush cache", option(family))).unwrap();
                     let before = rig.drops("TooBig");
-                    let big = ping(&rig, to, family, "do", size);
+                    let big = ping(&rig, to, family, "do", size, AFTER_AN_ERROR);
                     let told = match family {
                         Family::V4 => format!("From {from} icmp_seq=1 Frag needed and DF set (mtu = {mtu})"),
                         Family::V6 => format!("From {from} icmp_seq=1 Packet too big: mtu={mtu}"),
@@ -75,7 +80,7 @@ fn ping_is_told_the_mtu_and_the_pod_remembers_it() {
                     let route = tool::succeeds(&rig.client, &route).unwrap();
                     assert!(route.contains(&format!("mtu {mtu}")), "{what}: the pod has forgotten it:\n{route}");
                     // Now its own kernel knows better.
-                    let again = ping(&rig, to, family, "do", size);
+                    let again = ping(&rig, to, family, "do", size, AFTER_AN_ERROR);
                     // The tool has a colon for IPv6.
                     let knows =
                         [format!("mtu={mtu}"), format!("mtu: {mtu}")].iter().any(|said| again.text.contains(said));
@@ -84,7 +89,7 @@ fn ping_is_told_the_mtu_and_the_pod_remembers_it() {
                 }
             }
             // No tunnel is in the way to a pod of the same node.
-            let near = ping(&rig, &rig.near, family, "do", DEVICE_MTU);
+            let near = ping(&rig, &rig.near, family, "do", DEVICE_MTU, ANSWER);
             assert!(near.well, "{family} over {underlay}: {}", near.text);
         }
         rig.lab.down().unwrap();
@@ -100,9 +105,9 @@ fn what_may_be_fragmented_is_by_the_pod_as_soon_as_it_is_told() {
             for to in [&rig.far, &rig.far_node] {
                 let what = format!("{family} over {underlay} to {}", to.name);
                 let before = rig.drops("TooBig");
-                let told = ping(&rig, to, family, "dont", DEVICE_MTU);
+                let told = ping(&rig, to, family, "dont", DEVICE_MTU, AFTER_AN_ERROR);
                 assert!(!told.well && told.text.contains(&rig.mtu.to_string()), "{what}: {}", told.text);
-                let cut = ping(&rig, to, family, "dont", DEVICE_MTU);
+                let cut = ping(&rig, to, family, "dont", DEVICE_MTU, ANSWER);
                 assert!(cut.well, "{what}: {}", cut.text);
                 assert_eq!(rig.drops("TooBig"), before + 1, "{what}");
             }

@@ -9,8 +9,8 @@ use lab::{
 
 use crate::Rig;
 
-/// More than any socket buffer or GSO packet holds.
-const MUCH: usize = 2 << 20;
+/// Many times what a GSO packet holds.
+const MUCH: usize = 512 << 10;
 /// VXLAN's port, which the pods may use as they like among themselves.
 const PORT: u16 = 4789;
 /// What fits into every combination of families: 1500, less twice 70.

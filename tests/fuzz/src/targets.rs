@@ -1,0 +1,3 @@
+//! The targets, by who reads the bytes.
+pub mod agent;
+pub mod plugin;

@@ -1,0 +1,99 @@
+//! What the agent reads: its socket and the files that it finds.
+use std::fs;
+
+use cni_agent::{endpoint::record::RecordStore, sources::manifests::parse};
+use cni_plugin::{
+    protocol::{MAX_REQUEST, Request, Response},
+    spec::{NetConf, Version, validate_container_id, validate_ifname, validate_netns},
+    tombstone,
+};
+
+use crate::world::check_wire;
+
+/// The whole input is the request.
+pub fn request(input: &[u8]) {
+    if input.len() > MAX_REQUEST {
+        return;
+    }
+    let request = match Request::decode(input) {
+        Ok(request) => request,
+        Err(error) => {
+            assert!(!error.msg.is_empty() && !error.details.is_empty(), "no cause or cure: {error:?}");
+            assert!(error.to_string().len() < 2000, "an error of {} bytes", error.to_string().len());
+            assert_eq!(Response::decode(&Response::Failed(error.clone()).encode()), Ok(Response::Failed(error)));
+            return;
+        }
+    };
+    if request.command.is_about_an_attachment() {
+        validate_container_id(&request.container_id).expect("a checked container");
+        validate_ifname(&request.ifname).expect("a checked interface");
+        assert!(request.netns.is_empty() || validate_netns(&request.netns).is_ok());
+    }
+    if request.encode().is_ok() {
+        check_wire(&request);
+    }
+    // The agent's own reading of the configuration: whatever stands there, an answer.
+    let Ok(conf) = NetConf::from_json(&request.config) else { return };
+    let refused = conf.refuse_unserved();
+    let (mac, ips) = (conf.requested_mac(), conf.requested_ips());
+    assert!(refused.is_err() || (mac.is_ok() && ips.is_ok()), "{mac:?} {ips:?}");
+    if let Ok(ips) = ips {
+        assert!(ips.len() <= 2);
+    }
+    let _attachments = conf.valid_attachments();
+    if let Ok(Some(previous)) = conf.previous() {
+        for version in Version::ALL {
+            assert_eq!(previous.in_version(version).in_version(Version::LATEST).ips, previous.ips);
+        }
+    }
+}
+
+/// A file with this text, under a name that a tombstone has.
+pub fn tombstone(input: &[u8]) {
+    let directory = directory();
+    fs::write(directory.path().join("c1:eth0.json"), input).expect("room for a file");
+    let (found, bad) = tombstone::list(directory.path()).expect("a directory");
+    assert_eq!(found.len() + bad.len(), 1);
+    for tombstone in found {
+        assert_eq!((tombstone.container_id.as_str(), tombstone.ifname.as_str()), ("c1", "eth0"));
+        assert!(tombstone.take(directory.path()).expect("a file"));
+    }
+}
+
+/// A file with this text, under a name that a record has.
+pub fn record(input: &[u8]) {
+    let directory = directory();
+    fs::write(directory.path().join("c1:eth0.json"), input).expect("room for a file");
+    let store = RecordStore::open(directory.path(), "this boot").expect("a directory");
+    let loaded = store.load_all().expect("a directory");
+    assert_eq!(loaded.records.len() + loaded.stale.len() + loaded.corrupt.len(), 1);
+    for corrupt in &loaded.corrupt {
+        assert!((1..2000).contains(&corrupt.reason.len()) && corrupt.path.is_file(), "{corrupt:?}");
+    }
+    for record in loaded.records.iter().chain(&loaded.stale) {
+        assert_eq!((record.container_id.as_str(), record.ifname.as_str()), ("c1", "eth0"));
+        store.save(record).expect("room for a file");
+        assert_eq!(store.load_all().expect("a directory").records, std::slice::from_ref(record));
+    }
+}
+
+/// The text of a manifest, of YAML or of JSON.
+pub fn manifest(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    match parse::objects(text) {
+        Ok(objects) => {
+            for object in objects {
+                assert!(!object.row().to_string().is_empty());
+            }
+        }
+        Err(error) => {
+            let text = error.to_string();
+            assert!((1..2000).contains(&text.len()), "an error of {} bytes", text.len());
+        }
+    }
+}
+
+fn directory() -> tempfile::TempDir {
+    // In memory where the machine has such a place: a fuzzer writes many files.
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
