@@ -1,6 +1,6 @@
 //! Reads what Rust's test harness prints and counts.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// So many lines of what a failed test said stand with its name: enough for a panic's message and its place, and few
 /// enough that a log of which somebody keeps only the end still has them.
@@ -15,7 +15,7 @@ pub struct Counts {
     pub failed: usize,
     /// Tests that are there and were not run (`#[ignore]`).
     pub skipped: usize,
-    /// What failed, for the list under the table: a name or a sentence, and on further lines the last that a test said.
+    /// What failed, for the list under the table: a name or a sentence, and on further lines its panic or the last that it said.
     pub failures: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ struct Open {
     /// The test whose output is being shown.
     speaker: Option<String>,
     /// What each test said, as far as the binary showed it.
-    said: HashMap<String, Vec<String>>,
+    said: BTreeMap<String, Vec<String>>,
 }
 
 impl Open {
@@ -59,7 +59,9 @@ impl Open {
         let mut names = self.listed.filter(|l| l.len() >= self.failed.len()).unwrap_or(self.failed);
         for name in &mut names {
             let said = self.said.get(name.as_str()).map(Vec::as_slice).unwrap_or_default();
-            for line in &said[said.len().saturating_sub(SAID)..] {
+            // After its panic a test may still show the agents' logs.
+            let panic = said.iter().position(|line| line.contains(" panicked at "));
+            for line in said.iter().skip(panic.unwrap_or(said.len().saturating_sub(SAID))).take(SAID) {
                 name.push_str("\n    ");
                 name.push_str(line);
             }
@@ -218,6 +220,17 @@ mod tests {
         ));
         let [failure] = &counts.failures[..] else { panic!("{counts:?}") };
         assert!(failure.starts_with("b\n    line 8\n") && failure.ends_with("\n    line 19"), "{failure}");
+    }
+
+    #[test]
+    fn a_failed_test_is_named_with_its_panic_whatever_it_says_after_that() {
+        let said: String = (0..20).map(|n| format!("line {n}\n")).collect();
+        let counts = read(&format!(
+            "running 1 test\ntest a ... FAILED\n\nfailures:\n\n---- a stdout ----\n{said}\nthread 'a' (7) panicked at a.rs:1:2:\nwhy\n{said}\n\n\
+             failures:\n    a\n\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
+        ));
+        let [failure] = &counts.failures[..] else { panic!("{counts:?}") };
+        assert!(failure.starts_with("a\n    thread 'a' (7) panicked at a.rs:1:2:\n    why\n    line 0\n"), "{failure}");
     }
 
     #[test]

@@ -344,7 +344,7 @@ fn data(map: &Map) -> Option<&MapData> {
 }
 
 /// Before 5.11 maps count against the limit of locked memory.
-pub(super) fn raise_memlock_limit() {
+pub fn raise_memlock_limit() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
     if let Err(e) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
         tracing::debug!(error = %e, "cannot raise the limit of locked memory; only kernels before 5.11 need it");

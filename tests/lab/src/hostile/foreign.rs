@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use cni_agent::{
     datapath::{
         assembly::{EXIT, MAP_FD, add, call, copy, insn, set, store_zero, wide},
-        syscall,
+        load, syscall,
     },
     netlink::{Socket, tc},
 };
@@ -103,6 +103,7 @@ impl Foreign {
     /// # Errors
     /// When the kernel refuses.
     pub fn load() -> Result<Self> {
+        load::raise_memlock_limit();
         let load = || Counter::load().context("load somebody else's program");
         Ok(Self { before: load()?, after: load()? })
     }
