@@ -97,7 +97,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let report = reconciler.report();
     let (stop_reconciler, stopped) = mpsc::channel();
     let reconciling = spawn("reconciler", move || reconciler.run(&stopped))?;
-    let _watch = watch::start(Arc::clone(&tables), facts.clone(), settings.device.clone())?;
+    let (tell_gone, pods_gone) = mpsc::channel();
+    let _watch = watch::start(Arc::clone(&tables), facts.clone(), settings.device.clone(), tell_gone)?;
     let manifests = Box::new(ManifestDir::new(&settings.manifests)).start(Arc::clone(&tables))?;
 
     let observer = Observer::start(ring, Arc::clone(&tables))?;
@@ -109,6 +110,9 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let (stop_replay, replay_stopped) = mpsc::channel();
     let (manager, lines) = (Arc::clone(&endpoints), cni.lines());
     let replaying = spawn("tombstones", move || manager.replay_in_line(&lines, &replay_stopped))?;
+    let (manager, lines) = (Arc::clone(&endpoints), cni.lines());
+    // It ends with the process, as the watch does.
+    spawn("dead-pods", move || manager.bury_dead_pods(&lines, &pods_gone))?;
     let installing = Arc::new(installer.start()?);
     let inspector = Inspector {
         settings: settings.clone(),

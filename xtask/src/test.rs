@@ -216,9 +216,11 @@ fn run_suite(suite: Suite, shared: &mut Shared<'_>) -> Result<Counts> {
         Suite::Native => native(ws),
         Suite::Fuzz => fuzz::suite(ws, FUZZ_SECONDS),
         Suite::Packets => packets(shared),
-        Suite::Lab => {
-            run_binaries(shared, |b| b.package == "lab" && !matches!(b.name.as_str(), "clients" | "pair"), &[])
-        }
+        Suite::Lab => run_binaries(
+            shared,
+            |b| b.package == "lab" && !matches!(b.name.as_str(), "clients" | "pair" | "clock"),
+            &[],
+        ),
         Suite::Clients => {
             let programs = reference::build(ws)?;
             let env = [(reference::DIRECTORY, programs.as_os_str())];

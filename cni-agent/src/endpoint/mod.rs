@@ -6,6 +6,7 @@ mod check;
 mod convert;
 mod del;
 mod gc;
+mod liveness;
 mod manager;
 pub mod mtu;
 pub mod reaper;
@@ -14,5 +15,6 @@ mod status;
 mod tombstones;
 mod wish;
 
+pub use liveness::Gone;
 pub use manager::{EndpointManager, Parts, RestoreError};
 pub use status::not_ready;

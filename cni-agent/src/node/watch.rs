@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     compile::Facts,
+    endpoint::Gone,
     error_chain,
     netlink::{
         NetlinkError, Socket, addr, link,
@@ -58,8 +59,23 @@ fn wake_of(event: &Event) -> Option<Wake> {
     }
 }
 
-/// Starts the threads. They end with the process, or when the answer is dropped and the next event comes.
-pub fn start(tables: Arc<Tables>, facts: Facts, devices: Vec<String>) -> Result<Stop, StartError> {
+/// What an event says of pods' devices.
+fn gone_of(event: &Event) -> Option<Gone> {
+    match event {
+        Event::LinkGone(l) if names::endpoint_of(&l.name).is_some() => Some(Gone::Device(l.index)),
+        Event::Overrun => Some(Gone::Unknown),
+        _ => None,
+    }
+}
+
+/// Starts the threads. They end with the process, or when the answer is dropped and the next event comes. `gone` is told which pods'
+/// devices are gone.
+pub fn start(
+    tables: Arc<Tables>,
+    facts: Facts,
+    devices: Vec<String>,
+    gone: mpsc::Sender<Gone>,
+) -> Result<Stop, StartError> {
     // Before the first listing, so that nothing is missed between.
     let (monitor, stop) = Monitor::open()?;
     let hops = NextHops::new(Arc::clone(&tables));
@@ -69,7 +85,13 @@ pub fn start(tables: Arc<Tables>, facts: Facts, devices: Vec<String>) -> Result<
     thread::Builder::new().name("netlink-events".into()).spawn(move || {
         for event in monitor {
             let wake = match event {
-                Ok(event) => wake_of(&event),
+                Ok(event) => {
+                    if let Some(which) = gone_of(&event) {
+                        // Nobody is to be told while the agent stops.
+                        let _told = gone.send(which);
+                    }
+                    wake_of(&event)
+                }
                 Err(e) => {
                     error!(error = %error_chain(&e), "the kernel's events cannot be read; looking every {CONFIRM_EVERY:?}");
                     return;

@@ -160,7 +160,7 @@ impl Lab {
         })?;
         let begin = Instant::now();
         for node in nodes.iter_mut() {
-            node.start_agent(&state.bin_dir, &state.agent_args)?;
+            node.start_agent(&state.bin_dir, &state.agent_args, &[])?;
         }
         self.note_agents()?;
         for node in &self.nodes {
@@ -437,12 +437,20 @@ impl Lab {
     /// # Errors
     /// When there is no such node, its agent runs already, or is not ready in time.
     pub fn start_agent(&mut self, node: &str) -> Result<Duration> {
+        self.start_agent_under(node, &[])
+    }
+
+    /// The same by another program, which is given the agent and its arguments as its last ones, and must become it (`exec`).
+    ///
+    /// # Errors
+    /// As [`start_agent`](Self::start_agent).
+    pub fn start_agent_under(&mut self, node: &str, under: &[String]) -> Result<Duration> {
         if let Some(pid) = self.node(node)?.agent_pid() {
             bail!("the agent of {node} runs already (process {pid})");
         }
         let begin = Instant::now();
         let running = self.nodes.iter_mut().find(|n| n.name() == node).context("the node has vanished")?;
-        running.start_agent(&self.state.bin_dir, &self.state.agent_args)?;
+        running.start_agent(&self.state.bin_dir, &self.state.agent_args, under)?;
         self.note_agents()?;
         self.node(node)?.await_ready(begin)
     }
@@ -454,7 +462,7 @@ impl Lab {
     pub fn start_waiting_agent(&mut self, node: &str) -> Result<String> {
         let begin = Instant::now();
         let starting = self.nodes.iter_mut().find(|n| n.name() == node).context("there is no such node")?;
-        starting.start_agent(&self.state.bin_dir, &self.state.agent_args)?;
+        starting.start_agent(&self.state.bin_dir, &self.state.agent_args, &[])?;
         self.note_agents()?;
         let health = self.node(node)?.await_health(begin, |health| Ok(Some(health)))?;
         if health.status == 200 {

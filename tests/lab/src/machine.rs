@@ -20,7 +20,8 @@ use crate::{
 };
 
 /// Whether this is one of xtask's virtual machines.
-pub(crate) fn is_virtual() -> bool {
+#[must_use]
+pub fn is_virtual() -> bool {
     std::env::var_os("WEFT_VM").is_some()
 }
 
@@ -57,7 +58,7 @@ impl Machine {
 
     fn start_agent(&mut self, further: &[String]) -> Result<()> {
         let begin = Instant::now();
-        self.node.start_agent(&self.bin_dir, further)?;
+        self.node.start_agent(&self.bin_dir, further, &[])?;
         self.node.await_ready(begin).map(drop)
     }
 

@@ -122,11 +122,19 @@ impl Node {
             .with_context(|| format!("mount a BPF file system on {}", self.paths.bpf().display()))
     }
 
-    /// Starts its agent, which outlives this process.
-    pub(crate) fn start_agent(&mut self, bin_dir: &Path, further: &[String]) -> Result<()> {
+    /// Starts its agent, which outlives this process, by the program and arguments of `under` if there are any: that must become the agent.
+    pub(crate) fn start_agent(&mut self, bin_dir: &Path, further: &[String], under: &[String]) -> Result<()> {
         let what = || format!("start the agent of {}", self.state.name);
         let log = File::options().append(true).create(true).open(self.paths.log()).with_context(what)?;
-        let mut command = Command::new(bin_dir.join("weft-agent"));
+        let agent = bin_dir.join("weft-agent");
+        let mut command = match under {
+            [] => Command::new(agent),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(agent);
+                command
+            }
+        };
         command
             .args(["--node-name", &self.state.name, "--log-format", "text"])
             .arg("--manifests")

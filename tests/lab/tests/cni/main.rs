@@ -2,6 +2,7 @@
 //! with `cargo xtask test --suite lab`.
 mod again;
 mod asked;
+mod dead;
 mod delegated;
 mod down;
 mod gc;
