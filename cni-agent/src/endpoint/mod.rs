@@ -14,5 +14,5 @@ mod status;
 mod tombstones;
 mod wish;
 
-pub use manager::{EndpointManager, Parts, RestoreError};
+pub use manager::{EndpointManager, Parts, RestoreError, Restored};
 pub use status::not_ready;

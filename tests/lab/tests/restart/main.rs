@@ -1,7 +1,10 @@
 //! The agent is killed and comes back: nothing is lost, nothing is made anew, nothing leaks. Needs root and `cargo xtask build`; run it
 //! with `cargo xtask test --suite restart`.
+mod cases;
 mod figures;
 mod held;
+mod node_state;
+mod points;
 mod traffic;
 
 use lab::{Lab, PodSpec, probe::Place};
