@@ -22,8 +22,9 @@ use crate::{
 };
 
 impl EndpointManager {
-    /// CNI DEL: the row goes, the endpoint entry first → rules in the pod → the record → the answer; the device is deleted after it, and only then
-    /// is the address free. Where another IPAM plugin gives the address, it frees it when we have answered: so the device goes first.
+    /// CNI DEL: the row goes, the endpoint entry first → rules in the pod → the record → the answer; the device is deleted after it,
+    /// and only then is the address free. Where another IPAM plugin gives the address, it frees it when we have answered: so the device
+    /// goes first.
     ///
     /// Everything is tried; the first failure is the answer, and the runtime's next DEL tries what is left.
     pub(super) fn disconnect(&self, container_id: &str, ifname: &str) -> Result<(), CniError> {

@@ -71,5 +71,8 @@ pub fn all(tcx: bool) -> Vec<Case> {
         Point::PairMade => vec![(Op::Fresh, 1), (Op::Fresh, 2)],
         Point::VxlanMade | Point::RouteMade => vec![(Op::Fresh, 1)],
     };
-    Point::ALL.iter().flat_map(|point| of(point).into_iter().map(|(op, pass)| Case { point: *point, pass, op })).collect()
+    Point::ALL
+        .iter()
+        .flat_map(|point| of(point).into_iter().map(|(op, pass)| Case { point: *point, pass, op }))
+        .collect()
 }

@@ -21,12 +21,17 @@ pub fn state(node: &Node, container: Option<&str>) -> BTreeSet<String> {
     files("pin", &paths.bpf().join("weft"), &mut found);
     files("tombstone", &paths.run().join(cni_plugin::tombstone::DIRECTORY), &mut found);
     for map in ["endpoints", "local4", "local6"] {
-        let Value::Array(entries) = node.ask(&format!("/v1/maps/{map}")).expect("a map") else { panic!("{map} is no list") };
+        let Value::Array(entries) = node.ask(&format!("/v1/maps/{map}")).expect("a map") else {
+            panic!("{map} is no list")
+        };
         found.extend(entries.iter().map(|entry| format!("map {map} {entry}")));
     }
     let status = node.ask("/v1/status").expect("a status");
     for range in status["addresses"].as_array().expect("a list") {
-        found.insert(format!("addresses of {}: {} used, {} quarantined", range["cidr"], range["used"], range["quarantined"]));
+        found.insert(format!(
+            "addresses of {}: {} used, {} quarantined",
+            range["cidr"], range["used"], range["quarantined"]
+        ));
     }
     found.insert(format!("{} endpoints", status["endpoints"]));
     found
@@ -38,9 +43,20 @@ fn network(whose: &str, socket: &mut Socket, found: &mut BTreeSet<String>) {
     let name = |index| links.iter().find(|l| l.index == index).map_or("?", |l| l.name.as_str());
     found.extend(links.iter().map(|l| format!("{whose}: device {} up {} mtu {}", l.name, l.up, l.mtu)));
     for r in route::list(socket).expect("routes") {
-        found.insert(format!("{whose}: route to {} through {:?} by {} from {:?}", r.dst, r.gateway, name(r.index), r.source));
+        found.insert(format!(
+            "{whose}: route to {} through {:?} by {} from {:?}",
+            r.dst,
+            r.gateway,
+            name(r.index),
+            r.source
+        ));
     }
-    found.extend(addr::list(socket).expect("addresses").iter().map(|a| format!("{whose}: address {} on {}", a.net, name(a.index))));
+    found.extend(
+        addr::list(socket)
+            .expect("addresses")
+            .iter()
+            .map(|a| format!("{whose}: address {} on {}", a.net, name(a.index))),
+    );
 }
 
 fn files(what: &str, dir: &Path, found: &mut BTreeSet<String>) {
