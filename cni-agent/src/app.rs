@@ -45,7 +45,9 @@ use crate::{
 /// Runs the agent until it is told to stop. Programs, maps and devices stay behind: pods' packets flow on.
 pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let began = Instant::now();
-    settings.die_at.map(fault::arm);
+    if let Some(at) = settings.die_at {
+        fault::arm(at);
+    }
     let _lock = lock(&settings.run_dir)?;
     fault::pass(Point::StartLocked);
     let features = Features::try_all(&settings.without);
