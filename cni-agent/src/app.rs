@@ -29,7 +29,8 @@ use crate::{
     },
     compile::Facts,
     datapath::{Datapath, attach, features, features::Features, object},
-    endpoint::{EndpointManager, Parts, mtu, record::RecordStore},
+    endpoint::{EndpointManager, Parts, Restored, mtu, record::RecordStore},
+    fault::{self, Point},
     inspect::Inspector,
     install::{self, Installer, SelfTest},
     netlink::{Socket, names},
@@ -44,7 +45,11 @@ use crate::{
 /// Runs the agent until it is told to stop. Programs, maps and devices stay behind: pods' packets flow on.
 pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let began = Instant::now();
+    if let Some(at) = settings.die_at {
+        fault::arm(at);
+    }
     let _lock = lock(&settings.run_dir)?;
+    fault::pass(Point::StartLocked);
     let features = Features::try_all(&settings.without);
     features.check()?;
     features.log();
@@ -58,6 +63,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let datapath = Arc::new(datapath);
     let mut socket = Socket::open()?;
     let ours = devices::ensure(&mut socket, settings.tunnel_port).context("make the node's devices")?;
+    fault::pass(Point::StartDevices);
     let mut hook = |program, device| {
         anyhow::Ok(attach::device(&mut socket, &pin_dir, (program, datapath.program(program)?), device, tcx)?)
     };
@@ -90,10 +96,13 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         datapath: Arc::clone(&datapath),
         tombstones: settings.run_dir.join(tombstone::DIRECTORY),
     };
-    let endpoints = Arc::new(EndpointManager::restore(parts, &served)?);
+    let Restored { manager, dead } = EndpointManager::restore(parts, &served)?;
+    let endpoints = Arc::new(manager);
+    fault::pass(Point::StartRestored);
     mtu::start(Arc::clone(&tables), facts.clone(), records.clone())?;
 
-    let reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), (pin_dir, tcx))?;
+    let mut reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), (pin_dir, tcx))?;
+    reconciler.forget_devices(&dead);
     let report = reconciler.report();
     let (stop_reconciler, stopped) = mpsc::channel();
     let reconciling = spawn("reconciler", move || reconciler.run(&stopped))?;
@@ -106,7 +115,9 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let probe = SelfTest { endpoints: Arc::clone(&endpoints), tables: Arc::clone(&tables), facts: facts.clone() };
     let installer = Installer::new(install_config(settings, &cni_socket)?, Arc::clone(&tables), facts.clone(), probe);
     endpoints.replay_tombstones();
+    fault::pass(Point::StartReplayed);
     let cni = Server::start(ServerConfig::new(&cni_socket), Arc::clone(&endpoints) as Arc<dyn CniHandler>)?;
+    fault::pass(Point::StartServing);
     let (stop_replay, replay_stopped) = mpsc::channel();
     let (manager, lines) = (Arc::clone(&endpoints), cni.lines());
     let replaying = spawn("tombstones", move || manager.replay_in_line(&lines, &replay_stopped))?;

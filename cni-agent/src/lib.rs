@@ -12,6 +12,7 @@ pub mod cni;
 pub mod compile;
 pub mod datapath;
 pub mod endpoint;
+pub mod fault;
 pub mod identity;
 mod inspect;
 pub mod install;

@@ -17,7 +17,7 @@ use clap::{
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::datapath::features;
+use crate::{datapath::features, fault::DieAt};
 
 const ABOUT: &str = "\
 weft-agent is the node daemon of Weft, a CNI that forwards packets with eBPF. It loads the BPF programs and attaches them \
@@ -203,6 +203,13 @@ pub struct Settings {
     #[arg(long, value_name = "FILE", hide = true)]
     #[serde(skip)]
     pub bpf_object: Option<PathBuf>,
+
+    /// Point at which to be killed
+    ///
+    /// For Weft's tests: `fault::Point` has the names. Neither environment nor file can name one.
+    #[arg(long, value_name = "POINT[:N]", hide = true)]
+    #[serde(skip)]
+    pub die_at: Option<DieAt>,
 }
 
 /// Address family of the outer packets.

@@ -3,6 +3,7 @@
 mod binaries;
 
 use std::{
+    ffi::OsString,
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
@@ -22,7 +23,7 @@ use crate::{
     workspace::{self, Workspace},
 };
 
-/// Run the tests: native, fuzz, packets, lab, clients, docs, providers, and virtual machines.
+/// Run the tests: native, fuzz, packets, lab, restart, clients, docs, providers, and virtual machines.
 ///
 /// Suites run in that order and all of them, also after a failure. The last line is `N passed, N failed, N skipped`, and the
 /// exit code is 1 if a test failed or a suite ran none. Suites that open network namespaces or load BPF programs need root
@@ -35,6 +36,9 @@ pub struct Args {
     /// Run this suite only; may be given several times
     #[arg(long, value_name = "NAME")]
     suite: Vec<Suite>,
+    /// How often the suite restart kills an agent under traffic [default: 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
 }
 
 /// A group of tests that are run in one way.
@@ -48,6 +52,8 @@ enum Suite {
     Packets,
     /// Nodes and pods in network namespaces
     Lab,
+    /// Agents that are killed and started anew, under traffic
+    Restart,
     /// The plugin, driven by cnitool, podman and containerd
     Clients,
     /// The commands of README.md and docs/
@@ -59,8 +65,17 @@ enum Suite {
 }
 
 impl Suite {
-    const ALL: [Self; 8] =
-        [Self::Native, Self::Fuzz, Self::Packets, Self::Lab, Self::Clients, Self::Docs, Self::Providers, Self::Vm];
+    const ALL: [Self; 9] = [
+        Self::Native,
+        Self::Fuzz,
+        Self::Packets,
+        Self::Lab,
+        Self::Restart,
+        Self::Clients,
+        Self::Docs,
+        Self::Providers,
+        Self::Vm,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -68,6 +83,7 @@ impl Suite {
             Self::Fuzz => "fuzz",
             Self::Packets => "packets",
             Self::Lab => "lab",
+            Self::Restart => "restart",
             Self::Clients => "clients",
             Self::Docs => "docs",
             Self::Providers => "providers",
@@ -81,6 +97,7 @@ impl Suite {
             Self::Fuzz => "what comes from outside, fuzzed: the stored corpus, then 10 s in each target",
             Self::Packets => "packets through the loaded BPF programs",
             Self::Lab => "nodes and pods in network namespaces",
+            Self::Restart => "agents killed and started anew under traffic, and killed in the midst of each step",
             Self::Clients => "the plugin, driven by cnitool, podman and containerd, and beside other CNI plugins",
             Self::Docs => "the commands of README.md and docs/",
             Self::Providers => {
@@ -93,20 +110,23 @@ impl Suite {
     }
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Packets | Self::Lab | Self::Clients | Self::Docs)
+        matches!(self, Self::Packets | Self::Lab | Self::Restart | Self::Clients | Self::Docs)
     }
 
     fn needs(self) -> &'static [Need] {
         match self {
             Self::Native => &[],
             Self::Fuzz => &[Need::Fuzz],
-            Self::Packets | Self::Lab | Self::Docs => &[Need::Bpf, Need::Lab],
+            Self::Packets | Self::Lab | Self::Restart | Self::Docs => &[Need::Bpf, Need::Lab],
             Self::Clients => &[Need::Bpf, Need::Lab, Need::Reference, Need::Clients],
             Self::Providers => &[Need::Providers],
             Self::Vm => &[Need::Bpf, Need::Vm],
         }
     }
 }
+
+/// Tells the suite restart how many rounds to go.
+const RESTART_ROUNDS: &str = "WEFT_RESTART_ROUNDS";
 
 /// How long one test binary may run.
 const BINARY_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -146,7 +166,7 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
     }
     let needs: Vec<Need> = suites.iter().flat_map(|s| s.needs()).copied().collect();
     setup::ensure(ws, &needs)?;
-    let mut shared = Shared { ws, made: None };
+    let mut shared = Shared { ws, made: None, rounds: args.rounds };
     let mut rows = Vec::new();
     for suite in suites {
         let stage = Stage::start(format!("suite {}: {}", suite.name(), suite.what()));
@@ -194,6 +214,7 @@ fn report(rows: &[Row]) -> ExitCode {
 struct Shared<'a> {
     ws: &'a Workspace,
     made: Option<(Built, Vec<TestBinary>)>,
+    rounds: Option<u32>,
 }
 
 impl Shared<'_> {
@@ -218,9 +239,14 @@ fn run_suite(suite: Suite, shared: &mut Shared<'_>) -> Result<Counts> {
         Suite::Packets => packets(shared),
         Suite::Lab => run_binaries(
             shared,
-            |b| b.package == "lab" && !matches!(b.name.as_str(), "clients" | "pair" | "clock"),
+            |b| b.package == "lab" && !matches!(b.name.as_str(), "clients" | "pair" | "clock" | "restart"),
             &[],
         ),
+        Suite::Restart => {
+            let rounds = shared.rounds.map(|n| OsString::from(n.to_string()));
+            let env: Vec<_> = rounds.iter().map(|n| (RESTART_ROUNDS, n.as_os_str())).collect();
+            run_binaries(shared, |b| b.package == "lab" && b.name == "restart", &env)
+        }
         Suite::Clients => {
             let programs = reference::build(ws)?;
             let env = [(reference::DIRECTORY, programs.as_os_str())];

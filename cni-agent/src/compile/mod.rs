@@ -2,6 +2,7 @@
 mod entries;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod heard;
 mod nodes;
 mod routes;
 #[cfg(test)]
@@ -13,6 +14,7 @@ use cni_common::schema::{self, MapSpec};
 use ipnet::IpNet;
 
 pub use self::{
+    heard::{Heard, is_whole},
     nodes::{NodeNumbers, TooManyNodes},
     routes::{ClusterRoute, cluster_routes, host_addresses},
 };

@@ -8,9 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::netlink::{
-    MissingIsDone as _, NetlinkError, Socket, names,
-    tc::{self, Place},
+use crate::{
+    fault::{self, Point},
+    netlink::{
+        MissingIsDone as _, NetlinkError, Socket, names,
+        tc::{self, Place},
+    },
 };
 
 use super::syscall;
@@ -65,6 +68,7 @@ pub enum How {
 pub fn block(socket: &mut Socket, program: &'static str, fd: BorrowedFd<'_>) -> Result<(), AttachError> {
     socket
         .run(tc::set_filter(Place::Block(names::BLOCK_INDEX), fd, program))
+        .inspect(|()| fault::pass(Point::BlockPlaced))
         .map_err(|source| AttachError::Filter { program, source })
 }
 
@@ -130,6 +134,7 @@ pub fn device(
     if !tcx || there.iter().any(|f| !f.is_ours() && f.priority < names::FILTER_PRIORITY) {
         filter(socket, program, fd, device.1)?;
         detach(socket, pin_dir, program, device, How::Tcx)?;
+        fault::pass(Point::HookMoved);
         return Ok(How::Clsact);
     }
     link(pin_dir, program, fd, device)?;
@@ -151,19 +156,27 @@ fn link(
     let tcx_failed = |source| AttachError::Tcx { program, device: name.to_owned(), source };
     if let Some(link) = syscall::open_pin(&path).map_err(pin_failed)? {
         match syscall::update_link(link.as_fd(), fd) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                fault::pass(Point::LinkUpdated);
+                return Ok(());
+            }
             // The device has gone, and with it what the link held; its name may be another device's now.
             Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => fs::remove_file(&path).map_err(pin_failed)?,
             Err(e) => return Err(tcx_failed(e)),
         }
     }
     let link = syscall::attach_tcx_ingress(fd, ifindex).map_err(tcx_failed)?;
-    syscall::pin(link.as_fd(), &path).map_err(pin_failed)
+    fault::pass(Point::LinkMade);
+    syscall::pin(link.as_fd(), &path).map_err(pin_failed)?;
+    fault::pass(Point::LinkPinned);
+    Ok(())
 }
 
 /// By a filter on clsact, which others may share.
 fn filter(socket: &mut Socket, program: &'static str, fd: BorrowedFd<'_>, ifindex: u32) -> Result<(), AttachError> {
     let failed = |source| AttachError::Filter { program, source };
     tc::ensure_clsact(socket, ifindex).map_err(failed)?;
-    socket.run(tc::set_filter(Place::Ingress(ifindex), fd, program)).map_err(failed)
+    socket.run(tc::set_filter(Place::Ingress(ifindex), fd, program)).map_err(failed)?;
+    fault::pass(Point::FilterPlaced);
+    Ok(())
 }

@@ -24,6 +24,7 @@ use super::{
     refusal::{self, Refusal, RefusedLoad},
     syscall,
 };
+use crate::fault::{self, Point};
 
 /// The object could not be loaded. Whatever ran before runs on.
 #[derive(Debug, thiserror::Error)]
@@ -195,6 +196,7 @@ impl Datapath {
         let events = ebpf.take_map(schema::EVENTS.name);
         let datapath = Self { ebpf: Some(ebpf), programs, maps, events, refused: None };
         datapath.write_fingerprints()?;
+        fault::pass(Point::StartFingerprints);
         if let Some(dir) = pin_dir {
             // The fingerprints first: what is pinned has one.
             for spec in [schema::SCHEMA].iter().chain(schema::ALL) {
@@ -202,6 +204,7 @@ impl Datapath {
                 if !path.exists() {
                     let pin = syscall::pin(datapath.map(spec).fd(), &path);
                     pin.map_err(|source| PinError::Make { path, source })?;
+                    fault::pass(Point::MapPinned);
                 }
             }
             programs::keep(dir, &datapath.programs)?;

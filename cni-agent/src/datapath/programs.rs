@@ -14,7 +14,10 @@ use aya::{maps::MapData, programs::ProgramInfo};
 use cni_common::schema;
 
 use super::{RawMap, object, pins, pins::PinError, syscall};
-use crate::error_chain;
+use crate::{
+    error_chain,
+    fault::{self, Point},
+};
 
 /// A loaded program.
 #[derive(Debug)]
@@ -86,8 +89,10 @@ pub(super) fn keep(dir: &Path, programs: &BTreeMap<&'static str, Program>) -> Re
         let staged = dir.join(format!("new_{PREFIX}{name}"));
         let placed = absent_is_done(fs::remove_file(&staged))
             .and_then(|()| syscall::pin(program.fd.as_fd(), &staged))
+            .inspect(|()| fault::pass(Point::ProgramStaged))
             .and_then(|()| fs::rename(&staged, &path));
         placed.map_err(|source| PinError::Make { path, source })?;
+        fault::pass(Point::ProgramPlaced);
     }
     let failed = |source| PinError::Open { path: dir.to_owned(), source };
     for entry in fs::read_dir(dir).map_err(failed)? {

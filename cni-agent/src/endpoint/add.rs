@@ -30,6 +30,7 @@ use super::{
 use crate::{
     cni::steps,
     error_chain,
+    fault::{self, Point},
     ipam::Lease,
     netlink::{
         NetlinkError, Socket, link, names,
@@ -67,6 +68,7 @@ impl EndpointManager {
         }
         let wish = Wish::read(request, &self.tables.read().node_addresses)?;
         let (id, lease) = steps::timed("address", || self.reserve(&wish.addresses))?;
+        fault::pass(Point::AddReserved);
         let mut endpoint = self.describe(request, id, lease, wish);
         if let Err(Failed { error, device }) = self.wire(&mut endpoint, request.args.get("K8S_POD_UID").cloned()) {
             match device.filter(|_| endpoint.terms.delegated) {
@@ -135,11 +137,15 @@ impl EndpointManager {
         let target = target_of(endpoint)?;
         let mut record = EndpointRecord::adding(endpoint, uid);
         self.keep(|| self.records.save(&record))?;
+        fault::pass(Point::AddRecorded);
         let wired = self.link(endpoint, &target).and_then(|own_table| {
             endpoint.terms.own_table = own_table;
             record.terms.own_table = own_table;
             steps::timed("maps", || self.publish(endpoint))?;
-            self.keep(|| self.records.finish(&record))
+            fault::pass(Point::AddPublished);
+            self.keep(|| self.records.finish(&record))?;
+            fault::pass(Point::AddFinished);
+            Ok(())
         });
         // Also after an error of the first step: the kernel may have made the pair, and its answer be lost.
         let wired = wired.map_err(|error| Failed { error, device: Some(endpoint.ifindex) });

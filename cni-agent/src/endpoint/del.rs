@@ -15,14 +15,16 @@ use super::{
 use crate::{
     cni::steps,
     error_chain,
+    fault::{self, Point},
     ipam::Lease,
     netlink::{NetlinkError, pod},
     tables::Endpoint,
 };
 
 impl EndpointManager {
-    /// CNI DEL: the row goes, the endpoint entry first → the record → the answer; the device is deleted after it, and only then
-    /// is the address free. Where another IPAM plugin gives the address, it frees it when we have answered: so the device goes first.
+    /// CNI DEL: the row goes, the endpoint entry first → rules in the pod → the record → the answer; the device is deleted after it,
+    /// and only then is the address free. Where another IPAM plugin gives the address, it frees it when we have answered: so the device
+    /// goes first.
     ///
     /// Everything is tried; the first failure is the answer, and the runtime's next DEL tries what is left.
     pub(super) fn disconnect(&self, container_id: &str, ifname: &str) -> Result<(), CniError> {
@@ -34,13 +36,19 @@ impl EndpointManager {
             if let Err(e) = steps::timed("maps", || self.tables.wait_applied(revision, APPLIED_WITHIN)) {
                 warn!(error = %e, "the maps still hold a deleted endpoint");
             }
+            fault::pass(Point::DelUnmapped);
+        }
+        // Before the record: nothing but that tells of them, and they do not go with the device.
+        if let Some(e) = &endpoint {
+            self.forget_rules(e);
+            fault::pass(Point::DelUnruled);
         }
         let unrecorded = steps::timed("record", || self.records.remove(container_id, ifname)).map_err(|e| {
             CniError::new(ErrorCode::IO_FAILURE, error_chain(&e))
                 .with_details("the directory of --state-dir must be writable")
         });
         if let Some(e) = endpoint {
-            self.forget_rules(&e);
+            fault::pass(Point::DelUnrecorded);
             let lease = Lease { v4: e.ipv4, v6: e.ipv6 };
             if e.terms.delegated {
                 self.ids().leave(&attachment, Leaving { id: e.id, lease, device: e.ifindex });

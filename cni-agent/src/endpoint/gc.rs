@@ -8,6 +8,7 @@ use cni_plugin::{
 use tracing::info;
 
 use super::manager::{Attachment, EndpointManager};
+use crate::fault::{self, Point};
 
 impl EndpointManager {
     /// CNI GC: disconnects what is of the request's network and not in its list. Endpoints of other networks stay, and those of
@@ -29,6 +30,7 @@ impl EndpointManager {
                 .filter(|attachment| !valid.contains(attachment))
                 .collect()
         };
+        fault::pass(Point::GcListed);
         let mut first = Ok(());
         for attachment in &garbage {
             // Looked at last: one that is being deleted may be connected anew while the others are seen to.
@@ -38,6 +40,7 @@ impl EndpointManager {
             let (container, ifname) = attachment;
             info!(container, ifname, network = conf.name, "the runtime no longer lists it; disconnecting it");
             first = first.and(self.disconnect(container, ifname));
+            fault::pass(Point::GcDisconnected);
         }
         first
     }

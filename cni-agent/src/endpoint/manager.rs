@@ -23,6 +23,7 @@ use crate::{
     cni::CniHandler,
     compile::Facts,
     datapath::Datapath,
+    fault::{self, Point},
     ipam::{self, Ipam, Lease, Usage},
     netlink::{NetlinkError, Socket, link, names},
     tables::{Endpoint, Source, Tables},
@@ -149,6 +150,14 @@ pub enum RestoreError {
     Netlink(#[from] NetlinkError),
 }
 
+/// What became of a former agent's endpoints.
+pub struct Restored {
+    /// With those that live on.
+    pub manager: EndpointManager,
+    /// Interface indexes that the maps hold and that are no pod's any more: a device that is gone, or of an ADD that was cut off.
+    pub dead: BTreeSet<u32>,
+}
+
 impl EndpointManager {
     /// Takes over the endpoints that the records name and whose devices are there; the rest is removed. `served` is what the maps hold:
     /// interface index and addresses.
@@ -156,7 +165,7 @@ impl EndpointManager {
     /// A device that is served, but of which no record tells, is a pod whose record was lost (a state directory that was emptied or
     /// exchanged). It is left alone, its addresses are not given again, and because the records are then not in sync, nothing is
     /// pruned from the maps: its packets flow on.
-    pub fn restore(parts: Parts, served: &BTreeMap<u32, Vec<IpAddr>>) -> Result<Self, RestoreError> {
+    pub fn restore(parts: Parts, served: &BTreeMap<u32, Vec<IpAddr>>) -> Result<Restored, RestoreError> {
         let Parts { tables, facts, records, datapath, tombstones } = parts;
         let (reaper, state) = (Reaper::start()?, Arc::default());
         let manager = Self {
@@ -179,6 +188,7 @@ impl EndpointManager {
             manager.records.remove(&stale.container_id, &stale.ifname)?;
         }
         let mut unrecorded = false;
+        let mut dead: BTreeSet<u32> = served.keys().copied().collect();
         let mut adopted = BTreeSet::new();
         let mut cut_off = BTreeMap::new();
         for record in loaded.records {
@@ -186,6 +196,7 @@ impl EndpointManager {
             match u16::try_from(record.endpoint_id) {
                 Ok(id) if whole => {
                     adopted.insert(record.host_device.clone());
+                    dead.remove(&record.host_ifindex);
                     manager.adopt(id, record);
                 }
                 _ => {
@@ -194,21 +205,25 @@ impl EndpointManager {
                         device = record.host_device,
                         "removing what is left of a pod"
                     );
-                    manager.records.remove(&record.container_id, &record.ifname)?;
-                    // An ADD that was cut off may have made rules before its record told of them.
+                    // An ADD that was cut off may have made rules before its record told of them. They go before it: nothing else tells
+                    // of them.
                     let mut left = record.into_endpoint(0);
                     left.terms.own_table = true;
                     manager.forget_rules(&left);
+                    fault::pass(Point::LeftUnruled);
+                    manager.records.remove(&left.container_id, &left.ifname)?;
+                    fault::pass(Point::LeftUnrecorded);
                     cut_off.insert(left.device, Lease { v4: left.ipv4, v6: left.ipv6 });
                 }
             }
         }
         for (name, index) in links {
             let Some(id) = names::endpoint_of(&name).filter(|_| !adopted.contains(&name)) else { continue };
-            match served.get(&index) {
-                // An ADD or a DEL that a dead agent did not end.
+            let cut = cut_off.get(&name).copied();
+            match served.get(&index).filter(|_| cut.is_none()) {
+                // An ADD or a DEL that a dead agent did not end, however far it came.
                 None => {
-                    let lease = cut_off.get(&name).copied().unwrap_or_default();
+                    let lease = cut.unwrap_or_default();
                     let held = manager.ids().hold_doomed(id, lease);
                     manager.give_back(id, held, Some(index.into()));
                 }
@@ -220,13 +235,14 @@ impl EndpointManager {
                         ids.ipam.hold(*a);
                     }
                     unrecorded = true;
+                    dead.remove(&index);
                 }
             }
         }
         if !unrecorded {
             manager.tables.mark_synced(Source::Records);
         }
-        Ok(manager)
+        Ok(Restored { manager, dead })
     }
 
     fn adopt(&self, id: u16, record: EndpointRecord) {

@@ -16,5 +16,5 @@ mod tombstones;
 mod wish;
 
 pub use liveness::Gone;
-pub use manager::{EndpointManager, Parts, RestoreError};
+pub use manager::{EndpointManager, Parts, RestoreError, Restored};
 pub use status::not_ready;

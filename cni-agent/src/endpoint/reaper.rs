@@ -15,6 +15,7 @@ use nix::sys::utsname::uname;
 use tracing::{debug, warn};
 
 use crate::{
+    fault::{self, Point},
     netlink::{MissingIsDone as _, NetlinkError, Socket, link, names},
     tables::Endpoint,
 };
@@ -235,6 +236,7 @@ impl<K: Kernel> Worker<K> {
 
     fn delete(&mut self, batch: Vec<Doomed>) {
         let indexes: Vec<u32> = batch.iter().map(|d| d.device.index).collect();
+        fault::pass(Point::DeviceDoomed);
         let together = indexes.len() > 1
             && self.kernel.delete_together(&indexes).inspect_err(|e| {
                 warn!(devices = indexes.len(), error = %e, "cannot delete pods' devices together; deleting one by one");
@@ -244,6 +246,7 @@ impl<K: Kernel> Worker<K> {
             let index = doomed.device.index;
             let again = match deleted {
                 Ok(()) => {
+                    fault::pass(Point::DeviceDeleted);
                     // Before anybody who waits for this device goes on.
                     (doomed.gone)();
                     None

@@ -24,7 +24,10 @@ use cni_plugin::spec::short;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::tables::Terms;
+use crate::{
+    fault::{self, Point},
+    tables::Terms,
+};
 
 /// The number of the records' shape. Raised when a field changes its meaning or a new one is indispensable.
 pub const SCHEMA: u32 = 1;
@@ -248,6 +251,7 @@ impl RecordStore {
             text.push(b'\n');
             let mut options = fs::OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?.write_all(&text)?;
+            fault::pass(Point::RecordStaged);
             fs::rename(&temporary, &path)
         };
         write().map_err(|source| {

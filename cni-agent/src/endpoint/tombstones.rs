@@ -16,7 +16,11 @@ use cni_plugin::{
 use tracing::{info, warn};
 
 use super::manager::EndpointManager;
-use crate::{cni::server::Lines, error_chain};
+use crate::{
+    cni::server::Lines,
+    error_chain,
+    fault::{self, Point},
+};
 
 /// What is added to the name of a file that is no tombstone.
 const CORRUPT: &str = "corrupt";
@@ -66,6 +70,7 @@ fn bury(
     }
     info!(container = tombstone.container_id, ifname = tombstone.ifname, "making up for a DEL that no agent has seen");
     disconnect()?;
+    fault::pass(Point::TombstoneServed);
     tombstone.take(directory).map_err(|e| io_failure(directory, &e))?;
     Ok(true)
 }

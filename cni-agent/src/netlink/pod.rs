@@ -23,6 +23,7 @@ use super::{
     rule::{self, Rule},
     tc,
 };
+use crate::fault::{self, Point};
 
 /// The step of [`PodLink::configure_pod_side`].
 const POD_SIDE: &str = "pod-side";
@@ -262,6 +263,7 @@ impl PodLink<'_> {
     /// As the two parts; after an error neither device nor rule is left.
     pub fn wire(&self, host: &mut Socket) -> Result<Wired, NetlinkError> {
         let mut steps = vec![self.create_host_side(host)?];
+        fault::pass(Point::AddHostSide);
         let second = (|| {
             let begin = Instant::now();
             let mut pod = Socket::open_in(self.netns)?;
@@ -270,8 +272,10 @@ impl PodLink<'_> {
             steps.push(Step { name: "pod-socket", what, took: begin.elapsed() });
             let mut configure = || {
                 steps.push(self.configure_pod_side(&mut pod, before)?);
+                fault::pass(Point::AddPodSide);
                 if before.any() {
                     steps.push(self.set_rules(&mut pod)?);
+                    fault::pass(Point::AddRules);
                 }
                 steps.push(self.await_usable(&mut pod)?);
                 Ok(before.any())

@@ -6,11 +6,14 @@ use std::net::IpAddr;
 use cni_common::net::Mac;
 use tracing::info;
 
-use crate::netlink::{
-    NetlinkError, Socket, link,
-    link::{End, Link},
-    names::{self, GATEWAY4, GATEWAY6},
-    neigh, tc,
+use crate::{
+    fault::{self, Point},
+    netlink::{
+        NetlinkError, Socket, link,
+        link::{End, Link},
+        names::{self, GATEWAY4, GATEWAY6},
+        neigh, tc,
+    },
 };
 
 /// Indexes of our devices.
@@ -80,6 +83,7 @@ fn pair(socket: &mut Socket, name: &str, peer: &str) -> Result<(u32, u32), Devic
         let end = |name| End { name, mac: Some(Mac::WEFT), mtu: Some(PAIR_MTU), ..End::default() };
         socket.run(link::create_veth(&end(name), &end(peer)))?;
         info!(device = name, peer, "made a veth pair");
+        fault::pass(Point::PairMade);
     }
     Ok((ours(socket, name)?.index, ours(socket, peer)?.index))
 }
@@ -97,6 +101,7 @@ fn vxlan(socket: &mut Socket, port: u16) -> Result<u32, DeviceError> {
             other => other?,
         }
         info!(device = names::VXLAN, port, "made the VXLAN device");
+        fault::pass(Point::VxlanMade);
     }
     let index = ours(socket, names::VXLAN)?.index;
     match socket.batch(vec![link::no_link_local(index), link::up(index)]) {

@@ -6,6 +6,7 @@ use std::{
 
 use crate::{
     compile::{self, Entry, EntryKey},
+    fault::{self, Point},
     tables::Row,
 };
 
@@ -28,6 +29,10 @@ pub struct Delta {
     by_row: BTreeMap<Row, BTreeSet<EntryKey>>,
     actual: BTreeMap<EntryKey, Vec<u8>>,
     pending: BTreeSet<EntryKey>,
+    /// What a former agent wrote and this one has not written since.
+    adopted: BTreeSet<EntryKey>,
+    /// What is wanted only as a stand-in: no reason to replace what a former agent wrote.
+    held: BTreeSet<EntryKey>,
     /// Writes and deletes so far, for the tests that count them.
     writes: u64,
 }
@@ -36,6 +41,7 @@ impl Delta {
     /// Takes over what the kernel holds.
     pub fn adopt(&mut self, target: &mut impl Target) -> io::Result<()> {
         self.actual = target.dump()?.into_iter().collect();
+        self.adopted = self.actual.keys().cloned().collect();
         self.pending.extend(self.desired.keys().cloned());
         Ok(())
     }
@@ -63,6 +69,23 @@ impl Delta {
         }
     }
 
+    /// Holds back what a row asks for where a former agent's entry stands, or lets it go.
+    pub fn hold(&mut self, row: &Row, held: bool) {
+        for key in self.by_row.get(row).into_iter().flatten() {
+            if held {
+                self.held.insert(key.clone());
+            } else if self.held.remove(key) {
+                self.pending.insert(key.clone());
+            }
+        }
+    }
+
+    /// Entries that a former agent left and of which it is known that nobody will ask for them become pending.
+    pub fn forget(&mut self, which: impl Fn(&EntryKey, &[u8]) -> bool) {
+        let forgotten = self.actual.iter().filter(|(key, value)| which(key, value)).map(|(key, _)| key.clone());
+        self.pending.extend(forgotten);
+    }
+
     /// What the kernel holds and no row asks for becomes pending: only when every source is in sync.
     pub fn prune(&mut self) {
         self.pending.extend(self.actual.keys().filter(|k| !self.desired.contains_key(*k)).cloned());
@@ -83,9 +106,17 @@ impl Delta {
             if self.actual.get(&key) == Some(&value) {
                 continue;
             }
+            if self.held.contains(&key) && self.adopted.contains(&key) {
+                self.pending.insert(key);
+                continue;
+            }
             self.writes += 1;
             match target.upsert(&key, &value) {
-                Ok(()) => drop(self.actual.insert(key, value)),
+                Ok(()) => {
+                    fault::pass(Point::MapWritten);
+                    self.adopted.remove(&key);
+                    self.actual.insert(key, value);
+                }
                 Err(e) => self.failed(key, &e, &mut failures),
             }
         }
@@ -95,7 +126,11 @@ impl Delta {
             }
             self.writes += 1;
             match target.delete(&key) {
-                Ok(()) => drop(self.actual.remove(&key)),
+                Ok(()) => {
+                    fault::pass(Point::MapDeleted);
+                    self.adopted.remove(&key);
+                    self.actual.remove(&key);
+                }
                 Err(e) => self.failed(key, &e, &mut failures),
             }
         }

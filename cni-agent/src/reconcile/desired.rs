@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::delta::Delta;
 use crate::{
-    compile::{self, Facts, NodeNumbers},
+    compile::{self, Facts, Heard, NodeNumbers},
     tables::{Contents, Row},
 };
 
@@ -12,11 +12,16 @@ pub struct Desired {
     pub(super) facts: Facts,
     pub(super) numbers: NodeNumbers,
     pub(super) delta: Delta,
+    /// How far the agent has heard what there is.
+    pub(super) heard: Heard,
+    /// Rows that were compiled from less than all.
+    pub(super) partial: BTreeSet<Row>,
 }
 
 impl Desired {
     /// Compiles the rows, and those that depend on them, which are added to the set. What cannot be compiled is in the answer.
     pub fn follow(&mut self, contents: &Contents, rows: &mut BTreeSet<Row>) -> BTreeMap<Row, String> {
+        rows.append(&mut self.partial);
         let own = Row::Node(self.facts.node.clone());
         // The tunnel's family follows the own node: all others hang on it.
         if rows.contains(&own) {
@@ -34,7 +39,14 @@ impl Desired {
         // Nodes before pods, as their numbers are in the pods' entries: `Row` sorts so.
         for row in rows.iter() {
             match compile::row(row, contents, &self.facts, &mut self.numbers) {
-                Ok(entries) => self.delta.set_row(row, entries),
+                Ok(entries) => {
+                    self.delta.set_row(row, entries);
+                    let whole = compile::is_whole(row, contents, &self.facts, self.heard);
+                    self.delta.hold(row, !whole);
+                    if !whole {
+                        self.partial.insert(row.clone());
+                    }
+                }
                 Err(e) => drop(failures.insert(row.clone(), e)),
             }
         }
@@ -88,7 +100,13 @@ mod tests {
     }
     impl Rig {
         fn new() -> Self {
-            let desired = Desired { facts: facts(), numbers: NodeNumbers::default(), delta: Delta::default() };
+            let desired = Desired {
+                facts: facts(),
+                numbers: NodeNumbers::default(),
+                delta: Delta::default(),
+                heard: Heard::EVERYTHING,
+                partial: BTreeSet::new(),
+            };
             let mut rig = Self { tables: Tables::new(), desired, kernel: Memory::default(), written: 0 };
             rig.tables.set_node(node("here", 1));
             rig.tables.set_node(node("there", 2));
@@ -134,6 +152,45 @@ mod tests {
             mtu: 1450,
             terms: crate::tables::Terms::default(),
         }
+    }
+
+    #[test]
+    fn what_a_start_has_not_heard_of_yet_replaces_nothing_of_a_former_agent() {
+        let mut former = Rig::new();
+        former.tables.set_endpoint(endpoint("web"));
+        former.tables.set_pod(pod("web", "here", &[]));
+        former.tables.set_node_addresses(["192.0.2.1".parse().expect("an address")].into());
+        former.writes();
+        let left = former.kernel.0.clone();
+
+        // The next one knows its records and its addresses at once, the objects one by one, and the ways to nodes last.
+        let mut next = Rig { tables: Tables::new(), kernel: former.kernel, ..Rig::new() };
+        next.desired.delta = Delta::default();
+        next.desired.delta.adopt(&mut next.kernel).expect("adopts");
+        next.written = 0;
+        next.desired.heard = Heard { objects: false, ways: false };
+        next.tables.set_endpoint(endpoint("web"));
+        next.tables.set_node_addresses(["192.0.2.1".parse().expect("an address")].into());
+        assert_eq!(next.writes(), 0, "no Pod object, no Node object");
+        next.tables.set_node(node("here", 1));
+        next.tables.set_node(node("there", 2));
+        assert_eq!(next.writes(), 0, "no way to the other node");
+        let mut late = endpoint("late");
+        (late.id, late.ifindex, late.ipv4, late.ipv6) = (10, 78, Some([10, 244, 1, 6].into()), None);
+        next.tables.set_endpoint(late);
+        assert_eq!(next.writes(), 2, "a pod that comes meanwhile is served");
+        next.tables.remove_endpoint(10);
+        assert_eq!(next.writes(), 2);
+        next.tables.set_pod(pod("web", "here", &[]));
+        next.tables.set_next_hop("192.0.2.2".parse().expect("an address"), hop(true));
+        assert_eq!(next.writes(), 0, "all as it was");
+        assert_eq!(next.kernel.0, left);
+
+        // What is heard last counts: the pod has lost its labels while nobody looked, and its object is gone.
+        next.tables.remove_pod(&PodKey::new("default", "web"));
+        assert_eq!(next.writes(), 0);
+        next.desired.heard = Heard::EVERYTHING;
+        assert_eq!(next.writes(), 1, "now it is known that it has none");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::{
         object,
     },
     error_chain,
+    fault::{self, Point},
     netlink::Socket,
     tables::Device,
 };
@@ -58,6 +59,7 @@ impl Hooks {
                 Ok(how) => {
                     info!(device = device.name, ?how, "watching what comes from other nodes");
                     self.by_index.insert(*index, (device.name.clone(), how));
+                    fault::pass(Point::NetdevHooked);
                 }
                 // The others are tried all the same.
                 Err(e) => errors.push(e),

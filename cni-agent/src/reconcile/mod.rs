@@ -17,14 +17,17 @@ use tracing::{debug, info, warn};
 
 use self::{delta::Delta, desired::Desired, hooks::Hooks, retries::Retries, routes::Routes};
 use crate::{
-    compile::{self, Facts, NodeNumbers},
+    compile::{self, Facts, Heard, NodeNumbers},
     datapath::{Datapath, attach::How},
+    fault::{self, Point},
     netlink::{NetlinkError, Socket},
-    tables::{Endpoint, Row, Tables},
+    tables::{Endpoint, Row, Source, Tables},
 };
 
 /// How often everything is compared with the kernel.
 const VERIFY_EVERY: Duration = Duration::from_secs(600);
+/// After the start: to what nobody leads by then, nobody does.
+const WAYS_WITHIN: Duration = Duration::from_secs(5);
 /// What the reconciler tells others.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -44,6 +47,7 @@ pub struct Reconciler {
     hosts: BTreeSet<IpAddr>,
     hooks: Hooks,
     report: Arc<Mutex<Report>>,
+    began: Instant,
     verified: Instant,
     retries: Retries,
 }
@@ -77,11 +81,18 @@ impl Reconciler {
         Ok(Self {
             tables,
             datapath,
-            desired: Desired { facts, numbers, delta },
+            desired: Desired {
+                facts,
+                numbers,
+                delta,
+                heard: Heard { objects: false, ways: false },
+                partial: BTreeSet::new(),
+            },
             routes,
             hosts: BTreeSet::new(),
             hooks,
             report,
+            began: Instant::now(),
             verified: Instant::now(),
             retries: Retries::default(),
         })
@@ -90,6 +101,22 @@ impl Reconciler {
     /// Where it tells how it goes.
     pub fn report(&self) -> Arc<Mutex<Report>> {
         Arc::clone(&self.report)
+    }
+
+    /// Takes from the maps what a former agent left of devices that are no pods' any more. To be called before it works.
+    pub fn forget_devices(&mut self, dead: &BTreeSet<u32>) {
+        let of_dead = |bytes: &[u8]| {
+            let index = bytes.first_chunk().copied().map(u32::from_ne_bytes);
+            index.is_some_and(|index| dead.contains(&index))
+        };
+        self.desired.delta.forget(|key, value| {
+            let id = key.map().id;
+            // An address that was given to another pod since leads to that one.
+            id == schema::ENDPOINTS.id && of_dead(&key.key)
+                || [schema::LOCAL4.id, schema::LOCAL6.id].contains(&id) && of_dead(value)
+        });
+        // What fails is tried again with the first pass.
+        self.desired.delta.flush(&mut self.datapath.clone());
     }
 
     /// Works until the other end of `stop` is gone.
@@ -103,6 +130,10 @@ impl Reconciler {
                 self.verify();
             }
             self.retries.join(&mut rows);
+            self.desired.heard = Heard {
+                objects: self.tables.is_synced_by(Source::Manifests, revision),
+                ways: self.began.elapsed() >= WAYS_WITHIN,
+            };
             let mut failures = self.desired.follow(&self.tables.read(), &mut rows);
             failures.extend(self.desired.delta.flush(&mut self.datapath.clone()));
             let network = |r: &Row| matches!(r, Row::Node(_) | Row::NodeAddresses | Row::Devices);
@@ -171,6 +202,7 @@ impl Reconciler {
         }
         self.desired.delta.prune();
         self.desired.delta.flush(&mut self.datapath.clone());
+        fault::pass(Point::Pruned);
         report.pruned = true;
         info!("all sources are in sync; what nobody asks for is removed");
     }

@@ -3,6 +3,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::{
     compile::ClusterRoute,
+    fault::{self, Point},
     netlink::{
         NetlinkError, Socket,
         names::{ROUTE_PROTOCOL, gateway_for},
@@ -50,6 +51,7 @@ impl Routes {
         for r in wanted.difference(&self.actual.clone()) {
             match socket.run(route::replace(&self.message(r))) {
                 Ok(()) => {
+                    fault::pass(Point::RouteMade);
                     self.actual.retain(|old| old.to != r.to);
                     self.actual.insert(r.clone());
                 }

@@ -36,6 +36,7 @@ fn everything_has_a_working_default() {
         log_format: LogFormat::Text,
         log_level: "info".into(),
         bpf_object: None,
+        die_at: None,
     };
     assert_eq!(settings, expected);
 }
@@ -101,6 +102,7 @@ fn every_setting_can_stand_in_the_file() {
         log_format: LogFormat::Json,
         log_level: "warn,cni_agent=trace".into(),
         bpf_object: None,
+        die_at: None,
     };
     assert_eq!(settings, expected);
 }

@@ -369,6 +369,10 @@ impl Tables {
         let state = self.lock();
         Source::ALL.iter().all(|s| state.synced.get(s).is_some_and(|synced| *synced <= revision))
     }
+    /// Whether a source was in sync by a revision that [`Tables::wait_dirty`] gave.
+    pub fn is_synced_by(&self, source: Source, revision: Revision) -> bool {
+        self.lock().synced.get(&source).is_some_and(|synced| *synced <= revision)
+    }
     /// Waits until a source is in sync; whether it is.
     pub fn wait_synced(&self, source: Source, timeout: Duration) -> bool {
         self.wait(timeout, |s| s.synced.contains_key(&source).then_some(())).is_some()

@@ -3,6 +3,7 @@
 //! Both ends are sockets of this process, opened inside the namespaces. So a probe needs no program in the pod, and what it
 //! measures is the way between the two.
 mod datagram;
+pub mod load;
 mod ping;
 mod stream;
 mod wire;
