@@ -23,6 +23,7 @@ pub mod reconcile;
 pub mod settings;
 pub mod sources;
 pub mod tables;
+pub mod uninstall;
 
 /// An error with its causes, in one line.
 pub fn error_chain(e: &dyn std::error::Error) -> String {

@@ -3,6 +3,7 @@ pub mod client;
 mod doctor;
 mod show;
 mod table;
+mod uninstall;
 
 use std::{
     ffi::OsString,
@@ -22,8 +23,8 @@ use crate::api::types::{
 
 const ABOUT: &str = "\
 weft shows what the Weft agent of this node does: its state, the endpoints, the cluster's objects as it knows them, the \
-BPF maps that the programs read, the packets that they dropped, and what on the node hinders it. It only reads; all but \
-doctor talk to nobody but the agent, over the agent's unix socket.";
+BPF maps that the programs read, the packets that they dropped, and what on the node hinders it. All but uninstall only read; all \
+but doctor and uninstall talk to nobody but the agent, over the agent's unix socket.";
 
 const AFTER: &str = "\
 Output:
@@ -33,7 +34,7 @@ Output:
 Exit status:
   0  done
   1  the agent refused or could not answer; with doctor, something hinders Weft; with ipam audit,
-     something does not agree
+     something does not agree; with uninstall, an agent runs or something stays
   2  wrong usage, or the agent does not run
 
 Examples:
@@ -88,6 +89,9 @@ enum Command {
     /// Name what on this node hinders Weft, why, and the cure
     #[command(long_about = doctor::ABOUT, after_long_help = doctor::AFTER)]
     Doctor(doctor::Doctor),
+    /// Remove from this node what Weft has put there, and nothing else
+    #[command(long_about = uninstall::ABOUT, after_long_help = uninstall::AFTER)]
+    Uninstall(uninstall::Uninstall),
 }
 
 #[derive(Debug, Subcommand)]
@@ -175,6 +179,8 @@ enum Failure {
     Output(#[from] io::Error),
     #[error("something is not as it should be")]
     Unwell,
+    #[error("{0}")]
+    Uninstall(String),
 }
 impl Failure {
     fn exit_code(&self) -> ExitCode {
@@ -222,6 +228,7 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
                 Err(Failure::Unwell)
             }
         }
+        Command::Uninstall(options) => uninstall::run(options, out),
     }
 }
 
