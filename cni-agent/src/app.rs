@@ -29,13 +29,14 @@ use crate::{
     },
     compile::Facts,
     datapath::{Datapath, attach, features, features::Features, object},
+    drift::compare::Hook,
     endpoint::{EndpointManager, Parts, mtu, record::RecordStore},
     inspect::Inspector,
     install::{self, Installer, SelfTest},
     netlink::{Socket, names},
     node::{devices, watch},
     observe::Observer,
-    reconcile::Reconciler,
+    reconcile::{Reconciler, Ways},
     settings::{Install, Settings},
     sources::{Source as _, manifests::ManifestDir},
     tables::Tables,
@@ -65,6 +66,12 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         hook(object::FROM_HOST, (names::NET, ours.weft_net))?,
         hook(object::FROM_OVERLAY, (names::VXLAN, ours.weft_vxlan))?,
     ];
+    let at = |program, device: &str, index, how| Hook { program, device: device.into(), index, how, id: None };
+    let hooks = vec![
+        at(object::FROM_POD, names::BLOCK, 0, None),
+        at(object::FROM_HOST, names::NET, ours.weft_net, Some(own_hooks[0])),
+        at(object::FROM_OVERLAY, names::VXLAN, ours.weft_vxlan, Some(own_hooks[1])),
+    ];
     attach::block(&mut socket, object::FROM_POD, datapath.program(object::FROM_POD)?)?;
 
     let facts = Facts {
@@ -93,8 +100,10 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let endpoints = Arc::new(EndpointManager::restore(parts, &served)?);
     mtu::start(Arc::clone(&tables), facts.clone(), records.clone())?;
 
-    let reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), (pin_dir, tcx))?;
-    let report = reconciler.report();
+    let verify_every = Duration::from_secs(settings.verify_every.into());
+    let ways = Ways { pin_dir, tcx, hooks, verify_every };
+    let reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), ways)?;
+    let (report, requests) = (reconciler.report(), reconciler.requests());
     let (stop_reconciler, stopped) = mpsc::channel();
     let reconciling = spawn("reconciler", move || reconciler.run(&stopped))?;
     let _watch = watch::start(Arc::clone(&tables), facts.clone(), settings.device.clone())?;
@@ -118,6 +127,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         manager: endpoints,
         records,
         report,
+        requests,
         source: manifests.report(),
         observer,
         install: Arc::clone(&installing),

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod cni;
 pub mod compile;
 pub mod datapath;
+pub mod drift;
 pub mod endpoint;
 pub mod identity;
 mod inspect;

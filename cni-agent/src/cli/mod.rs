@@ -20,6 +20,7 @@ use self::client::{Client, ClientError};
 use crate::api::types::{
     Audit, EndpointStatus, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status,
 };
+use crate::drift::Verified;
 
 const ABOUT: &str = "\
 weft shows what the Weft agent of this node does: its state, the endpoints, the cluster's objects as it knows them, the \
@@ -34,11 +35,12 @@ Output:
 Exit status:
   0  done
   1  the agent refused or could not answer; with doctor, something hinders Weft; with ipam audit,
-     something does not agree; with uninstall, an agent runs or something stays
+     something does not agree; with status --verify, something had been changed; with uninstall, an agent runs or something stays
   2  wrong usage, or the agent does not run
 
 Examples:
   weft status
+  weft status --verify
   weft endpoint list
   weft ipam audit
   weft map dump endpoints_v1
@@ -63,7 +65,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show the agent at a glance: ready or why not, tunnel, programs, sources, what fails
-    Status(Output),
+    Status(Ask),
     /// Show the pods' interfaces on this node
     #[command(subcommand, visible_alias = "endpoints")]
     Endpoint(List),
@@ -122,6 +124,17 @@ enum Map {
         #[command(flatten)]
         output: Output,
     },
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+struct Ask {
+    /// Have the agent compare everything with the kernel now, and repair what differs
+    ///
+    /// Lists what was not as it should be. Exit status 1 if there was anything; asked again, 0.
+    #[arg(long)]
+    verify: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -200,7 +213,14 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
 async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
     let client = Client::new(&cli.socket);
     match &cli.command {
-        Command::Status(o) => show(&client, *o, "/v1/status", |s: &Status| show::status(s), out).await,
+        Command::Status(Ask { verify: true, output }) => {
+            let verified: Verified = client.get("/v1/verify").await?;
+            show_value(*output, &verified, show::verified, out)?;
+            if verified == Verified::default() { Ok(()) } else { Err(Failure::Unwell) }
+        }
+        Command::Status(Ask { output: o, .. }) => {
+            show(&client, *o, "/v1/status", |s: &Status| show::status(s), out).await
+        }
         Command::Endpoint(List::List(o)) => {
             show(&client, *o, "/v1/endpoints", |l: &Vec<EndpointStatus>| show::endpoints(l), out).await
         }

@@ -129,6 +129,16 @@ pub fn linked(pin_dir: &Path, program: &str) -> io::Result<Vec<String>> {
     Ok(entries.iter().filter_map(|e| Some(e.file_name().to_str()?.strip_prefix(&prefix)?.to_owned())).collect())
 }
 
+/// The number of the program that a device's pinned link runs; none: no such link, or it holds on to no device or another one.
+///
+/// # Errors
+/// When the pin cannot be opened.
+pub fn linked_program(pin_dir: &Path, program: &str, (name, ifindex): (&str, u32)) -> io::Result<Option<u32>> {
+    let Some(link) = syscall::open_pin(&link_pin(pin_dir, program, name))? else { return Ok(None) };
+    let facts = syscall::link_facts(link.as_fd())?;
+    Ok((facts.ifindex == ifindex).then_some(facts.program_id))
+}
+
 fn link_pin(pin_dir: &Path, program: &str, device: &str) -> PathBuf {
     pin_dir.join(format!("link_{program}_{device}"))
 }

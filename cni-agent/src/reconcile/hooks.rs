@@ -1,5 +1,8 @@
 //! `from_netdev` on the devices that lead to other nodes.
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use tracing::info;
 
@@ -39,6 +42,16 @@ impl Hooks {
     /// Device and manner.
     pub fn attached(&self) -> &BTreeMap<String, How> {
         &self.by_name
+    }
+
+    /// Interface index, device and manner.
+    pub fn by_index(&self) -> &BTreeMap<u32, (String, How)> {
+        &self.by_index
+    }
+
+    /// The directory of links, and whether new ones are made.
+    pub fn pins(&self) -> (&Path, bool) {
+        (&self.pin_dir, self.tcx)
     }
 
     /// Attaches to the devices that have it not, and takes it from those that are no longer among them. What a former agent left on
