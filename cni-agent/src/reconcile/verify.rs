@@ -1,6 +1,7 @@
 //! Everything that is desired against everything that the kernel holds: [`drift`](crate::drift) has the rules.
 use std::{
     collections::BTreeMap,
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -144,7 +145,7 @@ impl Reconciler {
             hooks,
             // One that the kernel did not take is told of by its row.
             routes: cluster.intersection(self.routes.believed()).cloned().collect(),
-            routes_are_all: false,
+            routes_are_all: self.pruned(),
             rules: own_tables
                 .flat_map(|e| e.ips().map(|from| (e.netns.clone(), Rule { from, table: e.ifindex })))
                 .collect(),
@@ -152,7 +153,8 @@ impl Reconciler {
     }
 
     fn mend(&mut self, found: Vec<Difference>, wanted: &Wanted) -> Vec<Item> {
-        let (pin_dir, tcx) = { (self.hooks.pins().0.to_owned(), self.hooks.pins().1) };
+        let (pin_dir, tcx) = self.hooks.pins();
+        let pin_dir = pin_dir.to_owned();
         let datapath = self.datapath.clone();
         let hands = Hands { datapath: &datapath, pin_dir: &pin_dir, tcx, devices: &wanted.devices };
         let mut items = Vec::new();
@@ -170,12 +172,18 @@ impl Reconciler {
 
     fn mend_routes(&mut self) -> Result<(), String> {
         let routes = compile::cluster_routes(&self.tables.read(), &self.desired.facts);
+        let pruned = self.pruned();
         let looked = self.routes.look(self.hooks.socket());
-        looked.and_then(|()| self.routes.apply(self.hooks.socket(), routes, false)).map_err(|e| e.to_string())
+        looked.and_then(|()| self.routes.apply(self.hooks.socket(), routes, pruned)).map_err(|e| e.to_string())
+    }
+
+    /// What nobody asks for has gone, and would go again.
+    fn pruned(&self) -> bool {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).pruned
     }
 
     fn note(&self, verified: &Verified) {
-        let mut report = self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         for Item { kind, name, was, should, failed } in &verified.items {
             *report.drift.entry(*kind).or_default() += 1;
             if failed.is_empty() {
