@@ -5,12 +5,14 @@ use std::{
 };
 
 use cni_common::net::Mac;
+use ipnet::IpNet;
 
 use super::{Item, Kind};
 use crate::{
     compile::ClusterRoute,
     datapath::attach::How,
     netlink::{
+        addr::Address,
         link::Link,
         names,
         neigh::{self, Neighbour},
@@ -81,6 +83,8 @@ pub struct Seen {
     pub no_link_local: BTreeMap<String, bool>,
     /// All qdiscs.
     pub qdiscs: Vec<Qdisc>,
+    /// All addresses.
+    pub addresses: Vec<Address>,
     /// All neighbours.
     pub neighbours: Vec<Neighbour>,
     /// Number of the program that is at a place, in the order of [`Wanted::hooks`].
@@ -108,6 +112,8 @@ pub enum Cure {
     Join(u32, bool),
     /// Turn IPv6 address generation off.
     NoLinkLocal(u32),
+    /// Delete the address.
+    NoAddress(u32, IpNet),
     /// Write the neighbour.
     Neighbour(u32, IpAddr),
     /// Attach the program.
@@ -198,6 +204,10 @@ fn device(d: &Device, seen: &Seen, say: &mut impl FnMut(Kind, String, String, St
     if d.no_link_local && seen.no_link_local.get(&d.name) == Some(&false) {
         let text = |mode: &str| format!("IPv6 address generation {mode}");
         differs(text("on"), text("off"), Cure::NoLinkLocal(d.index));
+    }
+    // A pod's device is the pod's wire: what somebody wants with an address on its node's end is not ours to judge.
+    for a in seen.addresses.iter().filter(|a| !d.is_pods && a.index == d.index) {
+        differs(format!("address {}", a.net), "no address".to_owned(), Cure::NoAddress(d.index, a.net));
     }
     let clsact = seen.qdiscs.iter().find(|q| q.index == d.index && (q.kind == "clsact" || q.kind == "ingress"));
     if d.joins && !clsact.is_some_and(|q| q.ingress_block == Some(names::BLOCK_INDEX)) {

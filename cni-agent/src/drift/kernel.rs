@@ -9,7 +9,7 @@ use crate::{
     datapath::{Datapath, attach, object},
     error_chain,
     netlink::{
-        NetlinkError, Socket,
+        NetlinkError, Socket, addr,
         link::{self, End},
         names, neigh, pod, route, rule,
         tc::{self, Place},
@@ -40,6 +40,7 @@ pub fn look(wanted: &Wanted, socket: &mut Socket, pin_dir: &Path, weft_host: u32
         links,
         no_link_local,
         qdiscs: tc::qdiscs(socket).map_err(said)?,
+        addresses: addr::list(socket).map_err(said)?,
         neighbours: neigh::list(socket).map_err(said)?,
         hooks: wanted.hooks.iter().map(|h| at_hook(h, socket, pin_dir)).collect::<Result<_, _>>()?,
         routes: routes.map(|r| ClusterRoute { to: r.dst, source: r.source, mtu: r.mtu.unwrap_or(0) }).collect(),
@@ -97,6 +98,7 @@ pub fn cure(cure: &Cure, socket: &mut Socket, hands: &Hands<'_>) -> Result<(), S
             gone.and_then(|()| socket.run(tc::add_clsact(*index, Some(names::BLOCK_INDEX))))
         }
         Cure::NoLinkLocal(index) => socket.run(link::no_link_local(*index)),
+        Cure::NoAddress(index, net) => socket.run(addr::delete(*index, *net)),
         Cure::Neighbour(index, address) => socket.run(neigh::set_permanent(*index, *address, Mac::WEFT)),
         Cure::Attach(hook) => return put(hook, socket, hands),
         // The pass that goes on behind this does it.

@@ -10,6 +10,7 @@ use crate::{
     compile::ClusterRoute,
     datapath::attach::How,
     netlink::{
+        addr::{Address, Flags, Scope},
         link::Link,
         names,
         neigh::{Neighbour, State},
@@ -74,6 +75,7 @@ fn node() -> (Wanted, Seen) {
         links: devices.iter().map(|d| (d.index, link(d))).chain([(2, eth0)]).collect(),
         no_link_local: [(names::HOST.to_owned(), true)].into(),
         qdiscs: vec![clsact(5), clsact(7)],
+        addresses: Vec::new(),
         neighbours: vec![Neighbour { index: 3, addr: gateway(), mac: Some(Mac::WEFT), state: State::Permanent }],
         hooks: hooks.iter().map(|h| h.id).collect(),
         routes: [route()].into(),
@@ -100,7 +102,7 @@ fn nothing_is_found_where_all_is_as_it_should_be() {
 
 #[test]
 fn each_change_is_found_alone_by_its_kind_and_name_with_its_cure() {
-    let breaks: [(Kind, &str, Break, fn(&Cure) -> bool); 17] = [
+    let breaks: [(Kind, &str, Break, fn(&Cure) -> bool); 18] = [
         (Kind::Device, "weft_host", |s| s.links.get_mut(&3).unwrap().up = false, |c| *c == Cure::Up(3, true)),
         (Kind::Device, "weft_block", |s| s.links.get_mut(&5).unwrap().up = true, |c| *c == Cure::Up(5, false)),
         (Kind::Device, "weft_host", |s| s.links.get_mut(&3).unwrap().mtu = 1400, |c| *c == Cure::Mtu(3, 1500)),
@@ -117,6 +119,15 @@ fn each_change_is_found_alone_by_its_kind_and_name_with_its_cure() {
             "weft_host",
             |s| _ = s.no_link_local.insert(names::HOST.into(), false),
             |c| *c == Cure::NoLinkLocal(3),
+        ),
+        (
+            Kind::Device,
+            "weft_host",
+            |s| {
+                let (net, scope) = ("192.0.2.1/32".parse().unwrap(), Scope::Universe);
+                s.addresses.push(Address { index: 3, net, scope, flags: Flags::empty() });
+            },
+            |c| matches!(c, Cure::NoAddress(3, _)),
         ),
         (Kind::PodDevice, "weft7", |s| s.links.get_mut(&7).unwrap().up = false, |c| *c == Cure::Up(7, true)),
         (Kind::PodDevice, "weft7", |s| s.links.get_mut(&7).unwrap().mtu = 9000, |c| *c == Cure::Mtu(7, 1500)),

@@ -140,6 +140,7 @@ fn attributes_of_devices_routes_and_neighbours_are_set_again() {
         ("ip link set weft_vxlan down".into(), vec!["weft_vxlan", "down"]),
         ("ip link set weft_block up".into(), vec!["weft_block", "was     up"]),
         ("ip link set weft_host addrgenmode eui64".into(), vec!["weft_host", "address generation on"]),
+        ("ip addr add 192.0.2.77/32 dev weft_host".into(), vec!["weft_host", "address 192.0.2.77/32"]),
         (format!("ip link set {pod} down"), vec![&pod, "pod-device"]),
         (format!("ip link set {pod} mtu 1300"), vec![&pod, "MTU 1300", "MTU 1500"]),
         (format!("tc qdisc del dev {pod} clsact"), vec![&pod, "no clsact"]),
