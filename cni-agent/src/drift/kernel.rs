@@ -100,7 +100,7 @@ pub fn cure(cure: &Cure, socket: &mut Socket, hands: &Hands<'_>) -> Result<(), S
         Cure::NoLinkLocal(index) => socket.run(link::no_link_local(*index)),
         Cure::NoAddress(index, net) => socket.run(addr::delete(*index, *net)),
         Cure::Neighbour(index, address) => socket.run(neigh::set_permanent(*index, *address, Mac::WEFT)),
-        Cure::Attach(hook) => return put(hook, socket, hands),
+        Cure::Attach(hook) => return put(hook, socket, hands).map(drop),
         // The pass that goes on behind this does it.
         Cure::Routes => Ok(()),
         Cure::Rule(netns, rule) => match pod::socket_at(netns) {
@@ -115,13 +115,17 @@ pub fn cure(cure: &Cure, socket: &mut Socket, hands: &Hands<'_>) -> Result<(), S
     }
 }
 
-fn put(hook: &Hook, socket: &mut Socket, hands: &Hands<'_>) -> Result<(), String> {
+/// Puts a program back; answers how, which may be another way than before.
+///
+/// # Errors
+/// Why not.
+pub fn put(hook: &Hook, socket: &mut Socket, hands: &Hands<'_>) -> Result<Option<attach::How>, String> {
     let program = hands.datapath.program(hook.program).map_err(|e| error_chain(&e))?;
     let done = match hook.how {
-        None => attach::block(socket, object::FROM_POD, program),
+        None => attach::block(socket, object::FROM_POD, program).map(|()| None),
         Some(_) => {
             let device = (hook.device.as_str(), hook.index);
-            attach::device(socket, hands.pin_dir, (hook.program, program), device, hands.tcx).map(drop)
+            attach::device(socket, hands.pin_dir, (hook.program, program), device, hands.tcx).map(Some)
         }
     };
     done.map_err(|e| error_chain(&e))

@@ -49,6 +49,13 @@ impl Hooks {
         &self.by_index
     }
 
+    /// Notes how a device has its program now.
+    pub fn note(&mut self, index: u32, how: How) {
+        if let Some((_, there)) = self.by_index.get_mut(&index) {
+            *there = how;
+        }
+    }
+
     /// The directory of links, and whether new ones are made.
     pub fn pins(&self) -> (&Path, bool) {
         (&self.pin_dir, self.tcx)

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use super::{Reconciler, delta::Drifted};
 use crate::{
     compile::{self, Facts},
-    datapath::object,
+    datapath::{attach::How, object},
     drift::{
         Item, Kind, Verified,
         compare::{Cure, Device, Difference, Hook, Wanted, compare},
@@ -162,12 +162,24 @@ impl Reconciler {
         for Difference { mut item, cure } in found {
             let cured = match cure {
                 Cure::Routes => routes.get_or_insert_with(|| self.mend_routes()).clone(),
+                Cure::Attach(hook) => {
+                    kernel::put(&hook, self.hooks.socket(), &hands).map(|how| self.attached(&hook, how))
+                }
                 other => kernel::cure(&other, self.hooks.socket(), &hands),
             };
             item.failed = cured.err().unwrap_or_default();
             items.push(item);
         }
         items
+    }
+
+    /// Notes how a program came back: others' filters may have come since, behind which it has to stand.
+    fn attached(&mut self, hook: &Hook, how: Option<How>) {
+        if let Some(fixed) = self.fixed.hooks.iter_mut().find(|h| (h.program, h.index) == (hook.program, hook.index)) {
+            fixed.how = how;
+        } else if let Some(how) = how {
+            self.hooks.note(hook.index, how);
+        }
     }
 
     fn mend_routes(&mut self) -> Result<(), String> {
