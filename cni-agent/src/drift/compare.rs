@@ -210,7 +210,7 @@ fn device(d: &Device, seen: &Seen, say: &mut impl FnMut(Kind, String, String, St
         differs(format!("address {}", a.net), "no address".to_owned(), Cure::NoAddress(d.index, a.net));
     }
     let clsact = seen.qdiscs.iter().find(|q| q.index == d.index && (q.kind == "clsact" || q.kind == "ingress"));
-    if d.joins && !clsact.is_some_and(|q| q.ingress_block == Some(names::BLOCK_INDEX)) {
+    if d.joins && clsact.is_none_or(|q| q.ingress_block != Some(names::BLOCK_INDEX)) {
         let was = clsact.map_or_else(|| "no clsact".to_owned(), |q| format!("{}, block {:?}", q.kind, q.ingress_block));
         differs(was, format!("clsact, block {}", names::BLOCK_INDEX), Cure::Join(d.index, clsact.is_some()));
     }

@@ -93,6 +93,7 @@ fn node() -> (Wanted, Seen) {
 }
 
 type Break = fn(&mut Seen);
+type Cures = fn(&Cure) -> bool;
 
 #[test]
 fn nothing_is_found_where_all_is_as_it_should_be() {
@@ -102,7 +103,7 @@ fn nothing_is_found_where_all_is_as_it_should_be() {
 
 #[test]
 fn each_change_is_found_alone_by_its_kind_and_name_with_its_cure() {
-    let breaks: [(Kind, &str, Break, fn(&Cure) -> bool); 18] = [
+    let breaks: [(Kind, &str, Break, Cures); 18] = [
         (Kind::Device, "weft_host", |s| s.links.get_mut(&3).unwrap().up = false, |c| *c == Cure::Up(3, true)),
         (Kind::Device, "weft_block", |s| s.links.get_mut(&5).unwrap().up = true, |c| *c == Cure::Up(5, false)),
         (Kind::Device, "weft_host", |s| s.links.get_mut(&3).unwrap().mtu = 1400, |c| *c == Cure::Mtu(3, 1500)),
