@@ -76,7 +76,13 @@ impl Reconciler {
             Err(e) => verified.unread.push(format!("the maps: {e}")),
         }
         match self.lasting() {
-            Ok((found, wanted)) => verified.items.extend(self.mend(found, &wanted)),
+            Ok((found, wanted)) => {
+                let mended = !found.is_empty();
+                verified.items.extend(self.mend(found, &wanted));
+                if mended {
+                    self.mend_what_cures_took();
+                }
+            }
             Err(e) => verified.unread.push(e),
         }
         self.note(&verified);
@@ -149,6 +155,18 @@ impl Reconciler {
             rules: own_tables
                 .flat_map(|e| e.ips().map(|from| (e.netns.clone(), Rule { from, table: e.ifindex })))
                 .collect(),
+        }
+    }
+
+    /// With a device's last IPv4 address, which had no business there, the kernel takes its routes and neighbours.
+    fn mend_what_cures_took(&mut self) {
+        match self.differences() {
+            Ok((found, wanted)) => {
+                let failed = self.mend(found, &wanted).into_iter().filter(|item| !item.failed.is_empty());
+                failed
+                    .for_each(|item| debug!(name = item.name, error = item.failed, "the next comparison tries again"));
+            }
+            Err(error) => debug!(error, "cannot look once more"),
         }
     }
 
