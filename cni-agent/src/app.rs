@@ -29,6 +29,7 @@ use crate::{
     },
     compile::Facts,
     datapath::{Datapath, attach, features, features::Features, object},
+    drift::compare::Hook,
     endpoint::{EndpointManager, Parts, Restored, mtu, record::RecordStore},
     fault::{self, Point},
     inspect::Inspector,
@@ -36,7 +37,7 @@ use crate::{
     netlink::{Socket, names},
     node::{devices, watch},
     observe::Observer,
-    reconcile::Reconciler,
+    reconcile::{Reconciler, Ways},
     settings::{Install, Settings},
     sources::{Source as _, manifests::ManifestDir},
     tables::Tables,
@@ -71,6 +72,12 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         hook(object::FROM_HOST, (names::NET, ours.weft_net))?,
         hook(object::FROM_OVERLAY, (names::VXLAN, ours.weft_vxlan))?,
     ];
+    let at = |program, device: &str, index, how| Hook { program, device: device.into(), index, how, id: None };
+    let hooks = vec![
+        at(object::FROM_POD, names::BLOCK, 0, None),
+        at(object::FROM_HOST, names::NET, ours.weft_net, Some(own_hooks[0])),
+        at(object::FROM_OVERLAY, names::VXLAN, ours.weft_vxlan, Some(own_hooks[1])),
+    ];
     attach::block(&mut socket, object::FROM_POD, datapath.program(object::FROM_POD)?)?;
 
     let facts = Facts {
@@ -101,9 +108,11 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     fault::pass(Point::StartRestored);
     mtu::start(Arc::clone(&tables), facts.clone(), records.clone())?;
 
-    let mut reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), (pin_dir, tcx))?;
+    let verify_every = Duration::from_secs(settings.verify_every.into());
+    let ways = Ways { pin_dir, tcx, hooks, verify_every };
+    let mut reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), ways)?;
     reconciler.forget_devices(&dead);
-    let report = reconciler.report();
+    let (report, requests) = (reconciler.report(), reconciler.requests());
     let (stop_reconciler, stopped) = mpsc::channel();
     let reconciling = spawn("reconciler", move || reconciler.run(&stopped))?;
     let (tell_gone, pods_gone) = mpsc::channel();
@@ -133,6 +142,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         manager: endpoints,
         records,
         report,
+        requests,
         source: manifests.report(),
         observer,
         install: Arc::clone(&installing),

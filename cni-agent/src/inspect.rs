@@ -3,7 +3,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use cni_common::schema::MapType;
@@ -20,6 +20,7 @@ use crate::{
     audit::gather::Auditor,
     compile::Facts,
     datapath::{Datapath, RawMap, attach::How, counters, features::Features, object},
+    drift,
     endpoint::{self, EndpointManager, record::RecordStore},
     install, ipam,
     netlink::names,
@@ -30,6 +31,9 @@ use crate::{
     tables::{self, Row, Source, Tables},
 };
 
+/// Comparing a hundred pods takes some ten milliseconds; large maps, and cures that wait for RCU, take their time.
+const VERIFIED_WITHIN: Duration = Duration::from_secs(60);
+
 /// Everything that can be asked.
 pub struct Inspector {
     pub(crate) settings: Settings,
@@ -39,6 +43,7 @@ pub struct Inspector {
     pub(crate) manager: Arc<EndpointManager>,
     pub(crate) records: RecordStore,
     pub(crate) report: Arc<Mutex<Report>>,
+    pub(crate) requests: Arc<drift::Requests>,
     pub(crate) source: Arc<sources::Report>,
     pub(crate) observer: Observer,
     pub(crate) install: Arc<install::Running>,
@@ -103,6 +108,7 @@ impl Inspect for Inspector {
                 c.endpoints.len(),
             )
         };
+        let report = self.report();
         Status {
             node: self.facts.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -123,7 +129,11 @@ impl Inspect for Inspector {
             },
             sources: vec![self.source.get()],
             install: self.install.status(),
-            reconciler: ReconcilerStatus { pruning: self.report().pruned, ..ReconcilerStatus::of(&self.tables) },
+            reconciler: ReconcilerStatus {
+                pruning: report.pruned,
+                drift: report.drift,
+                ..ReconcilerStatus::of(&self.tables)
+            },
             nodes,
             pods,
             endpoints,
@@ -170,6 +180,10 @@ impl Inspect for Inspector {
     fn audit(&self) -> Audit {
         let (manager, tables, records, datapath) = (&self.manager, &self.tables, &self.records, &self.datapath);
         Auditor { manager, tables, records, datapath }.audit()
+    }
+
+    fn verify(&self) -> Option<drift::Verified> {
+        self.requests.ask(VERIFIED_WITHIN)
     }
 
     fn maps(&self) -> Result<Vec<MapInfo>, MapError> {

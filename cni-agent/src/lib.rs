@@ -11,6 +11,7 @@ pub mod cli;
 pub mod cni;
 pub mod compile;
 pub mod datapath;
+pub mod drift;
 pub mod endpoint;
 pub mod fault;
 pub mod identity;
@@ -24,6 +25,7 @@ pub mod reconcile;
 pub mod settings;
 pub mod sources;
 pub mod tables;
+pub mod uninstall;
 
 /// An error with its causes, in one line.
 pub fn error_chain(e: &dyn std::error::Error) -> String {

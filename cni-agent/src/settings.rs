@@ -185,6 +185,14 @@ pub struct Settings {
     #[arg(long, env = "WEFT_EVENT_RATE", value_name = "N", help_heading = "Logs and events", default_value_t = 100)]
     pub event_rate: u32,
 
+    /// Seconds between two comparisons of everything with the kernel, 10 at least
+    ///
+    /// What somebody else has changed of maps, programs, devices, routes and neighbours of Weft's is then repaired, counted and logged.
+    /// `weft status --verify` does it at once.
+    #[arg(long, env = "WEFT_VERIFY_EVERY", value_name = "SECONDS", help_heading = "Logs and events")]
+    #[arg(default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..))]
+    pub verify_every: u32,
+
     /// Form of the log lines on standard error
     #[arg(long, env = "WEFT_LOG_FORMAT", value_name = "FORMAT", help_heading = "Logs and events")]
     #[arg(default_value = "text")]

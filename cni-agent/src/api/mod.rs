@@ -8,10 +8,12 @@
 //! | `/v1/maps`, `/v1/maps/{name}` | lists of [`types::MapInfo`], [`types::MapEntry`] |
 //! | `/v1/ipam` | list of [`types::IpamAddress`] |
 //! | `/v1/ipam/audit` | [`types::Audit`] |
+//! | `/v1/verify` | [`Verified`]: compares everything with the kernel now, and repairs |
 //! | `/v1/drops` | [`types::Drops`] |
 //! | `/v1/observe` | an endless stream of lines, each a [`types::Observed`] |
 //!
-//! Everything else, and everything that fails, is answered by [`types::ErrorBody`]. The API only reads, through [`Inspect`].
+//! Everything else, and everything that fails, is answered by [`types::ErrorBody`]. The API only reads, through [`Inspect`];
+//! what `verify` repairs, the agent would have repaired some minutes later.
 mod socket;
 pub mod types;
 
@@ -34,6 +36,7 @@ use self::types::{
     Audit, DropEvent, Drops, EndpointStatus, ErrorBody, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed,
     PodStatus, Status,
 };
+use crate::drift::Verified;
 
 /// What the API shows. Methods may take a few milliseconds: they run on threads made for that.
 pub trait Inspect: Send + Sync + 'static {
@@ -51,6 +54,8 @@ pub trait Inspect: Send + Sync + 'static {
     fn ipam(&self) -> Vec<IpamAddress>;
     /// What is out, compared with everything else that knows of it. It may take half a second.
     fn audit(&self) -> Audit;
+    /// What differs between desired state and the kernel; it is repaired. `None`: that took too long.
+    fn verify(&self) -> Option<Verified>;
     /// All BPF maps.
     fn maps(&self) -> Result<Vec<MapInfo>, MapError>;
     /// The entries of one map.
@@ -110,6 +115,7 @@ fn router(inspect: Arc<dyn Inspect>) -> Router {
         .route("/v1/pods", get(async |i: Shared| list(i, |i| i.pods()).await))
         .route("/v1/ipam", get(async |i: Shared| list(i, |i| i.ipam()).await))
         .route("/v1/ipam/audit", get(async |i: Shared| list(i, |i| i.audit()).await))
+        .route("/v1/verify", get(verify))
         .route("/v1/maps", get(async |i: Shared| read(i, |i| i.maps()).await))
         .route(
             "/v1/maps/{name}",
@@ -156,6 +162,13 @@ async fn read<T: Serialize + Send + 'static>(
     Ok(Json(on_thread(inspect, ask).await??))
 }
 
+async fn verify(inspect: Shared) -> Result<Json<Verified>, Failure> {
+    on_thread(inspect, |i| i.verify()).await?.map(Json).ok_or_else(|| {
+        let cure = "the agent's log says what holds it up; try again";
+        Failure(StatusCode::SERVICE_UNAVAILABLE, "the comparison takes too long".into(), cure.into())
+    })
+}
+
 async fn observe(State(inspect): Shared) -> Response {
     // Subscribed before the head of the answer goes out: who has the head misses nothing from then on.
     let events = inspect.observe();
@@ -175,7 +188,7 @@ async fn observe(State(inspect): Shared) -> Response {
 }
 
 async fn no_such_path(uri: Uri) -> Failure {
-    let known = "known are healthz, status, endpoints, nodes, pods, ipam, ipam/audit, maps, maps/{name}, drops and observe under /v1/";
+    let known = "known are healthz, status, endpoints, nodes, pods, ipam, ipam/audit, verify, maps, maps/{name}, drops and observe under /v1/";
     Failure(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()), known.into())
 }
 

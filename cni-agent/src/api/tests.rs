@@ -13,11 +13,17 @@ use crate::cli::client::{Client, ClientError};
 pub(crate) struct Fake {
     pub not_ready: Option<String>,
     pub drops: Drops,
+    pub verified: Verified,
     pub events: broadcast::Sender<Arc<DropEvent>>,
 }
 impl Default for Fake {
     fn default() -> Self {
-        Self { not_ready: None, drops: Drops::default(), events: broadcast::channel(2).0 }
+        Self {
+            not_ready: None,
+            drops: Drops::default(),
+            verified: Verified::default(),
+            events: broadcast::channel(2).0,
+        }
     }
 }
 impl Inspect for Fake {
@@ -49,6 +55,9 @@ impl Inspect for Fake {
     }
     fn audit(&self) -> Audit {
         Audit::default()
+    }
+    fn verify(&self) -> Option<Verified> {
+        Some(self.verified.clone())
     }
     fn maps(&self) -> Result<Vec<MapInfo>, MapError> {
         Ok(vec![MapInfo { name: "local_v1".into(), ..MapInfo::default() }])

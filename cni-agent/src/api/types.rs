@@ -111,6 +111,9 @@ pub struct ReconcilerStatus {
     pub failed: Vec<FailedRow>,
     /// Whether what no row asks for is removed from the kernel: all sources have been in sync.
     pub pruning: bool,
+    /// What somebody else had changed since the agent's start and the agent has found when it compared, by kind.
+    #[serde(default)]
+    pub drift: crate::drift::Totals,
 }
 impl ReconcilerStatus {
     /// From the tables' own account.

@@ -3,6 +3,7 @@ pub mod client;
 mod doctor;
 mod show;
 mod table;
+mod uninstall;
 
 use std::{
     ffi::OsString,
@@ -19,11 +20,12 @@ use self::client::{Client, ClientError};
 use crate::api::types::{
     Audit, EndpointStatus, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status,
 };
+use crate::drift::Verified;
 
 const ABOUT: &str = "\
 weft shows what the Weft agent of this node does: its state, the endpoints, the cluster's objects as it knows them, the \
-BPF maps that the programs read, the packets that they dropped, and what on the node hinders it. It only reads; all but \
-doctor talk to nobody but the agent, over the agent's unix socket.";
+BPF maps that the programs read, the packets that they dropped, and what on the node hinders it. All but uninstall only read; all \
+but doctor and uninstall talk to nobody but the agent, over the agent's unix socket.";
 
 const AFTER: &str = "\
 Output:
@@ -33,11 +35,12 @@ Output:
 Exit status:
   0  done
   1  the agent refused or could not answer; with doctor, something hinders Weft; with ipam audit,
-     something does not agree
+     something does not agree; with status --verify, something had been changed; with uninstall, an agent runs or something stays
   2  wrong usage, or the agent does not run
 
 Examples:
   weft status
+  weft status --verify
   weft endpoint list
   weft ipam audit
   weft map dump endpoints_v1
@@ -62,7 +65,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show the agent at a glance: ready or why not, tunnel, programs, sources, what fails
-    Status(Output),
+    Status(Ask),
     /// Show the pods' interfaces on this node
     #[command(subcommand, visible_alias = "endpoints")]
     Endpoint(List),
@@ -88,6 +91,9 @@ enum Command {
     /// Name what on this node hinders Weft, why, and the cure
     #[command(long_about = doctor::ABOUT, after_long_help = doctor::AFTER)]
     Doctor(doctor::Doctor),
+    /// Remove from this node what Weft has put there, and nothing else
+    #[command(long_about = uninstall::ABOUT, after_long_help = uninstall::AFTER)]
+    Uninstall(uninstall::Uninstall),
 }
 
 #[derive(Debug, Subcommand)]
@@ -118,6 +124,17 @@ enum Map {
         #[command(flatten)]
         output: Output,
     },
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+struct Ask {
+    /// Have the agent compare everything with the kernel now, and repair what differs
+    ///
+    /// Lists what was not as it should be. Exit status 1 if there was anything; asked again, 0.
+    #[arg(long)]
+    verify: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -175,6 +192,8 @@ enum Failure {
     Output(#[from] io::Error),
     #[error("something is not as it should be")]
     Unwell,
+    #[error("{0}")]
+    Uninstall(String),
 }
 impl Failure {
     fn exit_code(&self) -> ExitCode {
@@ -194,7 +213,14 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
 async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
     let client = Client::new(&cli.socket);
     match &cli.command {
-        Command::Status(o) => show(&client, *o, "/v1/status", |s: &Status| show::status(s), out).await,
+        Command::Status(Ask { verify: true, output }) => {
+            let verified: Verified = client.get("/v1/verify").await?;
+            show_value(*output, &verified, show::verified, out)?;
+            if verified == Verified::default() { Ok(()) } else { Err(Failure::Unwell) }
+        }
+        Command::Status(Ask { output: o, .. }) => {
+            show(&client, *o, "/v1/status", |s: &Status| show::status(s), out).await
+        }
         Command::Endpoint(List::List(o)) => {
             show(&client, *o, "/v1/endpoints", |l: &Vec<EndpointStatus>| show::endpoints(l), out).await
         }
@@ -222,6 +248,7 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
                 Err(Failure::Unwell)
             }
         }
+        Command::Uninstall(options) => uninstall::run(options, out),
     }
 }
 

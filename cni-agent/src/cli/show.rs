@@ -9,6 +9,7 @@ use crate::api::types::{
     Audit, DropEvent, Drops, EndpointStatus, InstallStatus, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed,
     PodStatus, RefusedLoad, Stage, Status,
 };
+use crate::drift::{Item, Verified};
 
 pub(super) fn status(s: &Status) -> String {
     let d = &s.datapath;
@@ -67,6 +68,10 @@ pub(super) fn status(s: &Status) -> String {
     for row in &r.failed {
         lines.push(("", format!("! {}: {} ({} attempts; tried again)", row.row, row.error, row.retries)));
     }
+    if !r.drift.is_empty() {
+        let kinds: Vec<String> = r.drift.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
+        lines.push(("Drift", format!("found and repaired since the start: {}; the log has each", kinds.join(", "))));
+    }
     let drops = match s.dropped_packets {
         0 => "none".to_owned(),
         n => format!("{n} packets; `weft drops` says why"),
@@ -81,6 +86,19 @@ pub(super) fn status(s: &Status) -> String {
         text.push_str(&format!("{shown:<11}{line}\n"));
         last = if head.is_empty() { last } else { head };
     }
+    text
+}
+
+pub(super) fn verified(v: &Verified) -> String {
+    if *v == Verified::default() {
+        return "The kernel holds what it should.\n".into();
+    }
+    let mut text = String::new();
+    for Item { kind, name, was, should, failed } in &v.items {
+        let end = if failed.is_empty() { "repaired".to_owned() } else { format!("NOT repaired: {failed}") };
+        text.push_str(&format!("{kind:<11}{name}\n  was     {was}\n  should  {should}\n  {end}\n"));
+    }
+    v.unread.iter().for_each(|what| text.push_str(&format!("not compared: {what}\n")));
     text
 }
 

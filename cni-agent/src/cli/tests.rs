@@ -33,6 +33,27 @@ async fn lists_are_tables_and_json_is_what_the_api_says() {
 }
 
 #[tokio::test]
+async fn drift_is_listed_and_a_failure_and_its_absence_is_neither() {
+    use crate::drift::{Item, Kind, Verified};
+    let served = Served::new(Fake::default());
+    assert_eq!(weft(&served, &["status", "--verify"]).await.unwrap(), "The kernel holds what it should.\n");
+    let mended = Item::new(Kind::Route, "10.0.0.0/8 on weft_host", "nothing", "MTU 1450");
+    let left = Item { failed: "no memory".into(), ..Item::new(Kind::Map, "local4_v1 10.0.0.1", "nothing", "{}") };
+    let verified = Verified { items: vec![mended, left], unread: vec![] };
+    let served = Served::new(Fake { verified: verified.clone(), ..Fake::default() });
+    assert!(matches!(weft(&served, &["status", "--verify"]).await, Err(Failure::Unwell)));
+    let text = show::verified(&verified);
+    for part in [
+        "route      10.0.0.0/8 on weft_host\n",
+        "was     nothing\n",
+        "should  MTU 1450\n  repaired\n",
+        "NOT repaired: no memory",
+    ] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_map_that_is_not_there_is_named_with_the_cure() {
     let served = Served::new(Fake::default());
     for name in ["none", "a/b c?"] {

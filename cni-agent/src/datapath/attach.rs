@@ -96,14 +96,31 @@ pub fn detach(
         }
         How::Clsact => {
             let failed = |source| AttachError::Filter { program, source };
-            let place = Place::Ingress(ifindex);
-            if tc::filters(socket, place).map_err(failed)?.iter().any(tc::Filter::is_ours) {
-                // The qdisc may be others' too.
-                socket.run(tc::delete_filter(place)).missing_is_done().map_err(failed)?;
-            }
-            Ok(())
+            take_filter(socket, ifindex).map_err(failed)
         }
     }
+}
+
+/// Takes our filter from a device's ingress, and the clsact qdisc with it if we have made that and nobody else has anything in it.
+///
+/// # Errors
+/// The kernel's. That there is no filter of ours is none.
+pub fn take_filter(socket: &mut Socket, ifindex: u32) -> Result<(), NetlinkError> {
+    let there = tc::filters(socket, Place::Ingress(ifindex))?;
+    let Some(filter) = there.iter().find(|f| f.is_ours()) else { return Ok(()) };
+    socket.run(tc::delete_filter(Place::Ingress(ifindex))).missing_is_done()?;
+    let empty = there.len() == 1 && tc::filters(socket, Place::Egress(ifindex))?.is_empty();
+    if empty && made_clsact(filter) {
+        socket.run(tc::delete_clsact(ifindex)).missing_is_done()?;
+    }
+    Ok(())
+}
+
+/// What the name of a filter ends with for which we have made the qdisc: so the kernel keeps it as long as it is true, whichever agent asks.
+const WITH_CLSACT: &str = "+clsact";
+
+fn made_clsact(filter: &tc::Filter) -> bool {
+    filter.name.as_ref().is_some_and(|name| name.ends_with(WITH_CLSACT))
 }
 
 /// Devices by name that a link of a program is pinned for: a former agent's as well.
@@ -114,6 +131,16 @@ pub fn linked(pin_dir: &Path, program: &str) -> io::Result<Vec<String>> {
     let prefix = format!("link_{program}_");
     let entries = fs::read_dir(pin_dir)?.collect::<io::Result<Vec<_>>>()?;
     Ok(entries.iter().filter_map(|e| Some(e.file_name().to_str()?.strip_prefix(&prefix)?.to_owned())).collect())
+}
+
+/// The number of the program that a device's pinned link runs; none: no such link, or it holds on to no device or another one.
+///
+/// # Errors
+/// When the pin cannot be opened.
+pub fn linked_program(pin_dir: &Path, program: &str, (name, ifindex): (&str, u32)) -> io::Result<Option<u32>> {
+    let Some(link) = syscall::open_pin(&link_pin(pin_dir, program, name))? else { return Ok(None) };
+    let facts = syscall::link_facts(link.as_fd())?;
+    Ok((facts.ifindex == ifindex).then_some(facts.program_id))
 }
 
 fn link_pin(pin_dir: &Path, program: &str, device: &str) -> PathBuf {
@@ -132,7 +159,8 @@ pub fn device(
     let failed = |source| AttachError::Filter { program, source };
     let there = tc::filters(socket, Place::Ingress(device.1)).map_err(failed)?;
     if !tcx || there.iter().any(|f| !f.is_ours() && f.priority < names::FILTER_PRIORITY) {
-        filter(socket, program, fd, device.1)?;
+        let made = there.iter().any(|f| f.is_ours() && made_clsact(f));
+        filter(socket, (program, fd), device.1, made)?;
         detach(socket, pin_dir, program, device, How::Tcx)?;
         fault::pass(Point::HookMoved);
         return Ok(How::Clsact);
@@ -172,11 +200,17 @@ fn link(
     Ok(())
 }
 
-/// By a filter on clsact, which others may share.
-fn filter(socket: &mut Socket, program: &'static str, fd: BorrowedFd<'_>, ifindex: u32) -> Result<(), AttachError> {
+/// By a filter on clsact, which others may share. `made`: the qdisc that is there is of our making.
+fn filter(
+    socket: &mut Socket,
+    (program, fd): (&'static str, BorrowedFd<'_>),
+    ifindex: u32,
+    made: bool,
+) -> Result<(), AttachError> {
     let failed = |source| AttachError::Filter { program, source };
-    tc::ensure_clsact(socket, ifindex).map_err(failed)?;
-    socket.run(tc::set_filter(Place::Ingress(ifindex), fd, program)).map_err(failed)?;
+    let made = tc::ensure_clsact(socket, ifindex).map_err(failed)? || made;
+    let name = if made { format!("{program}{WITH_CLSACT}") } else { program.to_owned() };
+    socket.run(tc::set_filter(Place::Ingress(ifindex), fd, &name)).map_err(failed)?;
     fault::pass(Point::FilterPlaced);
     Ok(())
 }

@@ -204,6 +204,24 @@ pub struct ProgramFacts {
     pub xlated: u32,
 }
 
+/// The head of `struct bpf_link_info` of a TCX link, since Linux 6.6.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct LinkFacts {
+    /// `enum bpf_link_type`.
+    pub kind: u32,
+    /// The kernel's number of the link.
+    pub id: u32,
+    /// That of its program.
+    pub program_id: u32,
+    /// The rest differs by type and is aligned to eight bytes.
+    pub padding: u32,
+    /// The device; 0 when the link was detached.
+    pub ifindex: u32,
+    /// `enum bpf_attach_type`.
+    pub attach_type: u32,
+}
+
 /// A tc program's code, ready for the kernel: calls and maps are relocated.
 #[derive(Clone, Copy, Debug)]
 pub struct Code<'a> {
@@ -463,6 +481,16 @@ pub fn program_facts(program: BorrowedFd<'_>) -> io::Result<ProgramFacts> {
         info: address(std::ptr::from_mut(&mut facts)),
     };
     // SAFETY: `info` points to a live object of the length given; its sizes are zero, so nothing is copied elsewhere.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(facts)
+}
+
+/// What a TCX link does.
+pub fn link_facts(link: BorrowedFd<'_>) -> io::Result<LinkFacts> {
+    let mut facts = LinkFacts::zeroed();
+    let mut attr =
+        InfoByFd { fd: raw(link), len: size_of::<LinkFacts>() as u32, info: address(std::ptr::from_mut(&mut facts)) };
+    // SAFETY: `info` points to a live object of the length given; of a TCX link nothing is copied elsewhere.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(facts)
 }

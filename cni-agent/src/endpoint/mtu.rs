@@ -34,7 +34,7 @@ const LEAST_DEVICE_MTU: u32 = 1280;
 /// MTU of both ends of a pod's wire; `None` until the node's devices are known. On an underlay that is narrower than IPv6 allows the
 /// device gets more than the way can carry, and the routes tell the pod how much that is: so IPv6 stays, ADD does not fail where
 /// IPv4 would work, and an underlay that is widened later finds the pod whole.
-pub(super) fn device_mtu(contents: &Contents, facts: &Facts) -> Option<u32> {
+pub(crate) fn device_mtu(contents: &Contents, facts: &Facts) -> Option<u32> {
     facts.device_mtu(contents).map(|mtu| mtu.max(LEAST_DEVICE_MTU))
 }
 

@@ -359,6 +359,12 @@ fn mark_ready(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Whether a file of the state directory with this name is ours: a record, one that was set aside, or one that was being written.
+pub fn is_record_file(name: &str) -> bool {
+    let name = name.strip_suffix(CORRUPT).or_else(|| name.strip_prefix('.')?.strip_suffix(TEMPORARY)).unwrap_or(name);
+    name.contains(':') && name.ends_with(RECORD)
+}
+
 fn set_aside(path: PathBuf, name: &str, reason: String) -> CorruptRecord {
     let aside = path.with_file_name(format!("{name}{CORRUPT}"));
     match fs::rename(&path, &aside) {

@@ -31,7 +31,7 @@ pub(super) fn compare(path: &Path, content: &[u8], mode: u32) -> io::Result<Plac
 }
 
 /// The name that a file is written under before it gets its own; `None` where the path names no file.
-pub(super) fn temporary(path: &Path) -> Option<PathBuf> {
+pub(crate) fn temporary(path: &Path) -> Option<PathBuf> {
     Some(path.with_file_name(format!(".{}.new", path.file_name()?.to_string_lossy())))
 }
 

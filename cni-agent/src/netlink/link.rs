@@ -161,7 +161,12 @@ pub fn create_veth(end: &End<'_>, peer: &End<'_>) -> Request {
 /// Makes a VXLAN device that takes tunnel and VNI from each packet's metadata ("external") and checks no UDP checksums over
 /// IPv6, which the programs do not write. It learns nothing. It comes down.
 pub fn create_vxlan(name: &str, port: u16, mac: Mac, mtu: Option<u32>) -> Request {
-    let mut message = End { name, mac: Some(mac), mtu, ..End::default() }.message();
+    create_vxlan_at(None, name, port, mac, mtu)
+}
+
+/// As [`create_vxlan`], under this interface index.
+pub fn create_vxlan_at(index: Option<u32>, name: &str, port: u16, mac: Mac, mtu: Option<u32>) -> Request {
+    let mut message = End { name, index, mac: Some(mac), mtu, ..End::default() }.message();
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Vxlan),
         LinkInfo::Data(InfoData::Vxlan(vec![

@@ -49,6 +49,12 @@ pub fn pod_device(id: u16) -> String {
     format!("{POD_PREFIX}{id:x}")
 }
 
+/// Whether this is the name of one of the node's own devices of ours; pods' devices are none.
+#[must_use]
+pub fn is_node_device(name: &str) -> bool {
+    [HOST, NET, VXLAN, BLOCK, BLOCK_PEER].contains(&name)
+}
+
 /// Endpoint whose host-side device is called `name`; none if the name is not of that form.
 #[must_use]
 pub fn endpoint_of(name: &str) -> Option<u16> {

@@ -67,8 +67,7 @@ impl Choice<'_> {
 
 /// A device of ours: the node's, or a pod's.
 fn is_own(name: &str) -> bool {
-    [names::HOST, names::NET, names::VXLAN, names::BLOCK, names::BLOCK_PEER].contains(&name)
-        || names::endpoint_of(name).is_some()
+    names::is_node_device(name) || names::endpoint_of(name).is_some()
 }
 
 #[cfg(test)]

@@ -76,7 +76,10 @@ pub fn ensure(socket: &mut Socket, tunnel_port: u16) -> Result<Devices, DeviceEr
 }
 
 /// MTU of our own pair: routes say what fits, so the devices must not say less.
-const PAIR_MTU: u32 = 65_535;
+pub const PAIR_MTU: u32 = 65_535;
+
+/// MTU of the VXLAN device, the kernel's own choice. Other devices' MTU and the programs decide what fits.
+pub const VXLAN_MTU: u32 = 1500;
 
 fn pair(socket: &mut Socket, name: &str, peer: &str) -> Result<(u32, u32), DeviceError> {
     if link::by_name(socket, name)?.is_none() {
@@ -96,7 +99,7 @@ fn vxlan(socket: &mut Socket, port: u16) -> Result<u32, DeviceError> {
         info!(device = names::VXLAN, old = old.vxlan_port, new = port, "the tunnel's port is another one now");
     }
     if found.is_none_or(|l| l.mac == Some(Mac::WEFT) && l.vxlan_port != Some(port)) {
-        match socket.run(link::create_vxlan(names::VXLAN, port, Mac::WEFT, None)) {
+        match socket.run(link::create_vxlan(names::VXLAN, port, Mac::WEFT, Some(VXLAN_MTU))) {
             Err(e) if e.is_exists() => return Err(DeviceError::PortInUse { port }),
             other => other?,
         }

@@ -20,6 +20,17 @@ pub trait Target {
     fn delete(&mut self, key: &EntryKey) -> io::Result<()>;
 }
 
+/// An entry that somebody else has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drifted {
+    /// Which one.
+    pub key: EntryKey,
+    /// Its value now, if it is there.
+    pub was: Option<Vec<u8>>,
+    /// Its value as it was written, if it was.
+    pub should: Option<Vec<u8>>,
+}
+
 /// What rows ask for, what the kernel holds, and the difference.
 #[derive(Debug, Default)]
 pub struct Delta {
@@ -155,16 +166,20 @@ impl Delta {
         !self.pending.is_empty()
     }
 
-    /// Compares with the kernel: entries that differ from what the agent believes become pending. Answers how many.
-    pub fn verify(&mut self, target: &mut impl Target) -> io::Result<usize> {
+    /// Compares with the kernel: entries that differ from what the agent believes become pending, and are the answer, each with what is there
+    /// and what ought to be.
+    pub fn verify(&mut self, target: &mut impl Target) -> io::Result<Vec<Drifted>> {
         let found: BTreeMap<EntryKey, Vec<u8>> = target.dump()?.into_iter().collect();
         let all: BTreeSet<&EntryKey> = found.keys().chain(self.actual.keys()).collect();
-        let drifted: Vec<EntryKey> =
-            all.into_iter().filter(|k| found.get(*k) != self.actual.get(*k)).cloned().collect();
+        let differs = |k: &&EntryKey| found.get(*k) != self.actual.get(*k);
+        let drifted: Vec<Drifted> = all
+            .into_iter()
+            .filter(differs)
+            .map(|k| Drifted { key: k.clone(), was: found.get(k).cloned(), should: self.actual.get(k).cloned() })
+            .collect();
         self.actual = found;
-        let count = drifted.len();
-        self.pending.extend(drifted);
-        Ok(count)
+        self.pending.extend(drifted.iter().map(|d| d.key.clone()));
+        Ok(drifted)
     }
 
     /// Writes and deletes so far.
@@ -296,10 +311,13 @@ mod tests {
         let right = kernel.entries.clone();
         kernel.entries.remove(&entry(&schema::LOCAL4, 1, 0).0);
         kernel.entries.extend([entry(&schema::LOCAL4, 2, 9), entry(&schema::LOCAL4, 3, 9)]);
-        assert_eq!(delta.verify(&mut kernel).expect("dumps"), 3);
+        let drifted = delta.verify(&mut kernel).expect("dumps");
+        let values: Vec<_> = drifted.into_iter().map(|d| (d.was, d.should)).collect();
+        let seven = || Some(vec![7]);
+        assert_eq!(values, [(None, seven()), (Some(vec![9]), seven()), (Some(vec![9]), None)]);
         delta.flush(&mut kernel);
         assert_eq!(kernel.entries, right);
-        assert_eq!(delta.verify(&mut kernel).expect("dumps"), 0);
+        assert_eq!(delta.verify(&mut kernel).expect("dumps"), []);
     }
 
     proptest! {

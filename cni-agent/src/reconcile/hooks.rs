@@ -1,5 +1,8 @@
 //! `from_netdev` on the devices that lead to other nodes.
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use tracing::info;
 
@@ -40,6 +43,23 @@ impl Hooks {
     /// Device and manner.
     pub fn attached(&self) -> &BTreeMap<String, How> {
         &self.by_name
+    }
+
+    /// Interface index, device and manner.
+    pub fn by_index(&self) -> &BTreeMap<u32, (String, How)> {
+        &self.by_index
+    }
+
+    /// Notes how a device has its program now.
+    pub fn note(&mut self, index: u32, how: How) {
+        if let Some((_, there)) = self.by_index.get_mut(&index) {
+            *there = how;
+        }
+    }
+
+    /// The directory of links, and whether new ones are made.
+    pub fn pins(&self) -> (&Path, bool) {
+        (&self.pin_dir, self.tcx)
     }
 
     /// Attaches to the devices that have it not, and takes it from those that are no longer among them. What a former agent left on

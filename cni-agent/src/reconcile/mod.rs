@@ -4,6 +4,7 @@ mod desired;
 mod hooks;
 mod retries;
 mod routes;
+mod verify;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,19 +14,18 @@ use std::{
 };
 
 use cni_common::schema;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use self::{delta::Delta, desired::Desired, hooks::Hooks, retries::Retries, routes::Routes};
+use self::{delta::Delta, desired::Desired, hooks::Hooks, retries::Retries, routes::Routes, verify::Fixed};
 use crate::{
     compile::{self, Facts, Heard, NodeNumbers},
     datapath::{Datapath, attach::How},
+    drift::{self, compare::Hook},
     fault::{self, Point},
     netlink::{NetlinkError, Socket},
     tables::{Endpoint, Row, Source, Tables},
 };
 
-/// How often everything is compared with the kernel.
-const VERIFY_EVERY: Duration = Duration::from_secs(600);
 /// After the start: to what nobody leads by then, nobody does.
 const WAYS_WITHIN: Duration = Duration::from_secs(5);
 /// What the reconciler tells others.
@@ -35,6 +35,21 @@ pub struct Report {
     pub devices: BTreeMap<String, How>,
     /// Whether entries that no row asks for were removed: every source has been in sync.
     pub pruned: bool,
+    /// What had been changed by somebody else, by kind.
+    pub drift: drift::Totals,
+}
+
+/// How the reconciler works.
+#[derive(Clone, Debug)]
+pub struct Ways {
+    /// Where links are pinned.
+    pub pin_dir: std::path::PathBuf,
+    /// Devices get their programs by TCX.
+    pub tcx: bool,
+    /// The programs on our own devices.
+    pub hooks: Vec<Hook>,
+    /// How often everything is compared with the kernel.
+    pub verify_every: Duration,
 }
 
 /// The reconciler's state; it lives on its thread.
@@ -48,6 +63,9 @@ pub struct Reconciler {
     hooks: Hooks,
     report: Arc<Mutex<Report>>,
     began: Instant,
+    fixed: Fixed,
+    requests: Arc<drift::Requests>,
+    verify_every: Duration,
     verified: Instant,
     retries: Retries,
 }
@@ -64,21 +82,25 @@ pub enum StartError {
 }
 
 impl Reconciler {
-    /// Takes over what the kernel holds. Links are pinned in the directory, if devices get their programs by TCX.
+    /// Takes over what the kernel holds.
     pub fn new(
         tables: Arc<Tables>,
         datapath: Arc<Datapath>,
         facts: Facts,
-        (pin_dir, tcx): (std::path::PathBuf, bool),
+        Ways { pin_dir, tcx, hooks, verify_every }: Ways,
     ) -> Result<Self, StartError> {
         let mut delta = Delta::default();
         delta.adopt(&mut datapath.clone())?;
         let numbers = adopt_numbers(&datapath)?;
         let mut socket = Socket::open()?;
+        let fixed = Fixed::read(&mut socket, hooks)?;
         let routes = Routes::adopt(&mut socket, facts.weft_host)?;
         let hooks = Hooks::new(socket, pin_dir, tcx);
         let report = Arc::default();
         Ok(Self {
+            requests: Arc::new(drift::Requests::new(Arc::clone(&tables))),
+            fixed,
+            verify_every,
             tables,
             datapath,
             desired: Desired {
@@ -119,16 +141,18 @@ impl Reconciler {
         self.desired.delta.flush(&mut self.datapath.clone());
     }
 
+    /// Who wants everything compared now asks here.
+    pub fn requests(&self) -> Arc<drift::Requests> {
+        Arc::clone(&self.requests)
+    }
+
     /// Works until the other end of `stop` is gone.
     pub fn run(mut self, stop: &mpsc::Receiver<()>) {
-        let mut wait = VERIFY_EVERY;
+        let mut wait = self.verify_every;
         while !matches!(stop.try_recv(), Err(mpsc::TryRecvError::Disconnected)) {
             let (revision, mut rows) = self.tables.wait_dirty(wait);
             let synced = self.tables.all_synced_by(revision);
             let idle = rows.is_empty();
-            if idle && self.verified.elapsed() >= VERIFY_EVERY {
-                self.verify();
-            }
             self.retries.join(&mut rows);
             self.desired.heard = Heard {
                 objects: self.tables.is_synced_by(Source::Manifests, revision),
@@ -136,6 +160,13 @@ impl Reconciler {
             };
             let mut failures = self.desired.follow(&self.tables.read(), &mut rows);
             failures.extend(self.desired.delta.flush(&mut self.datapath.clone()));
+            // Before routes are looked at below: what is missing then is made without a word.
+            let asked = self.requests.take();
+            if !asked.is_empty() || self.verified.elapsed() >= self.verify_every {
+                let verified = self.verify();
+                // Who has lost patience is gone.
+                asked.into_iter().for_each(|who| drop(who.send(verified.clone())));
+            }
             let network = |r: &Row| matches!(r, Row::Node(_) | Row::NodeAddresses | Row::Devices);
             if idle || rows.iter().any(network) || self.hosts_changed(&rows) {
                 failures.extend(self.network(idle || rows.contains(&Row::NodeAddresses), synced));
@@ -146,7 +177,7 @@ impl Reconciler {
             }
             self.tables.applied_except(revision, &failures);
             self.tell();
-            wait = self.retries.note(&failures, self.desired.delta.has_pending(), VERIFY_EVERY);
+            wait = self.retries.note(&failures, self.desired.delta.has_pending(), self.verify_every);
             for (row, error) in &failures {
                 warn!(%row, error, again_in = ?wait, "cannot apply");
             }
@@ -205,15 +236,6 @@ impl Reconciler {
         fault::pass(Point::Pruned);
         report.pruned = true;
         info!("all sources are in sync; what nobody asks for is removed");
-    }
-
-    fn verify(&mut self) {
-        self.verified = Instant::now();
-        match self.desired.delta.verify(&mut self.datapath.clone()) {
-            Ok(0) => debug!("maps are as they should be"),
-            Ok(n) => warn!(entries = n, "map entries were changed by somebody else; mending them"),
-            Err(e) => warn!(error = %e, "cannot compare the maps"),
-        }
     }
 
     fn tell(&self) {

@@ -34,6 +34,11 @@ impl Routes {
         Ok(())
     }
 
+    /// What the kernel had at the last look, and what was changed since.
+    pub fn believed(&self) -> &BTreeSet<ClusterRoute> {
+        &self.actual
+    }
+
     /// Whether there is a route to this address alone.
     pub fn lead_to(&self, address: IpAddr) -> bool {
         let first = ClusterRoute { to: address.into(), source: None, mtu: 0 };

@@ -33,6 +33,7 @@ fn everything_has_a_working_default() {
         mtu: 0,
         without: vec![],
         event_rate: 100,
+        verify_every: 300,
         log_format: LogFormat::Text,
         log_level: "info".into(),
         bpf_object: None,
@@ -75,6 +76,7 @@ fn every_setting_can_stand_in_the_file() {
         mtu = 9000
         without = ["tcx"]
         event-rate = 0
+        verify-every = 10
         log-format = "json"
         log-level = "warn,cni_agent=trace"
         "#,
@@ -99,6 +101,7 @@ fn every_setting_can_stand_in_the_file() {
         mtu: 9000,
         without: vec!["tcx".into()],
         event_rate: 0,
+        verify_every: 10,
         log_format: LogFormat::Json,
         log_level: "warn,cni_agent=trace".into(),
         bpf_object: None,

@@ -50,6 +50,7 @@ fn the_reconcilers_status_tells_waiting_rows_from_failing_ones() {
         pending: 1,
         failed: vec![FailedRow { row: "node a".into(), error: "full".into(), retries: 1 }],
         pruning: false,
+        drift: BTreeMap::new(),
     };
     assert_eq!(ReconcilerStatus::of(&tables), expected);
 }

@@ -49,6 +49,7 @@ fn a_status_with_troubles_names_them() {
         pending: 1,
         failed: vec![FailedRow { row: "node node-2".into(), error: "map is full".into(), retries: 4 }],
         pruning: false,
+        drift: [(crate::drift::Kind::Route, 2)].into(),
     };
     s.install.stage = Stage::Failed;
     s.install.why = "a datagram did not arrive".into();
@@ -198,7 +199,14 @@ fn healthy() -> Status {
             conflist: "/etc/cni/net.d/05-weft.conflist".into(),
             ..InstallStatus::default()
         },
-        reconciler: ReconcilerStatus { revision: 9, applied: 9, pending: 0, failed: vec![], pruning: true },
+        reconciler: ReconcilerStatus {
+            revision: 9,
+            applied: 9,
+            pending: 0,
+            failed: vec![],
+            pruning: true,
+            ..ReconcilerStatus::default()
+        },
         nodes: 2,
         pods: 2,
         endpoints: 1,
