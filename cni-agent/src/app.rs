@@ -32,10 +32,10 @@ use crate::{
     endpoint::{EndpointManager, Parts, mtu, record::RecordStore},
     inspect::Inspector,
     install::{self, Installer, SelfTest},
-    netlink::{Socket, names},
+    netlink::Socket,
     node::{devices, watch},
     observe::Observer,
-    reconcile::Reconciler,
+    reconcile::{Hooks, Reconciler},
     settings::{Install, Settings},
     sources::{Source as _, manifests::ManifestDir},
     tables::Tables,
@@ -58,14 +58,14 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let datapath = Arc::new(datapath);
     let mut socket = Socket::open()?;
     let ours = devices::ensure(&mut socket, settings.tunnel_port).context("make the node's devices")?;
-    let mut hook = |program, device| {
-        anyhow::Ok(attach::device(&mut socket, &pin_dir, (program, datapath.program(program)?), device, tcx)?)
+    let own = attach::Own { weft_net: ours.weft_net, weft_vxlan: ours.weft_vxlan };
+    let own_hooks = match datapath.waits() {
+        false => Some(attach::own(&mut socket, &pin_dir, &datapath, own, tcx)?),
+        true => None,
     };
-    let own_hooks = [
-        hook(object::FROM_HOST, (names::NET, ours.weft_net))?,
-        hook(object::FROM_OVERLAY, (names::VXLAN, ours.weft_vxlan))?,
-    ];
-    attach::block(&mut socket, object::FROM_POD, datapath.program(object::FROM_POD)?)?;
+    if own_hooks.is_none() {
+        info!(maps = ?datapath.others(), "another build's programs run on until this one's maps are filled");
+    }
 
     let facts = Facts {
         node: settings.node_name.clone(),
@@ -93,7 +93,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let endpoints = Arc::new(EndpointManager::restore(parts, &served)?);
     mtu::start(Arc::clone(&tables), facts.clone(), records.clone())?;
 
-    let reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), (pin_dir, tcx))?;
+    let hooks = Hooks::new(Socket::open()?, pin_dir, tcx, (own, own_hooks));
+    let reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), hooks)?;
     let report = reconciler.report();
     let (stop_reconciler, stopped) = mpsc::channel();
     let reconciling = spawn("reconciler", move || reconciler.run(&stopped))?;
@@ -123,7 +124,6 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         install: Arc::clone(&installing),
         began,
         features,
-        own_hooks,
     };
     info!(node = settings.node_name, took = ?began.elapsed(), "weft-agent is up");
 

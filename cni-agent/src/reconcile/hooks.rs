@@ -1,4 +1,4 @@
-//! `from_netdev` on the devices that lead to other nodes.
+//! Which programs are where: `from_netdev` on the devices that lead to other nodes, the others on our own and on the pods' block.
 use std::{collections::BTreeMap, path::PathBuf};
 
 use tracing::info;
@@ -6,7 +6,7 @@ use tracing::info;
 use crate::{
     datapath::{
         Datapath,
-        attach::{self, How},
+        attach::{self, How, Own},
         object,
     },
     error_chain,
@@ -21,14 +21,32 @@ pub struct Hooks {
     tcx: bool,
     by_index: BTreeMap<u32, (String, How)>,
     by_name: BTreeMap<String, How>,
+    own: Own,
+    own_hooks: Option<[How; 2]>,
     /// Leftovers of former agents have been looked for.
     swept: bool,
 }
 
 impl Hooks {
-    /// Nothing attached yet by this agent; links of a former one are adopted as they are met.
-    pub fn new(socket: Socket, pin_dir: PathBuf, tcx: bool) -> Self {
-        Self { socket, pin_dir, tcx, by_index: BTreeMap::new(), by_name: BTreeMap::new(), swept: false }
+    /// Nothing attached yet by this agent but on its own devices, if that; links of a former one are adopted as they are met.
+    pub fn new(socket: Socket, pin_dir: PathBuf, tcx: bool, (own, own_hooks): (Own, Option<[How; 2]>)) -> Self {
+        let (by_index, by_name) = (BTreeMap::new(), BTreeMap::new());
+        Self { socket, pin_dir, tcx, by_index, by_name, own, own_hooks, swept: false }
+    }
+
+    /// How `from_host` and `from_overlay` are attached; `None`: another build's are.
+    pub fn own(&self) -> Option<[How; 2]> {
+        self.own_hooks
+    }
+
+    /// Puts this build's programs in the place of another's, hook by hook: the maps of both are filled. Its map pins and programs' pins
+    /// follow. Doing it twice is fine.
+    pub fn swap(&mut self, datapath: &Datapath, devices: &BTreeMap<u32, Device>) -> Result<(), String> {
+        datapath.migrate().map_err(|e| error_chain(&e))?;
+        self.apply(datapath, devices, false)?;
+        let own = attach::own(&mut self.socket, &self.pin_dir, datapath, self.own, self.tcx);
+        self.own_hooks = Some(own.map_err(|e| error_chain(&e))?);
+        datapath.settle().map_err(|e| error_chain(&e))
     }
 
     /// The socket of this thread.

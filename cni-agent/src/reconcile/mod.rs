@@ -15,7 +15,8 @@ use std::{
 use cni_common::schema;
 use tracing::{debug, info, warn};
 
-use self::{delta::Delta, desired::Desired, hooks::Hooks, retries::Retries, routes::Routes};
+pub use self::hooks::Hooks;
+use self::{delta::Delta, desired::Desired, retries::Retries, routes::Routes};
 use crate::{
     compile::{self, Facts, NodeNumbers},
     datapath::{Datapath, attach::How},
@@ -30,6 +31,8 @@ const VERIFY_EVERY: Duration = Duration::from_secs(600);
 pub struct Report {
     /// Devices with `from_netdev`, and how it is attached.
     pub devices: BTreeMap<String, How>,
+    /// How `from_host` and `from_overlay` are attached; `None`: another build's are.
+    pub own: Option<[How; 2]>,
     /// Whether entries that no row asks for were removed: every source has been in sync.
     pub pruned: bool,
 }
@@ -60,20 +63,18 @@ pub enum StartError {
 }
 
 impl Reconciler {
-    /// Takes over what the kernel holds. Links are pinned in the directory, if devices get their programs by TCX.
+    /// Takes over what the kernel holds.
     pub fn new(
         tables: Arc<Tables>,
         datapath: Arc<Datapath>,
         facts: Facts,
-        (pin_dir, tcx): (std::path::PathBuf, bool),
+        mut hooks: Hooks,
     ) -> Result<Self, StartError> {
         let mut delta = Delta::default();
         delta.adopt(&mut datapath.clone())?;
         let numbers = adopt_numbers(&datapath)?;
-        let mut socket = Socket::open()?;
-        let routes = Routes::adopt(&mut socket, facts.weft_host)?;
-        let hooks = Hooks::new(socket, pin_dir, tcx);
-        let report = Arc::default();
+        let routes = Routes::adopt(hooks.socket(), facts.weft_host)?;
+        let report = Arc::new(Mutex::new(Report { own: hooks.own(), ..Report::default() }));
         Ok(Self {
             tables,
             datapath,
@@ -104,16 +105,24 @@ impl Reconciler {
             }
             self.retries.join(&mut rows);
             let mut failures = self.desired.follow(&self.tables.read(), &mut rows);
-            failures.extend(self.desired.delta.flush(&mut self.datapath.clone()));
+            let unwritten = self.desired.delta.flush(&mut self.datapath.clone());
+            let filled = unwritten.is_empty();
+            failures.extend(unwritten);
             let network = |r: &Row| matches!(r, Row::Node(_) | Row::NodeAddresses | Row::Devices);
             if idle || rows.iter().any(network) || self.hosts_changed(&rows) {
                 failures.extend(self.network(idle || rows.contains(&Row::NodeAddresses), synced));
                 failures.extend(self.unreached(&rows));
             }
-            if synced {
+            if synced && filled && self.datapath.waits() {
+                self.swap();
+            }
+            if synced && !self.datapath.waits() {
                 self.prune();
             }
-            self.tables.applied_except(revision, &failures);
+            // While another build's programs run, no packet meets what this one has written.
+            if !self.datapath.waits() {
+                self.tables.applied_except(revision, &failures);
+            }
             self.tell();
             wait = self.retries.note(&failures, self.desired.delta.has_pending(), VERIFY_EVERY);
             for (row, error) in &failures {
@@ -135,7 +144,9 @@ impl Reconciler {
         if let Err(e) = looked.and(applied) {
             failures.insert(Row::Node(self.desired.facts.node.clone()), e.to_string());
         }
-        if let Err(e) = self.hooks.apply(&self.datapath, &devices, synced) {
+        if !self.datapath.waits()
+            && let Err(e) = self.hooks.apply(&self.datapath, &devices, synced)
+        {
             failures.insert(Row::Devices, e);
         }
         failures
@@ -157,6 +168,23 @@ impl Reconciler {
             rows.iter().filter_map(|r| if let Row::Endpoint(id) = r { contents.endpoints.get(id) } else { None });
         let bare = |e: &Endpoint| e.ips().find(|a| self.hosts.contains(a) && !self.routes.lead_to(*a));
         ends.filter_map(|e| Some((Row::Endpoint(e.id), format!("the kernel takes no route to {}", bare(e)?)))).collect()
+    }
+
+    /// Once every source is in sync and the maps hold what they said, this build's programs come in the place of another's: before that
+    /// they would drop what the others know how to forward.
+    fn swap(&mut self) {
+        let devices = {
+            let contents = self.tables.read();
+            if self.desired.facts.tunnel_address(&contents).is_none() {
+                return;
+            }
+            contents.devices.clone()
+        };
+        let began = Instant::now();
+        match self.hooks.swap(&self.datapath, &devices) {
+            Ok(()) => info!(took = ?began.elapsed(), "this build's programs run in the place of another's"),
+            Err(error) => warn!(error, "cannot put this build's programs in the place of another's; trying again"),
+        }
     }
 
     /// Once every source is in sync, what no row asks for may go: before that it may be a row that nobody has read yet.
@@ -187,6 +215,7 @@ impl Reconciler {
     fn tell(&self) {
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.devices.clone_from(self.hooks.attached());
+        report.own = self.hooks.own();
     }
 }
 
@@ -194,7 +223,9 @@ impl Reconciler {
 fn adopt_numbers(datapath: &Datapath) -> std::io::Result<NodeNumbers> {
     let mut numbers = NodeNumbers::default();
     for spec in [&schema::NODES4, &schema::NODES6] {
-        for (key, value) in datapath.map(spec).dump()? {
+        // Of the maps of another build too that will be replaced: agents that die between leave some of either.
+        let former = datapath.former(spec).map_err(std::io::Error::other)?;
+        for (key, value) in former.as_ref().unwrap_or(datapath.map(spec)).dump()? {
             let address = <[u8; 4]>::try_from(key.as_slice())
                 .map(|a| IpAddr::V4(Ipv4Addr::from(a)))
                 .or_else(|_| <[u8; 16]>::try_from(key.as_slice()).map(|a| IpAddr::V6(Ipv6Addr::from(a))));
