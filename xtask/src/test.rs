@@ -217,7 +217,9 @@ fn run_suite(suite: Suite, shared: &mut Shared<'_>) -> Result<Counts> {
         Suite::Fuzz => fuzz::suite(ws, FUZZ_SECONDS),
         Suite::Packets => packets(shared),
         Suite::Lab => {
-            run_binaries(shared, |b| b.package == "lab" && !matches!(b.name.as_str(), "clients" | "pair"), &[])
+            let other = build::other_layout(ws, &shared.get()?.0)?;
+            let env = [("WEFT_TEST_LAYOUT_DIR", other.as_os_str())];
+            run_binaries(shared, |b| b.package == "lab" && !matches!(b.name.as_str(), "clients" | "pair"), &env)
         }
         Suite::Clients => {
             let programs = reference::build(ws)?;

@@ -224,7 +224,10 @@ fn unknown(dir: &Path, name: &str, why: String) -> PinError {
 /// Only in the build of the tests: dies, as by SIGKILL, at a step that a directory beside the pins names.
 pub fn die_if_asked(dir: &Path, step: &str) {
     if cfg!(feature = "test-layout") && dir.join(format!("die_at_{step}")).exists() {
-        drop(nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL));
+        use nix::{sys::signal, unistd::Pid};
+        if let Err(e) = signal::kill(Pid::this(), signal::Signal::SIGKILL) {
+            warn!(error = %e, "cannot die");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use self::{delta::Delta, desired::Desired, retries::Retries, routes::Routes};
 use crate::{
     compile::{self, Facts, NodeNumbers},
     datapath::{Datapath, attach::How},
-    netlink::{NetlinkError, Socket},
+    netlink::NetlinkError,
     tables::{Endpoint, Row, Tables},
 };
 

@@ -3,6 +3,7 @@
 //! Both ends are sockets of this process, opened inside the namespaces. So a probe needs no program in the pod, and what it
 //! measures is the way between the two.
 mod datagram;
+mod paced;
 mod ping;
 mod stream;
 mod wire;
@@ -18,6 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
 pub use datagram::{Arrived, Datagrams, set_ttl};
+pub use paced::while_sending;
 pub use ping::ping;
 pub use stream::{Flow, tcp};
 pub use wire::Wire;
