@@ -28,7 +28,7 @@ use crate::{
         server::{Server, ServerConfig},
     },
     compile::Facts,
-    datapath::{Datapath, attach, features, features::Features, object},
+    datapath::{Datapath, attach, features, features::Features, load::LoadError, object},
     endpoint::{EndpointManager, Parts, mtu, record::RecordStore},
     inspect::Inspector,
     install::{self, Installer, SelfTest},
@@ -171,8 +171,8 @@ fn install_config(settings: &Settings, socket: &Path) -> anyhow::Result<install:
 }
 
 /// Interface index and addresses of each endpoint in the maps.
-fn served(datapath: &Datapath) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
-    let endpoints = datapath.map(&schema::ENDPOINTS).dump()?;
+fn served(datapath: &Datapath) -> Result<BTreeMap<u32, Vec<IpAddr>>, LoadError> {
+    let endpoints = datapath.in_use(&schema::ENDPOINTS)?;
     let read = |(key, value): (Vec<u8>, Vec<u8>)| {
         let index = u32::from_ne_bytes(key.try_into().ok()?);
         let e: Endpoint = bytemuck::try_pod_read_unaligned(&value).ok()?;

@@ -18,6 +18,7 @@ use super::{
     Datapath, RawMap,
     layout::{self, Layout, Plan},
     load::LoadError,
+    map::Contents,
     pins::{self, PinError},
     programs, syscall,
 };
@@ -92,15 +93,18 @@ impl Datapath {
         self.beside.as_ref().and_then(|b| here(b).ok()).map(Iterator::collect).unwrap_or_default()
     }
 
-    /// The map of this layout that a former agent's programs use, while they wait to be swapped.
+    /// What a map holds by which packets go now: that of another build's programs, as this build's layout has it, until they are swapped.
     ///
     /// # Errors
-    /// When its pin cannot be opened.
-    pub fn former(&self, spec: &MapSpec) -> Result<Option<RawMap>, PinError> {
-        match &self.beside {
-            Some(b) if self.waits() => pins::open(&b.dir, spec),
-            _ => Ok(None),
+    /// When it cannot be read, or nothing tells of its layout.
+    pub fn in_use(&self, spec: &MapSpec) -> Result<Contents, LoadError> {
+        let failed = |source| LoadError::Map { name: spec.name, source };
+        let Some(beside) = self.beside.as_ref().filter(|_| self.waits()) else { return self.map(spec).dump().map_err(failed) };
+        if let Some(map) = pins::open(&beside.dir, spec)? {
+            return map.dump().map_err(failed);
         }
+        let Some((map, plan)) = self.other(beside, spec)? else { return Ok(Contents::new()) };
+        Ok(map.dump().map_err(failed)?.into_iter().map(|(key, value)| (key, plan.value(&value))).collect())
     }
 
     /// Checks that entries of other layouts' maps of state can be taken over: before anything waits for it.
@@ -144,16 +148,20 @@ impl Datapath {
             if pins::path(&beside.dir, spec).exists() {
                 continue;
             }
-            let mut found: Vec<_> = beside.others.iter().filter(|n| plain(n) == plain(spec.name)).collect();
-            // An agent that died while it swapped may have left two: the newest programs wrote the newest.
-            found.sort_by_key(|n| n.rsplit_once("_v").and_then(|(_, v)| v.parse::<u64>().ok()));
-            if let Some(name) = found.last() {
-                let (from, layout) = self.open_other(beside, name, spec)?;
-                let plan = Plan::new(&layout, spec).map_err(|why| unknown(&beside.dir, name, why.to_string()))?;
-                all.push((*spec, from, plan));
-            }
+            all.extend(self.other(beside, spec)?.map(|(from, plan)| (*spec, from, plan)));
         }
         Ok(all)
+    }
+
+    /// The map of another layout in the place of one of this build, and how its entries become ours.
+    fn other(&self, beside: &Beside, spec: &MapSpec) -> Result<Option<(RawMap, Plan)>, PinError> {
+        let mut found: Vec<_> = beside.others.iter().filter(|n| plain(n) == plain(spec.name)).collect();
+        // An agent that died while it swapped may have left two: the newest programs wrote the newest.
+        found.sort_by_key(|n| n.rsplit_once("_v").and_then(|(_, v)| v.parse::<u64>().ok()));
+        let Some(name) = found.last() else { return Ok(None) };
+        let (from, layout) = self.open_other(beside, name, spec)?;
+        let plan = Plan::new(&layout, spec).map_err(|why| unknown(&beside.dir, name, why.to_string()))?;
+        Ok(Some((from, plan)))
     }
 
     /// A map of another layout, as its record says; that must be what the kernel says.

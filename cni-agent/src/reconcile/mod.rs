@@ -124,7 +124,8 @@ impl Reconciler {
                 self.tables.applied_except(revision, &failures);
             }
             self.tell();
-            wait = self.retries.note(&failures, self.desired.delta.has_pending(), VERIFY_EVERY);
+            let unfinished = self.desired.delta.has_pending() || self.datapath.waits();
+            wait = self.retries.note(&failures, unfinished, VERIFY_EVERY);
             for (row, error) in &failures {
                 warn!(%row, error, again_in = ?wait, "cannot apply");
             }
@@ -223,9 +224,8 @@ impl Reconciler {
 fn adopt_numbers(datapath: &Datapath) -> std::io::Result<NodeNumbers> {
     let mut numbers = NodeNumbers::default();
     for spec in [&schema::NODES4, &schema::NODES6] {
-        // Of the maps of another build too that will be replaced: agents that die between leave some of either.
-        let former = datapath.former(spec).map_err(std::io::Error::other)?;
-        for (key, value) in former.as_ref().unwrap_or(datapath.map(spec)).dump()? {
+        // Another build's too: an agent that dies while it swaps leaves maps of either, which must agree.
+        for (key, value) in datapath.in_use(spec).map_err(std::io::Error::other)? {
             let address = <[u8; 4]>::try_from(key.as_slice())
                 .map(|a| IpAddr::V4(Ipv4Addr::from(a)))
                 .or_else(|_| <[u8; 16]>::try_from(key.as_slice()).map(|a| IpAddr::V6(Ipv6Addr::from(a))));
