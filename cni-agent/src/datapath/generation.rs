@@ -49,7 +49,10 @@ pub fn survey(names: &BTreeSet<String>) -> Survey {
 
 /// A map's pin, but none of this build's: the names of all maps but the records end with the version of their layout.
 fn is_other(name: &str) -> bool {
-    plain(name) != name && !name.starts_with("link_") && !name.starts_with("new_") && !schema::ALL.iter().any(|s| s.name == name)
+    plain(name) != name
+        && !name.starts_with("link_")
+        && !name.starts_with("new_")
+        && !schema::ALL.iter().any(|s| s.name == name)
 }
 
 /// A map's name without the version.
@@ -99,7 +102,9 @@ impl Datapath {
     /// When it cannot be read, or nothing tells of its layout.
     pub fn in_use(&self, spec: &MapSpec) -> Result<Contents, LoadError> {
         let failed = |source| LoadError::Map { name: spec.name, source };
-        let Some(beside) = self.beside.as_ref().filter(|_| self.waits()) else { return self.map(spec).dump().map_err(failed) };
+        let Some(beside) = self.beside.as_ref().filter(|_| self.waits()) else {
+            return self.map(spec).dump().map_err(failed);
+        };
         if let Some(map) = pins::open(&beside.dir, spec)? {
             return map.dump().map_err(failed);
         }
@@ -244,7 +249,11 @@ mod tests {
     use super::*;
 
     fn all() -> BTreeSet<String> {
-        schema::ALL.iter().map(|s| s.name.to_owned()).chain(["prog_from_pod".into(), "link_from_netdev_eth_v7".into()]).collect()
+        schema::ALL
+            .iter()
+            .map(|s| s.name.to_owned())
+            .chain(["prog_from_pod".into(), "link_from_netdev_eth_v7".into()])
+            .collect()
     }
     fn without(name: &str) -> Survey {
         let mut names = all();

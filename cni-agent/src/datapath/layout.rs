@@ -71,8 +71,14 @@ pub fn read(record: &[u8]) -> Option<Layout> {
     };
     let fields = words.map(field).collect::<Option<Vec<_>>>()?;
     let layout: Vec<_> = fields.iter().map(|(name, offset, size)| (name.as_str(), *offset, *size)).collect();
-    (schema::fingerprint(&layout) == fingerprint)
-        .then_some(Layout { kind, key_size, value_size, max_entries, flags, fields })
+    (schema::fingerprint(&layout) == fingerprint).then_some(Layout {
+        kind,
+        key_size,
+        value_size,
+        max_entries,
+        flags,
+        fields,
+    })
 }
 
 /// From where to where the fields of an entry are copied.

@@ -8,7 +8,10 @@ use cni_common::{
     event::{DropEvent, EventBudget},
     maps::{Cidr, Config, Endpoint, Local, MAX_NODES, Remote, Tunnel},
     net::{Ip4, Ip6},
-    schema::{EVENT_BYTES, MAX_CIDRS, MAX_ENDPOINTS, MAX_LAYOUTS, MAX_MAPS, MAX_OWN, MAX_REMOTES, NAME_BYTES, NO_PREALLOC, RECORD_BYTES},
+    schema::{
+        EVENT_BYTES, MAX_CIDRS, MAX_ENDPOINTS, MAX_LAYOUTS, MAX_MAPS, MAX_OWN, MAX_REMOTES, NAME_BYTES, NO_PREALLOC,
+        RECORD_BYTES,
+    },
 };
 
 const ENDPOINT_SLOTS: usize = MAX_ENDPOINTS as usize;

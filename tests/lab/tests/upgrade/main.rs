@@ -36,7 +36,8 @@ struct Cluster {
 impl Cluster {
     fn up() -> Self {
         let config = LabConfig { hostile: Hostile::Nobody, ..LabConfig::default() };
-        let other = std::env::var_os("WEFT_TEST_LAYOUT_DIR").expect("WEFT_TEST_LAYOUT_DIR: `cargo xtask test --suite lab`");
+        let other =
+            std::env::var_os("WEFT_TEST_LAYOUT_DIR").expect("WEFT_TEST_LAYOUT_DIR: `cargo xtask test --suite lab`");
         let mut lab = Lab::up(config).expect("a lab of two nodes");
         let mut pod = |node, name| lab.pod_add(node, &PodSpec::named(name)).expect("a pod").pod.place().unwrap();
         let (web, near, far) = (pod(NODE, "web"), pod(NODE, "near"), pod("node-2", "far"));
@@ -126,7 +127,8 @@ fn an_upgrade_and_a_downgrade_lose_no_packet_and_keep_what_only_the_programs_kno
         c.change(true, ending);
         let up = c.counts(OTHER_COUNTS).dump().unwrap();
         assert_eq!(known(&up[&key().to_vec()], 24), marked, "counts of one are not those of the other");
-        let less = |(k, v): (&Vec<u8>, &Vec<u8>)| known(&up[k], 24).iter().all(|b| *b == 0) && v.iter().any(|b| *b != 0);
+        let less =
+            |(k, v): (&Vec<u8>, &Vec<u8>)| known(&up[k], 24).iter().all(|b| *b == 0) && v.iter().any(|b| *b != 0);
         assert!(!all.iter().any(less), "a count begins anew");
         let late = c.lab.pod_add(NODE, &PodSpec::named("late")).expect("ADD").pod.place().unwrap();
         probe::tcp(&late, &c.far, Family::V4).unwrap();
@@ -176,7 +178,8 @@ fn a_map_of_state_of_a_layout_that_nothing_tells_of_is_not_read_and_what_runs_ru
     let before = (inode(&newer), c.pins());
     let said = c.under_traffic("a newer layout", |lab| lab.start_agent(NODE)).expect_err("it refuses");
     let said = format!("{said:#}");
-    for part in ["counters_v91 is another build's", "nothing says what its fields are", "Start the build that made it"] {
+    for part in ["counters_v91 is another build's", "nothing says what its fields are", "Start the build that made it"]
+    {
         assert!(said.contains(part), "no {part:?} in: {said}");
     }
     assert_eq!((inode(&newer), c.pins()), before);
