@@ -28,16 +28,15 @@ use crate::{
         server::{Server, ServerConfig},
     },
     compile::Facts,
-    datapath::{Datapath, attach, features, features::Features, object},
-    drift::compare::Hook,
+    datapath::{Datapath, attach, features, features::Features, load::LoadError, object},
     endpoint::{EndpointManager, Parts, Restored, mtu, record::RecordStore},
     fault::{self, Point},
     inspect::Inspector,
     install::{self, Installer, SelfTest},
-    netlink::{Socket, names},
+    netlink::Socket,
     node::{devices, watch},
     observe::Observer,
-    reconcile::{Reconciler, Ways},
+    reconcile::{Hooks, Reconciler},
     settings::{Install, Settings},
     sources::{Source as _, manifests::ManifestDir},
     tables::Tables,
@@ -65,20 +64,14 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut socket = Socket::open()?;
     let ours = devices::ensure(&mut socket, settings.tunnel_port).context("make the node's devices")?;
     fault::pass(Point::StartDevices);
-    let mut hook = |program, device| {
-        anyhow::Ok(attach::device(&mut socket, &pin_dir, (program, datapath.program(program)?), device, tcx)?)
+    let own = attach::Own { weft_net: ours.weft_net, weft_vxlan: ours.weft_vxlan };
+    let own_hooks = match datapath.waits() {
+        false => Some(attach::own(&mut socket, &pin_dir, &datapath, own, tcx)?),
+        true => None,
     };
-    let own_hooks = [
-        hook(object::FROM_HOST, (names::NET, ours.weft_net))?,
-        hook(object::FROM_OVERLAY, (names::VXLAN, ours.weft_vxlan))?,
-    ];
-    let at = |program, device: &str, index, how| Hook { program, device: device.into(), index, how, id: None };
-    let hooks = vec![
-        at(object::FROM_POD, names::BLOCK, 0, None),
-        at(object::FROM_HOST, names::NET, ours.weft_net, Some(own_hooks[0])),
-        at(object::FROM_OVERLAY, names::VXLAN, ours.weft_vxlan, Some(own_hooks[1])),
-    ];
-    attach::block(&mut socket, object::FROM_POD, datapath.program(object::FROM_POD)?)?;
+    if own_hooks.is_none() {
+        info!(maps = ?datapath.others(), "another build's programs run on until this one's maps are filled");
+    }
 
     let facts = Facts {
         node: settings.node_name.clone(),
@@ -109,8 +102,9 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     mtu::start(Arc::clone(&tables), facts.clone(), records.clone())?;
 
     let verify_every = Duration::from_secs(settings.verify_every.into());
-    let ways = Ways { pin_dir, tcx, hooks, verify_every };
-    let mut reconciler = Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), ways)?;
+    let hooks = Hooks::new(Socket::open()?, pin_dir, tcx, (own, own_hooks));
+    let mut reconciler =
+        Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), hooks, verify_every)?;
     reconciler.forget_devices(&dead);
     let (report, requests) = (reconciler.report(), reconciler.requests());
     let (stop_reconciler, stopped) = mpsc::channel();
@@ -148,7 +142,6 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         install: Arc::clone(&installing),
         began,
         features,
-        own_hooks,
     };
     info!(node = settings.node_name, took = ?began.elapsed(), "weft-agent is up");
 
@@ -196,8 +189,8 @@ fn install_config(settings: &Settings, socket: &Path) -> anyhow::Result<install:
 }
 
 /// Interface index and addresses of each endpoint in the maps.
-fn served(datapath: &Datapath) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
-    let endpoints = datapath.map(&schema::ENDPOINTS).dump()?;
+fn served(datapath: &Datapath) -> Result<BTreeMap<u32, Vec<IpAddr>>, LoadError> {
+    let endpoints = datapath.in_use(&schema::ENDPOINTS)?;
     let read = |(key, value): (Vec<u8>, Vec<u8>)| {
         let index = u32::from_ne_bytes(key.try_into().ok()?);
         let e: Endpoint = bytemuck::try_pod_read_unaligned(&value).ok()?;

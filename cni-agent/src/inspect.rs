@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use cni_common::schema::MapType;
+use cni_common::schema::{self, MapType};
 use tokio::sync::broadcast;
 
 use crate::{
@@ -49,8 +49,6 @@ pub struct Inspector {
     pub(crate) install: Arc<install::Running>,
     pub(crate) began: Instant,
     pub(crate) features: Features,
-    /// How `from_host` and `from_overlay` are attached.
-    pub(crate) own_hooks: [How; 2],
 }
 
 impl Inspector {
@@ -68,13 +66,16 @@ impl Inspector {
             How::Tcx => "tcx",
             How::Clsact => "clsact",
         };
-        let [host, overlay] = self.own_hooks;
-        let mut all = vec![
-            at(object::FROM_POD, names::BLOCK, "block"),
-            at(object::FROM_HOST, names::NET, text(host)),
-            at(object::FROM_OVERLAY, names::VXLAN, text(overlay)),
-        ];
-        all.extend(self.report().devices.iter().map(|(device, how)| at(object::FROM_NETDEV, device, text(*how))));
+        let report = self.report();
+        let mut all = Vec::new();
+        if let Some([host, overlay]) = report.own {
+            all.extend([
+                at(object::FROM_POD, names::BLOCK, "block"),
+                at(object::FROM_HOST, names::NET, text(host)),
+                at(object::FROM_OVERLAY, names::VXLAN, text(overlay)),
+            ]);
+        }
+        all.extend(report.devices.iter().map(|(device, how)| at(object::FROM_NETDEV, device, text(*how))));
         all
     }
 }
@@ -88,6 +89,9 @@ impl Inspect for Inspector {
     fn health(&self) -> Result<(), String> {
         if let Some(why) = endpoint::not_ready(&self.tables, &self.facts) {
             return Err(why);
+        }
+        if self.datapath.waits() {
+            return Err("another build's programs run until this one's maps are filled".into());
         }
         // Not the records: what they lack is pods that are served on (`EndpointManager::restore`).
         match [Source::Manifests, Source::Netlink].into_iter().find(|s| !self.tables.is_synced(*s)) {
@@ -124,6 +128,9 @@ impl Inspect for Inspector {
                 pod_mtu: pod_mtu.unwrap_or(0),
                 programs: self.programs(),
                 refused: self.datapath.refused().cloned(),
+                layout: format!("{:016x}", schema::build()),
+                waits: self.datapath.waits(),
+                other_maps: self.datapath.others(),
                 features: self.features.by_name(),
                 missing_features: self.features.missing(),
             },
@@ -226,7 +233,7 @@ impl Inspect for Inspector {
     }
 
     fn drops(&self) -> Result<Drops, MapError> {
-        let failed = read_failed(self.datapath.map(&cni_common::schema::COUNTS));
+        let failed = read_failed(self.datapath.map(&schema::COUNTS));
         Ok(Drops {
             drops: counters::drops(&self.datapath)
                 .map_err(&failed)?

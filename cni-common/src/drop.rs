@@ -193,10 +193,22 @@ pub const fn slot(point: Point, reason_or_outcome: u64) -> u32 {
 #[cfg_attr(any(test, feature = "std"), derive(Debug, Default))]
 #[cfg_attr(feature = "user", derive(serde::Serialize))]
 pub struct Count {
+    /// 0: a field that only this layout has.
+    #[cfg(feature = "test-layout")]
+    pub added: u64,
     /// Packets; a GSO packet counts once.
     pub packets: u64,
     /// Bytes, with Ethernet header, as the program left the packet: with the outer headers that it wrote, without those that it took off.
     pub bytes: u64,
+}
+impl Count {
+    /// Names, offsets and sizes of the fields, for the schema's fingerprint.
+    pub const LAYOUT: &'static [crate::schema::Field] = &[
+        #[cfg(feature = "test-layout")]
+        ("added", core::mem::offset_of!(Self, added), 8),
+        ("packets", core::mem::offset_of!(Self, packets), 8),
+        ("bytes", core::mem::offset_of!(Self, bytes), 8),
+    ];
 }
 
 #[cfg(test)]

@@ -7,19 +7,19 @@ use bytemuck::{Pod, Zeroable};
 use crate::net::{Be16, Ip4, Ip6, Mac};
 
 macro_rules! map_types {
-    ($($(#[doc = $doc:literal])+ pub struct $name:ident { $($(#[doc = $fdoc:literal])+ pub $field:ident: $t:ty,)* })*) => {
+    ($($(#[doc = $doc:literal])+ pub struct $name:ident { $($(#[doc = $fdoc:literal])+ $(#[cfg($($when:tt)+)])? pub $field:ident: $t:ty,)* })*) => {
         $(
             $(#[doc = $doc])+
             #[repr(C)]
             #[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
             #[cfg_attr(any(test, feature = "std"), derive(Debug))]
             #[cfg_attr(feature = "user", derive(serde::Serialize))]
-            pub struct $name { $($(#[doc = $fdoc])+ pub $field: $t,)* }
+            pub struct $name { $($(#[doc = $fdoc])+ $(#[cfg($($when)+)])? pub $field: $t,)* }
 
             impl $name {
                 /// Names, offsets and sizes of the fields, for the schema's fingerprint.
-                pub const LAYOUT: &'static [(&'static str, usize, usize)] =
-                    &[$((stringify!($field), core::mem::offset_of!($name, $field), size_of::<$t>())),*];
+                pub const LAYOUT: &'static [crate::schema::Field] =
+                    &[$($(#[cfg($($when)+)])? (stringify!($field), core::mem::offset_of!($name, $field), size_of::<$t>())),*];
             }
         )*
     };
@@ -61,6 +61,9 @@ map_types! {
 
     /// A pod's interface, by the interface index of its host-side veth.
     pub struct Endpoint {
+        /// 0: moves all that follows, so that another build's entries cannot be read as these.
+        #[cfg(feature = "test-layout")]
+        pub moved: u64,
         /// The pod's IPv6 address; zero when it has none.
         pub addr6: Ip6,
         /// The pod's IPv4 address; zero when it has none.

@@ -1,9 +1,11 @@
 //! The list of all maps, with what is needed to recognise a pin of another layout.
 //!
 //! The name carries the version of the layout (`endpoints_v1`); the fingerprint of the fields lies in the `schema` map
-//! under [`MapSpec::id`], because the kernel's sizes alone do not show that a field changed its meaning.
+//! under [`MapSpec::id`], because the kernel's sizes alone do not show that a field changed its meaning. The `layouts` map has
+//! the fields themselves, by the map's name, for a build of another layout that takes over a map of state. A field that changes
+//! its meaning or size therefore gets another name.
 use crate::{
-    drop::COUNTERS,
+    drop::{COUNTERS, Count},
     event::{DropEvent, EventBudget},
     maps::{Cidr, Config, Endpoint, Local, MAX_NODES, Remote, Tunnel},
 };
@@ -25,14 +27,34 @@ pub enum MapType {
     RingBuf = 27,
 }
 
+/// Name, offset and size of a field, in bytes.
+pub type Field = (&'static str, usize, usize);
+
+/// What becomes of a map when a build of another layout takes over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+pub enum Role {
+    /// The agent fills it from what it knows. If the layout of one is another, all are made anew: they refer to each other.
+    Derived,
+    /// The programs fill it, and nobody else could: its entries are taken over, one by one.
+    State,
+    /// What it holds matters for a moment only.
+    Scratch,
+    /// About the other maps. Its layout never changes.
+    Record,
+}
+
 /// One map.
 #[derive(Clone, Copy)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
 pub struct MapSpec {
     /// Name in the kernel and of the pin, at most 15 characters, ending with the version of the layout.
     pub name: &'static str,
-    /// Index of its fingerprint in the `schema` map: appended, never reused.
+    /// Index of its fingerprint in the `schema` map: appended, never reused. Another layout has another one, as both maps may be there
+    /// at a time.
     pub id: u32,
+    /// What becomes of it in an upgrade.
+    pub role: Role,
     /// What it holds, in a sentence.
     pub about: &'static str,
     /// Kernel type.
@@ -45,6 +67,8 @@ pub struct MapSpec {
     pub max_entries: u32,
     /// `BPF_F_*` at creation.
     pub flags: u32,
+    /// The value's fields.
+    pub fields: &'static [Field],
     /// Hash of the value's field names, offsets and sizes.
     pub fingerprint: u64,
 }
@@ -63,9 +87,15 @@ pub const MAX_OWN: u32 = 1024;
 pub const EVENT_BYTES: u32 = 262_144;
 /// Slots of the `schema` map.
 pub const MAX_MAPS: u32 = 64;
+/// Maps whose fields are recorded: of all builds that have ever run on a node.
+pub const MAX_LAYOUTS: u32 = 256;
+/// Bytes of the name of a map, padded with zeros.
+pub const NAME_BYTES: usize = 16;
+/// Bytes of the record of a map's fields, padded with zeros.
+pub const RECORD_BYTES: usize = 1024;
 
 /// FNV-1a over names, offsets and sizes.
-const fn fingerprint(layout: &[(&str, usize, usize)]) -> u64 {
+pub const fn fingerprint(layout: &[(&str, usize, usize)]) -> u64 {
     let mut h: u64 = 0xcbf2_9ce4_8422_2325;
     let mut i = 0;
     while i < layout.len() {
@@ -84,39 +114,61 @@ const fn fingerprint(layout: &[(&str, usize, usize)]) -> u64 {
 }
 
 macro_rules! maps {
-    ($($const:ident $id:literal $name:literal $kind:ident($key:expr => $value:expr; $max:expr, $flags:expr) $layout:expr, $about:literal;)*) => {
+    ($($(#[$when:meta])? $const:ident $id:literal $role:ident $name:literal $kind:ident($key:expr => $value:expr; $max:expr, $flags:expr) $layout:expr, $about:literal;)*) => {
         $(
+            $(#[$when])?
             #[doc = $about]
             pub const $const: MapSpec = MapSpec {
-                name: $name, id: $id, about: $about, kind: MapType::$kind, key_size: $key as u32, value_size: $value as u32,
-                max_entries: $max, flags: $flags, fingerprint: fingerprint($layout),
+                name: $name, id: $id, role: Role::$role, about: $about, kind: MapType::$kind, key_size: $key as u32, value_size: $value as u32,
+                max_entries: $max, flags: $flags, fields: $layout, fingerprint: fingerprint($layout),
             };
         )*
         /// Every map of the object.
-        pub const ALL: &[MapSpec] = &[$($const),*];
+        pub const ALL: &[MapSpec] = &[$($(#[$when])? $const),*];
     };
 }
 const ADDR4: usize = 4;
 const ADDR6: usize = 16;
 maps! {
-    CONFIG 1 "config_v2" Array(4 => size_of::<Config>(); 1, 0) Config::LAYOUT, "what the agent tells all programs";
-    ENDPOINTS 2 "endpoints_v1" Hash(4 => size_of::<Endpoint>(); MAX_ENDPOINTS, 0) Endpoint::LAYOUT, "interface index → the pod's interface";
-    LOCAL4 3 "local4_v1" Hash(ADDR4 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv4 address → pod of this node";
-    LOCAL6 4 "local6_v1" Hash(ADDR6 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv6 address → pod of this node";
-    REMOTE4 5 "remote4_v1" Hash(ADDR4 => size_of::<Remote>(); MAX_REMOTES, NO_PREALLOC) Remote::LAYOUT, "IPv4 address → pod of another node, or another node";
-    REMOTE6 6 "remote6_v1" Hash(ADDR6 => size_of::<Remote>(); MAX_REMOTES, NO_PREALLOC) Remote::LAYOUT, "IPv6 address → pod of another node, or another node";
-    CIDR4 7 "cidr4_v1" LpmTrie(4 + ADDR4 => size_of::<Cidr>(); MAX_CIDRS, NO_PREALLOC) Cidr::LAYOUT, "IPv4 pod CIDR → node";
-    CIDR6 8 "cidr6_v1" LpmTrie(4 + ADDR6 => size_of::<Cidr>(); MAX_CIDRS, NO_PREALLOC) Cidr::LAYOUT, "IPv6 pod CIDR → node";
-    NODES4 9 "nodes4_v1" Hash(ADDR4 => 4; MAX_NODES, 0) &[("node", 0, 4)], "IPv4 tunnel address → node";
-    NODES6 10 "nodes6_v1" Hash(ADDR6 => 4; MAX_NODES, 0) &[("node", 0, 4)], "IPv6 tunnel address → node";
-    TUNNELS 11 "tunnels_v2" Array(4 => size_of::<Tunnel>(); MAX_NODES, 0) Tunnel::LAYOUT, "node → tunnel address, next hop and device";
-    OWN4 12 "own4_v2" Hash(ADDR4 => 4; MAX_OWN, 0) &[("flags", 0, 4)], "IPv4 addresses of this node → OWN_* bits";
-    OWN6 13 "own6_v2" Hash(ADDR6 => 4; MAX_OWN, 0) &[("flags", 0, 4)], "IPv6 addresses of this node → OWN_* bits";
-    COUNTS 14 "counters_v1" PerCpuArray(4 => 16; COUNTERS, 0) &[("packets", 0, 8), ("bytes", 8, 8)], "packets and bytes by program and drop reason or outcome";
-    EVENTS 15 "events_v1" RingBuf(0 => 0; EVENT_BYTES, 0) &[("event", 0, size_of::<DropEvent>())], "drop events for user space";
-    BUDGET 16 "evbudget_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "drop events sent in the running second";
-    ANSWERS 18 "answers_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "ICMP errors sent in the running second";
-    SCHEMA 17 "schema" Array(4 => 8; MAX_MAPS, 0) &[("fingerprint", 0, 8)], "fingerprint of each map's layout";
+    CONFIG 1 Derived "config_v2" Array(4 => size_of::<Config>(); 1, 0) Config::LAYOUT, "what the agent tells all programs";
+    #[cfg(not(feature = "test-layout"))]
+    ENDPOINTS 2 Derived "endpoints_v1" Hash(4 => size_of::<Endpoint>(); MAX_ENDPOINTS, 0) Endpoint::LAYOUT, "interface index → the pod's interface";
+    #[cfg(feature = "test-layout")]
+    ENDPOINTS 62 Derived "endpoints_v90" Hash(4 => size_of::<Endpoint>(); MAX_ENDPOINTS, 0) Endpoint::LAYOUT, "interface index → the pod's interface";
+    LOCAL4 3 Derived "local4_v1" Hash(ADDR4 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv4 address → pod of this node";
+    LOCAL6 4 Derived "local6_v1" Hash(ADDR6 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv6 address → pod of this node";
+    REMOTE4 5 Derived "remote4_v1" Hash(ADDR4 => size_of::<Remote>(); MAX_REMOTES, NO_PREALLOC) Remote::LAYOUT, "IPv4 address → pod of another node, or another node";
+    REMOTE6 6 Derived "remote6_v1" Hash(ADDR6 => size_of::<Remote>(); MAX_REMOTES, NO_PREALLOC) Remote::LAYOUT, "IPv6 address → pod of another node, or another node";
+    CIDR4 7 Derived "cidr4_v1" LpmTrie(4 + ADDR4 => size_of::<Cidr>(); MAX_CIDRS, NO_PREALLOC) Cidr::LAYOUT, "IPv4 pod CIDR → node";
+    CIDR6 8 Derived "cidr6_v1" LpmTrie(4 + ADDR6 => size_of::<Cidr>(); MAX_CIDRS, NO_PREALLOC) Cidr::LAYOUT, "IPv6 pod CIDR → node";
+    NODES4 9 Derived "nodes4_v1" Hash(ADDR4 => 4; MAX_NODES, 0) &[("node", 0, 4)], "IPv4 tunnel address → node";
+    NODES6 10 Derived "nodes6_v1" Hash(ADDR6 => 4; MAX_NODES, 0) &[("node", 0, 4)], "IPv6 tunnel address → node";
+    TUNNELS 11 Derived "tunnels_v2" Array(4 => size_of::<Tunnel>(); MAX_NODES, 0) Tunnel::LAYOUT, "node → tunnel address, next hop and device";
+    OWN4 12 Derived "own4_v2" Hash(ADDR4 => 4; MAX_OWN, 0) &[("flags", 0, 4)], "IPv4 addresses of this node → OWN_* bits";
+    OWN6 13 Derived "own6_v2" Hash(ADDR6 => 4; MAX_OWN, 0) &[("flags", 0, 4)], "IPv6 addresses of this node → OWN_* bits";
+    #[cfg(not(feature = "test-layout"))]
+    COUNTS 14 State "counters_v1" PerCpuArray(4 => size_of::<Count>(); COUNTERS, 0) Count::LAYOUT, "packets and bytes by program and drop reason or outcome";
+    #[cfg(feature = "test-layout")]
+    COUNTS 63 State "counters_v90" PerCpuArray(4 => size_of::<Count>(); COUNTERS, 0) Count::LAYOUT, "packets and bytes by program and drop reason or outcome";
+    EVENTS 15 Scratch "events_v1" RingBuf(0 => 0; EVENT_BYTES, 0) &[("event", 0, size_of::<DropEvent>())], "drop events for user space";
+    BUDGET 16 Scratch "evbudget_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "drop events sent in the running second";
+    ANSWERS 18 Scratch "answers_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "ICMP errors sent in the running second";
+    SCHEMA 17 Record "schema" Array(4 => 8; MAX_MAPS, 0) &[("fingerprint", 0, 8)], "fingerprint of each map's layout";
+    LAYOUTS 19 Record "layouts" Hash(NAME_BYTES => RECORD_BYTES; MAX_LAYOUTS, NO_PREALLOC) &[("text", 0, RECORD_BYTES)], "name of a map → its fields";
+}
+
+/// Tells builds apart whose maps differ: a hash of the names and layouts of all.
+pub const fn build() -> u64 {
+    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut i = 0;
+    while i < ALL.len() {
+        let m = ALL[i];
+        let of_name = fingerprint(&[(m.name, m.max_entries as usize, m.flags as usize)]);
+        h = (h ^ of_name).wrapping_mul(0x0100_0000_01b3);
+        h = (h ^ m.fingerprint).wrapping_mul(0x0100_0000_01b3);
+        i += 1;
+    }
+    h
 }
 
 #[cfg(test)]
@@ -131,7 +183,7 @@ mod tests {
         for m in ALL {
             assert!(m.name.len() <= 15, "{}", m.name);
             assert!(m.id < MAX_MAPS && seen.insert(m.id), "{}", m.name);
-            assert!(m.name == "schema" || m.name.contains("_v"), "{}", m.name);
+            assert!(m.role == Role::Record || m.name.contains("_v"), "{}", m.name);
         }
     }
 

@@ -134,6 +134,35 @@ fn logging_object(ws: &Workspace) -> Result<PathBuf> {
     Ok(target.join("bpfel-unknown-none/bpf/weft-bpf"))
 }
 
+/// Builds the agent a second time, with other layouts of two maps, for the tests of upgrades; gives the directory with it and the other
+/// programs. It shares what both builds have in common with the first build, which is put in its place again.
+pub fn other_layout(ws: &Workspace, built: &Built) -> Result<PathBuf> {
+    const FEATURE: &str = "cni-agent/test-layout";
+    let dir = ws.target.join("layout");
+    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let copy = |from: &Path, name: &str| {
+        // Beside it first: it may be running.
+        let staged = dir.join(format!("new-{name}"));
+        let copied = fs::copy(from, &staged).and_then(|_| fs::rename(&staged, dir.join(name)));
+        copied.with_context(|| format!("copy {} to {}", from.display(), dir.display()))
+    };
+    let made = (|| {
+        run::cargo(bpf_cargo(ws, "build").args(["--features", "test-layout"])).context("build the other BPF object")?;
+        copy(&built.object, "weft-bpf")?;
+        let mut command = ws.cargo();
+        command.arg("build");
+        embed(&mut command, &dir.join("weft-bpf"));
+        command.args(["--release", "-p", "cni-agent", "--bin", "weft-agent", "--features", FEATURE]);
+        run::cargo(&mut command).context("build the agent of the other layout")?;
+        copy(&built.bin_dir.join("weft-agent"), "weft-agent")
+    })();
+    all(ws, Profile::Release)?;
+    made?;
+    copy(&built.bin_dir.join("weft"), "weft")?;
+    copy(&built.bin_dir.join("weft-cni"), "weft-cni")?;
+    Ok(dir)
+}
+
 /// Makes a cargo command link statically and embed the BPF object.
 pub fn embed(command: &mut Command, object: &Path) {
     command

@@ -237,11 +237,12 @@ fn run_suite(suite: Suite, shared: &mut Shared<'_>) -> Result<Counts> {
         Suite::Native => native(ws),
         Suite::Fuzz => fuzz::suite(ws, FUZZ_SECONDS),
         Suite::Packets => packets(shared),
-        Suite::Lab => run_binaries(
-            shared,
-            |b| b.package == "lab" && !matches!(b.name.as_str(), "clients" | "pair" | "clock" | "restart"),
-            &[],
-        ),
+        Suite::Lab => {
+            let other = build::other_layout(ws, &shared.get()?.0)?;
+            let env = [("WEFT_TEST_LAYOUT_DIR", other.as_os_str())];
+            let elsewhere = ["clients", "pair", "clock", "restart"];
+            run_binaries(shared, |b| b.package == "lab" && !elsewhere.contains(&b.name.as_str()), &env)
+        }
         Suite::Restart => {
             let rounds = shared.rounds.map(|n| OsString::from(n.to_string()));
             let env: Vec<_> = rounds.iter().map(|n| (RESTART_ROUNDS, n.as_os_str())).collect();

@@ -80,6 +80,15 @@ pub struct DatapathStatus {
     /// The load that the kernel refused, when a former agent's programs are what runs.
     #[serde(default)]
     pub refused: Option<RefusedLoad>,
+    /// Of this build's maps, as a number that tells builds apart whose maps differ.
+    #[serde(default)]
+    pub layout: String,
+    /// Another build's programs run on until this one's maps are filled.
+    #[serde(default)]
+    pub waits: bool,
+    /// Pinned maps of other builds: they go when this one's programs run.
+    #[serde(default)]
+    pub other_maps: Vec<String>,
     /// Features of the kernel that were tried, each with whether it is there and used.
     pub features: BTreeMap<String, bool>,
     /// More about those that are not.

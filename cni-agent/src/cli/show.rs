@@ -29,6 +29,15 @@ pub(super) fn status(s: &Status) -> String {
     for program in &d.programs {
         lines.push(("Program", format!("{} on {} ({})", program.program, program.device, program.how)));
     }
+    if !d.layout.is_empty() {
+        lines.push(("Layout", d.layout.clone()));
+    }
+    if d.waits {
+        lines.push(("", "! another build's programs run on until this one's maps are filled".into()));
+    }
+    if !d.other_maps.is_empty() {
+        lines.push(("", format!("! maps of another build: {}", d.other_maps.join(", "))));
+    }
     if let Some(load) = &d.refused {
         lines.extend(refused(load));
     }

@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-use super::syscall;
+use super::{Datapath, generation, load::LoadError, object, syscall};
 
 /// A program could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,9 @@ pub enum AttachError {
         #[source]
         source: NetlinkError,
     },
+    /// There is no such program.
+    #[error(transparent)]
+    Load(#[from] LoadError),
 }
 
 /// How a program came to its hook.
@@ -62,6 +65,33 @@ pub enum How {
     Tcx,
     /// A filter on clsact.
     Clsact,
+}
+
+/// The node's own devices that have programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    /// Interface index of `weft_net`.
+    pub weft_net: u32,
+    /// Interface index of `weft_vxlan`.
+    pub weft_vxlan: u32,
+}
+
+/// Puts the programs on our own devices, and on the block that all pods join; how `from_host` and `from_overlay` came there.
+pub fn own(
+    socket: &mut Socket,
+    pin_dir: &Path,
+    datapath: &Datapath,
+    own: Own,
+    tcx: bool,
+) -> Result<[How; 2], AttachError> {
+    let mut hook = |program, at| device(socket, pin_dir, (program, datapath.program(program)?), at, tcx);
+    let hooks = [
+        hook(object::FROM_HOST, (names::NET, own.weft_net))?,
+        hook(object::FROM_OVERLAY, (names::VXLAN, own.weft_vxlan))?,
+    ];
+    generation::die_if_asked(pin_dir, "hooks");
+    block(socket, object::FROM_POD, datapath.program(object::FROM_POD)?)?;
+    Ok(hooks)
 }
 
 /// Puts `from_pod` on the block that all pods join. The anchor must have joined it.

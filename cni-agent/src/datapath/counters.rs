@@ -49,6 +49,10 @@ fn read<T: Copy>(datapath: &Datapath, headings: &[T], number: impl Fn(&T) -> u64
 pub fn sum(per_cpu: &[u8]) -> Count {
     per_cpu.chunks_exact(size_of::<Count>()).map(bytemuck::pod_read_unaligned::<Count>).fold(
         Count::default(),
-        |a, c| Count { packets: a.packets.wrapping_add(c.packets), bytes: a.bytes.wrapping_add(c.bytes) },
+        |mut all, c| {
+            all.packets = all.packets.wrapping_add(c.packets);
+            all.bytes = all.bytes.wrapping_add(c.bytes);
+            all
+        },
     )
 }

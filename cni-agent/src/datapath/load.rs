@@ -18,11 +18,12 @@ use cni_common::schema::{self, MapSpec};
 use tracing::{error, warn};
 
 use super::{
-    RawMap, object, pins,
+    RawMap,
+    generation::{self, Beside},
+    layout, object, pins,
     pins::PinError,
     programs::{self, Program, Unfit},
     refusal::{self, Refusal, RefusedLoad},
-    syscall,
 };
 use crate::fault::{self, Point};
 
@@ -89,11 +90,14 @@ pub struct Datapath {
     maps: BTreeMap<&'static str, RawMap>,
     events: Option<Map>,
     refused: Option<RefusedLoad>,
+    /// Where it is pinned, and what else is there.
+    pub(super) beside: Option<Beside>,
 }
 
 impl Datapath {
     /// Loads everything. With `pin_dir` (which must exist, on a bpffs) maps are adopted from there or pinned there, and programs
-    /// pinned; without it they go with the value: for tests.
+    /// pinned, unless another build's programs run on until the maps are filled ([`waits`](Self::waits)); without it they go with the
+    /// value: for tests.
     pub fn load(pin_dir: Option<&Path>) -> Result<Self, LoadError> {
         Self::load_object(object::OBJECT, pin_dir)
     }
@@ -145,6 +149,7 @@ impl Datapath {
             programs: left.programs,
             maps: left.maps,
             events: Some(events),
+            beside: None,
             refused: Some(RefusedLoad {
                 refusal,
                 at: seconds(SystemTime::now()),
@@ -159,11 +164,12 @@ impl Datapath {
             return Err(LoadError::NoObject);
         }
         raise_memlock_limit();
-        let mut pinned = Vec::new();
+        let (mut pinned, mut beside) = (Vec::new(), None);
         if let Some(dir) = pin_dir {
             pins::check(dir)?;
-            pinned.extend(schema::ALL.iter().map(|spec| (spec.name, pins::path(dir, spec))));
-            pinned.retain(|(_, path)| path.exists());
+            let survey = generation::survey(&generation::names(dir)?);
+            pinned.extend(survey.adopted.iter().map(|name| (*name, dir.join(name))));
+            beside = Some(Beside::new(dir, survey));
         }
         let create = |level| {
             let mut loader = EbpfLoader::new();
@@ -194,29 +200,26 @@ impl Datapath {
             programs.insert(name, program(classifier(&mut ebpf, name)?).map_err(failed(name))?);
         }
         let events = ebpf.take_map(schema::EVENTS.name);
-        let datapath = Self { ebpf: Some(ebpf), programs, maps, events, refused: None };
+        let datapath = Self { ebpf: Some(ebpf), programs, maps, events, refused: None, beside };
         datapath.write_fingerprints()?;
         fault::pass(Point::StartFingerprints);
-        if let Some(dir) = pin_dir {
-            // The fingerprints first: what is pinned has one.
-            for spec in [schema::SCHEMA].iter().chain(schema::ALL) {
-                let path = pins::path(dir, spec);
-                if !path.exists() {
-                    let pin = syscall::pin(datapath.map(spec).fd(), &path);
-                    pin.map_err(|source| PinError::Make { path, source })?;
-                    fault::pass(Point::MapPinned);
-                }
-            }
-            programs::keep(dir, &datapath.programs)?;
+        datapath.check_state()?;
+        if let Some(dir) = pin_dir.filter(|_| !datapath.waits()) {
+            datapath.pin(dir)?;
         }
         Ok(datapath)
     }
 
+    pub(super) fn keep_programs(&self, dir: &Path) -> Result<(), PinError> {
+        programs::keep(dir, &self.programs)
+    }
+
     fn write_fingerprints(&self) -> Result<(), LoadError> {
-        let schema = self.map(&schema::SCHEMA);
+        let (schema, layouts) = (self.map(&schema::SCHEMA), self.map(&schema::LAYOUTS));
         for spec in schema::ALL {
             schema
                 .update(&spec.id.to_ne_bytes(), &spec.fingerprint.to_ne_bytes())
+                .and_then(|()| layouts.update(&layout::key(spec.name), &layout::record(spec)))
                 .map_err(|source| LoadError::Map { name: spec.name, source })?;
         }
         Ok(())

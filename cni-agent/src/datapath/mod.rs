@@ -3,13 +3,16 @@
 //! Three questions for every kernel object of ours (field guide, rule 18). *Whose is it?* Maps, links and programs are pinned under
 //! `<bpffs>/weft/`; the block filter has our handle, priority and program name. *What deletes it?* Nothing but
 //! `weft uninstall`: they outlive the agent on purpose. *What did it look like one version ago?* The map's name carries the
-//! version of its layout, and the `schema` map its fingerprint; [`pins`] compares both before anything is loaded.
+//! version of its layout, and the `schema` map its fingerprint; [`pins`] compares both before anything is loaded, and
+//! [`generation`] takes over from another layout.
 
 pub mod assembly;
 pub mod attach;
 pub mod counters;
 pub mod events;
 pub mod features;
+pub mod generation;
+pub mod layout;
 pub mod load;
 pub mod map;
 pub mod object;

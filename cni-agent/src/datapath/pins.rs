@@ -44,6 +44,18 @@ pub enum PinError {
         /// What it should be.
         expected: String,
     },
+    /// It is of another layout, and what it holds cannot be taken over.
+    #[error(
+        "pinned map {} is another build's, and its entries cannot be taken over: {why}. Start the build that made it, or remove the \
+         pin: its entries are lost then",
+        path.display()
+    )]
+    Unknown {
+        /// The pin.
+        path: PathBuf,
+        /// What is not known of it, or not the same.
+        why: String,
+    },
 }
 
 /// Where a map is pinned.
@@ -53,7 +65,12 @@ pub fn path(dir: &Path, spec: &MapSpec) -> PathBuf {
 
 /// Opens a pinned map of the right layout; `None` when there is none.
 pub fn open(dir: &Path, spec: &MapSpec) -> Result<Option<RawMap>, PinError> {
-    let path = path(dir, spec);
+    open_at(&path(dir, spec), spec)
+}
+
+/// The same, pinned under another name.
+pub(super) fn open_at(path: &Path, spec: &MapSpec) -> Result<Option<RawMap>, PinError> {
+    let path = path.to_owned();
     let failed = |source| PinError::Open { path: path.clone(), source };
     let Some(fd) = syscall::open_pin(&path).map_err(failed)? else { return Ok(None) };
     let f = syscall::map_facts(fd.as_fd()).map_err(failed)?;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya::{maps::MapData, programs::ProgramInfo};
-use cni_common::schema;
+use cni_common::schema::{self, Role};
 
 use super::{RawMap, object, pins, pins::PinError, syscall};
 use crate::{
@@ -80,7 +80,8 @@ pub fn path(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{PREFIX}{name}"))
 }
 
-const PREFIX: &str = "prog_";
+/// How the names of their pins begin.
+pub(super) const PREFIX: &str = "prog_";
 
 /// Pins the programs in the place of a former agent's, and removes those of hooks that this build does not have.
 pub(super) fn keep(dir: &Path, programs: &BTreeMap<&'static str, Program>) -> Result<(), PinError> {
@@ -105,7 +106,7 @@ pub(super) fn keep(dir: &Path, programs: &BTreeMap<&'static str, Program>) -> Re
     Ok(())
 }
 
-fn absent_is_done(done: io::Result<()>) -> io::Result<()> {
+pub(super) fn absent_is_done(done: io::Result<()>) -> io::Result<()> {
     match done {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -161,8 +162,9 @@ fn unfit(dir: &Path, programs: &BTreeMap<&'static str, Uses>, maps: &BTreeMap<&'
         return Some(Unfit::OtherMap { program, map });
     }
     let used: BTreeSet<u32> = programs.values().flatten().map(|(id, _)| *id).collect();
-    // The fingerprints are the agent's only.
-    let unused = maps.iter().find(|(name, id)| **name != schema::SCHEMA.name && !used.contains(id));
+    // The agent's only.
+    let records: BTreeSet<&str> = schema::ALL.iter().filter(|s| s.role == Role::Record).map(|s| s.name).collect();
+    let unused = maps.iter().find(|(name, id)| !records.contains(*name) && !used.contains(id));
     unused.map(|(name, _)| Unfit::Unused(name))
 }
 
@@ -176,7 +178,7 @@ mod tests {
     fn whole() -> Set {
         let maps: BTreeMap<&'static str, u32> = schema::ALL.iter().map(|spec| (spec.name, 100 + spec.id)).collect();
         let mut uses: Uses = maps.iter().map(|(name, id)| (*id, (*name).to_owned())).collect();
-        uses.retain(|(_, name)| name != schema::SCHEMA.name);
+        uses.retain(|(_, name)| ![schema::SCHEMA.name, schema::LAYOUTS.name].contains(&name.as_str()));
         uses.push((7, ".rodata".to_owned()));
         (object::HOOKS.into_iter().map(|name| (name, uses.clone())).collect(), maps)
     }

@@ -22,6 +22,7 @@ pub fn key(spec: &MapSpec, key: &[u8]) -> Value {
         (MapType::LpmTrie, [a, b, c, d, address @ ..]) => {
             json!(format!("{}/{}", address_text(address), u32::from_ne_bytes([*a, *b, *c, *d])))
         }
+        (_, bytes) if spec.id == schema::LAYOUTS.id => text(bytes),
         (MapType::Hash, bytes) if spec.id != schema::ENDPOINTS.id => json!(address_text(bytes)),
         (_, bytes) => number(bytes).map_or_else(|| hex(bytes), |n| json!(n)),
     }
@@ -37,12 +38,17 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
         id if id == schema::CIDR4.id || id == schema::CIDR6.id => fields::<Cidr>(bytes),
         id if id == schema::TUNNELS.id => fields::<Tunnel>(bytes),
         id if id == schema::COUNTS.id => json!(counters::sum(bytes)),
+        id if id == schema::LAYOUTS.id => text(bytes),
         id if id == schema::BUDGET.id => {
             let each = bytes.chunks_exact(size_of::<EventBudget>()).map(fields::<EventBudget>);
             Value::Array(each.collect())
         }
         _ => number(bytes).map_or_else(|| hex(bytes), |n| json!(n)),
     }
+}
+
+fn text(padded: &[u8]) -> Value {
+    json!(String::from_utf8_lossy(padded).trim_end_matches('\0'))
 }
 
 fn fields<T: Pod + Serialize>(bytes: &[u8]) -> Value {

@@ -1,4 +1,4 @@
-//! `from_netdev` on the devices that lead to other nodes.
+//! Which programs are where: `from_netdev` on the devices that lead to other nodes, the others on our own and on the pods' block.
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -9,12 +9,13 @@ use tracing::info;
 use crate::{
     datapath::{
         Datapath,
-        attach::{self, How},
+        attach::{self, How, Own},
         object,
     },
+    drift::compare::Hook,
     error_chain,
     fault::{self, Point},
-    netlink::Socket,
+    netlink::{Socket, names},
     tables::Device,
 };
 
@@ -25,14 +26,32 @@ pub struct Hooks {
     tcx: bool,
     by_index: BTreeMap<u32, (String, How)>,
     by_name: BTreeMap<String, How>,
+    own: Own,
+    own_hooks: Option<[How; 2]>,
     /// Leftovers of former agents have been looked for.
     swept: bool,
 }
 
 impl Hooks {
-    /// Nothing attached yet by this agent; links of a former one are adopted as they are met.
-    pub fn new(socket: Socket, pin_dir: PathBuf, tcx: bool) -> Self {
-        Self { socket, pin_dir, tcx, by_index: BTreeMap::new(), by_name: BTreeMap::new(), swept: false }
+    /// Nothing attached yet by this agent but on its own devices, if that; links of a former one are adopted as they are met.
+    pub fn new(socket: Socket, pin_dir: PathBuf, tcx: bool, (own, own_hooks): (Own, Option<[How; 2]>)) -> Self {
+        let (by_index, by_name) = (BTreeMap::new(), BTreeMap::new());
+        Self { socket, pin_dir, tcx, by_index, by_name, own, own_hooks, swept: false }
+    }
+
+    /// How `from_host` and `from_overlay` are attached; `None`: another build's are.
+    pub fn own(&self) -> Option<[How; 2]> {
+        self.own_hooks
+    }
+
+    /// Puts this build's programs in the place of another's, hook by hook: the maps of both are filled. Its map pins and programs' pins
+    /// follow. Doing it twice is fine.
+    pub fn swap(&mut self, datapath: &Datapath, devices: &BTreeMap<u32, Device>) -> Result<(), String> {
+        datapath.migrate().map_err(|e| error_chain(&e))?;
+        self.apply(datapath, devices, false)?;
+        let own = attach::own(&mut self.socket, &self.pin_dir, datapath, self.own, self.tcx);
+        self.own_hooks = Some(own.map_err(|e| error_chain(&e))?);
+        datapath.settle().map_err(|e| error_chain(&e))
     }
 
     /// The socket of this thread.
@@ -45,15 +64,28 @@ impl Hooks {
         &self.by_name
     }
 
-    /// Interface index, device and manner.
-    pub fn by_index(&self) -> &BTreeMap<u32, (String, How)> {
-        &self.by_index
+    /// Every program of this build and its place; none while another's run.
+    pub fn places(&self) -> Vec<Hook> {
+        let at = |program, device: &str, index, how| Hook { program, device: device.into(), index, how, id: None };
+        let own = self.own_hooks.iter().flat_map(|[host, overlay]| {
+            [
+                at(object::FROM_POD, names::BLOCK, 0, None),
+                at(object::FROM_HOST, names::NET, self.own.weft_net, Some(*host)),
+                at(object::FROM_OVERLAY, names::VXLAN, self.own.weft_vxlan, Some(*overlay)),
+            ]
+        });
+        let others = self.by_index.iter().map(|(index, (name, how))| at(object::FROM_NETDEV, name, *index, Some(*how)));
+        own.chain(others).collect()
     }
 
     /// Notes how a device has its program now.
     pub fn note(&mut self, index: u32, how: How) {
         if let Some((_, there)) = self.by_index.get_mut(&index) {
             *there = how;
+        }
+        let own = [self.own.weft_net, self.own.weft_vxlan].iter().position(|own| *own == index);
+        if let (Some(hooks), Some(place)) = (&mut self.own_hooks, own) {
+            hooks[place] = how;
         }
     }
 

@@ -16,13 +16,14 @@ use std::{
 use cni_common::schema;
 use tracing::{info, warn};
 
-use self::{delta::Delta, desired::Desired, hooks::Hooks, retries::Retries, routes::Routes, verify::Fixed};
+pub use self::hooks::Hooks;
+use self::{delta::Delta, desired::Desired, retries::Retries, routes::Routes, verify::Fixed};
 use crate::{
     compile::{self, Facts, Heard, NodeNumbers},
     datapath::{Datapath, attach::How},
-    drift::{self, compare::Hook},
+    drift,
     fault::{self, Point},
-    netlink::{NetlinkError, Socket},
+    netlink::NetlinkError,
     tables::{Endpoint, Row, Source, Tables},
 };
 
@@ -33,23 +34,12 @@ const WAYS_WITHIN: Duration = Duration::from_secs(5);
 pub struct Report {
     /// Devices with `from_netdev`, and how it is attached.
     pub devices: BTreeMap<String, How>,
+    /// How `from_host` and `from_overlay` are attached; `None`: another build's are.
+    pub own: Option<[How; 2]>,
     /// Whether entries that no row asks for were removed: every source has been in sync.
     pub pruned: bool,
     /// What had been changed by somebody else, by kind.
     pub drift: drift::Totals,
-}
-
-/// How the reconciler works.
-#[derive(Clone, Debug)]
-pub struct Ways {
-    /// Where links are pinned.
-    pub pin_dir: std::path::PathBuf,
-    /// Devices get their programs by TCX.
-    pub tcx: bool,
-    /// The programs on our own devices.
-    pub hooks: Vec<Hook>,
-    /// How often everything is compared with the kernel.
-    pub verify_every: Duration,
 }
 
 /// The reconciler's state; it lives on its thread.
@@ -87,16 +77,15 @@ impl Reconciler {
         tables: Arc<Tables>,
         datapath: Arc<Datapath>,
         facts: Facts,
-        Ways { pin_dir, tcx, hooks, verify_every }: Ways,
+        mut hooks: Hooks,
+        verify_every: Duration,
     ) -> Result<Self, StartError> {
         let mut delta = Delta::default();
         delta.adopt(&mut datapath.clone())?;
         let numbers = adopt_numbers(&datapath)?;
-        let mut socket = Socket::open()?;
-        let fixed = Fixed::read(&mut socket, hooks)?;
-        let routes = Routes::adopt(&mut socket, facts.weft_host)?;
-        let hooks = Hooks::new(socket, pin_dir, tcx);
-        let report = Arc::default();
+        let fixed = Fixed::read(hooks.socket())?;
+        let routes = Routes::adopt(hooks.socket(), facts.weft_host)?;
+        let report = Arc::new(Mutex::new(Report { own: hooks.own(), ..Report::default() }));
         Ok(Self {
             requests: Arc::new(drift::Requests::new(Arc::clone(&tables))),
             fixed,
@@ -159,7 +148,9 @@ impl Reconciler {
                 ways: self.began.elapsed() >= WAYS_WITHIN,
             };
             let mut failures = self.desired.follow(&self.tables.read(), &mut rows);
-            failures.extend(self.desired.delta.flush(&mut self.datapath.clone()));
+            let unwritten = self.desired.delta.flush(&mut self.datapath.clone());
+            let filled = unwritten.is_empty();
+            failures.extend(unwritten);
             // Before routes are looked at below: what is missing then is made without a word.
             let asked = self.requests.take();
             if !asked.is_empty() || self.verified.elapsed() >= self.verify_every {
@@ -172,12 +163,19 @@ impl Reconciler {
                 failures.extend(self.network(idle || rows.contains(&Row::NodeAddresses), synced));
                 failures.extend(self.unreached(&rows));
             }
-            if synced {
+            if synced && filled && self.datapath.waits() {
+                self.swap();
+            }
+            if synced && !self.datapath.waits() {
                 self.prune();
             }
-            self.tables.applied_except(revision, &failures);
+            // While another build's programs run, no packet meets what this one has written.
+            if !self.datapath.waits() {
+                self.tables.applied_except(revision, &failures);
+            }
             self.tell();
-            wait = self.retries.note(&failures, self.desired.delta.has_pending(), self.verify_every);
+            let unfinished = self.desired.delta.has_pending() || self.datapath.waits();
+            wait = self.retries.note(&failures, unfinished, self.verify_every);
             for (row, error) in &failures {
                 warn!(%row, error, again_in = ?wait, "cannot apply");
             }
@@ -197,7 +195,9 @@ impl Reconciler {
         if let Err(e) = looked.and(applied) {
             failures.insert(Row::Node(self.desired.facts.node.clone()), e.to_string());
         }
-        if let Err(e) = self.hooks.apply(&self.datapath, &devices, synced) {
+        if !self.datapath.waits()
+            && let Err(e) = self.hooks.apply(&self.datapath, &devices, synced)
+        {
             failures.insert(Row::Devices, e);
         }
         failures
@@ -221,6 +221,23 @@ impl Reconciler {
         ends.filter_map(|e| Some((Row::Endpoint(e.id), format!("the kernel takes no route to {}", bare(e)?)))).collect()
     }
 
+    /// Once every source is in sync and the maps hold what they said, this build's programs come in the place of another's: before that
+    /// they would drop what the others know how to forward.
+    fn swap(&mut self) {
+        let devices = {
+            let contents = self.tables.read();
+            if self.desired.facts.tunnel_address(&contents).is_none() {
+                return;
+            }
+            contents.devices.clone()
+        };
+        let began = Instant::now();
+        match self.hooks.swap(&self.datapath, &devices) {
+            Ok(()) => info!(took = ?began.elapsed(), "this build's programs run in the place of another's"),
+            Err(error) => warn!(error, "cannot put this build's programs in the place of another's; trying again"),
+        }
+    }
+
     /// Once every source is in sync, what no row asks for may go: before that it may be a row that nobody has read yet.
     fn prune(&mut self) {
         if self.desired.facts.tunnel_address(&self.tables.read()).is_none() {
@@ -241,6 +258,7 @@ impl Reconciler {
     fn tell(&self) {
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.devices.clone_from(self.hooks.attached());
+        report.own = self.hooks.own();
     }
 }
 
@@ -248,7 +266,8 @@ impl Reconciler {
 fn adopt_numbers(datapath: &Datapath) -> std::io::Result<NodeNumbers> {
     let mut numbers = NodeNumbers::default();
     for spec in [&schema::NODES4, &schema::NODES6] {
-        for (key, value) in datapath.map(spec).dump()? {
+        // Another build's too: an agent that dies while it swaps leaves maps of either, which must agree.
+        for (key, value) in datapath.in_use(spec).map_err(std::io::Error::other)? {
             let address = <[u8; 4]>::try_from(key.as_slice())
                 .map(|a| IpAddr::V4(Ipv4Addr::from(a)))
                 .or_else(|_| <[u8; 16]>::try_from(key.as_slice()).map(|a| IpAddr::V6(Ipv6Addr::from(a))));

@@ -31,17 +31,15 @@ const SETTLED_WITHIN: Duration = Duration::from_millis(200);
 pub struct Fixed {
     /// Indexes of our devices.
     indexes: BTreeMap<&'static str, u32>,
-    /// Programs on our devices.
-    hooks: Vec<Hook>,
 }
 
 impl Fixed {
-    /// Reads the devices' indexes; `hooks` are the programs on them.
-    pub(super) fn read(socket: &mut Socket, hooks: Vec<Hook>) -> Result<Self, NetlinkError> {
+    /// Reads the devices' indexes.
+    pub(super) fn read(socket: &mut Socket) -> Result<Self, NetlinkError> {
         let links = link::list(socket)?;
         let index = |name| Some((name, links.iter().find(|l| l.name == name)?.index));
         let all = [names::HOST, names::NET, names::VXLAN, names::BLOCK, names::BLOCK_PEER];
-        Ok(Self { indexes: all.into_iter().filter_map(index).collect(), hooks })
+        Ok(Self { indexes: all.into_iter().filter_map(index).collect() })
     }
 
     fn devices(&self, facts: &Facts) -> Vec<Device> {
@@ -133,15 +131,8 @@ impl Reconciler {
             port: None,
             no_link_local: false,
         }));
-        let attached = self.hooks.by_index().iter().filter(|(index, _)| contents.devices.contains_key(index));
-        let hooks = attached.map(|(index, (name, how))| Hook {
-            program: object::FROM_NETDEV,
-            device: name.clone(),
-            index: *index,
-            how: Some(*how),
-            id: None,
-        });
-        let mut hooks: Vec<Hook> = self.fixed.hooks.iter().cloned().chain(hooks).collect();
+        let mut hooks = self.hooks.places();
+        hooks.retain(|h| h.program != object::FROM_NETDEV || contents.devices.contains_key(&h.index));
         hooks.iter_mut().for_each(|h| h.id = self.datapath.program_id(h.program));
         let cluster = compile::cluster_routes(&contents, facts);
         let own_tables = contents.endpoints.values().filter(|e| e.terms.own_table);
@@ -193,9 +184,7 @@ impl Reconciler {
 
     /// Notes how a program came back: others' filters may have come since, behind which it has to stand.
     fn attached(&mut self, hook: &Hook, how: Option<How>) {
-        if let Some(fixed) = self.fixed.hooks.iter_mut().find(|h| (h.program, h.index) == (hook.program, hook.index)) {
-            fixed.how = how;
-        } else if let Some(how) = how {
+        if let Some(how) = how {
             self.hooks.note(hook.index, how);
         }
     }

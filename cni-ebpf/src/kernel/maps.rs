@@ -8,7 +8,10 @@ use cni_common::{
     event::{DropEvent, EventBudget},
     maps::{Cidr, Config, Endpoint, Local, MAX_NODES, Remote, Tunnel},
     net::{Ip4, Ip6},
-    schema::{EVENT_BYTES, MAX_CIDRS, MAX_ENDPOINTS, MAX_MAPS, MAX_OWN, MAX_REMOTES, NO_PREALLOC},
+    schema::{
+        EVENT_BYTES, MAX_CIDRS, MAX_ENDPOINTS, MAX_LAYOUTS, MAX_MAPS, MAX_OWN, MAX_REMOTES, NAME_BYTES, NO_PREALLOC,
+        RECORD_BYTES,
+    },
 };
 
 const ENDPOINT_SLOTS: usize = MAX_ENDPOINTS as usize;
@@ -20,7 +23,8 @@ const SPARSE: usize = NO_PREALLOC as usize;
 
 #[btf_map(name = "config_v2")]
 pub static CONFIG: Array<Config, 1> = Array::new();
-#[btf_map(name = "endpoints_v1")]
+#[cfg_attr(not(feature = "test-layout"), btf_map(name = "endpoints_v1"))]
+#[cfg_attr(feature = "test-layout", btf_map(name = "endpoints_v90"))]
 pub static ENDPOINTS: HashMap<u32, Endpoint, ENDPOINT_SLOTS> = HashMap::new();
 #[btf_map(name = "local4_v1")]
 pub static LOCAL4: HashMap<Ip4, Local, ENDPOINT_SLOTS> = HashMap::new();
@@ -44,7 +48,8 @@ pub static TUNNELS: Array<Tunnel, NODE_SLOTS> = Array::new();
 pub static OWN4: HashMap<Ip4, u32, OWN_SLOTS> = HashMap::new();
 #[btf_map(name = "own6_v2")]
 pub static OWN6: HashMap<Ip6, u32, OWN_SLOTS> = HashMap::new();
-#[btf_map(name = "counters_v1")]
+#[cfg_attr(not(feature = "test-layout"), btf_map(name = "counters_v1"))]
+#[cfg_attr(feature = "test-layout", btf_map(name = "counters_v90"))]
 pub static COUNTS: PerCpuArray<Count, { COUNTERS as usize }> = PerCpuArray::new();
 #[btf_map(name = "events_v1")]
 pub static EVENTS: RingBuf<DropEvent, { EVENT_BYTES as usize }> = RingBuf::new();
@@ -54,3 +59,5 @@ pub static BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 pub static ANSWERS: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 #[btf_map(name = "schema")]
 pub static SCHEMA: Array<u64, { MAX_MAPS as usize }> = Array::new();
+#[btf_map(name = "layouts")]
+pub static LAYOUTS: HashMap<[u8; NAME_BYTES], [u8; RECORD_BYTES], { MAX_LAYOUTS as usize }, SPARSE> = HashMap::new();

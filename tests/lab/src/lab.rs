@@ -476,6 +476,11 @@ impl Lab {
         self.state.agent_args = further.iter().map(|a| (*a).to_owned()).collect();
     }
 
+    /// Takes the programs that are started from now on from another directory.
+    pub fn set_bin_dir(&mut self, directory: &Path) {
+        directory.clone_into(&mut self.state.bin_dir);
+    }
+
     /// Ends a node's agent and starts it again; gives the time from its start until it was ready.
     ///
     /// # Errors

@@ -167,6 +167,9 @@ fn healthy() -> Status {
         uptime_seconds: 3660,
         not_ready: None,
         datapath: DatapathStatus {
+            layout: "00000000000000aa".into(),
+            waits: false,
+            other_maps: Vec::new(),
             tunnel_address: Some("10.0.0.1".parse().unwrap()),
             tunnel_port: 8472,
             underlay_mtu: 1500,

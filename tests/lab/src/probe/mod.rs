@@ -4,6 +4,7 @@
 //! measures is the way between the two.
 mod datagram;
 pub mod load;
+mod paced;
 mod ping;
 mod stream;
 mod wire;
@@ -19,6 +20,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
 pub use datagram::{Arrived, Datagrams, set_ttl};
+pub use paced::while_sending;
 pub use ping::ping;
 pub use stream::{Flow, tcp};
 pub use wire::Wire;
