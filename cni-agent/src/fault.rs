@@ -1,8 +1,8 @@
 //! Points at which a test lets the agent die.
 //!
-//! `--die-at POINT[:N]` kills the process (SIGKILL, as a crash or the kernel's memory killer does) when it passes the point for the Nth time.
-//! Each stands behind a step that changes something that outlives the agent, so that a list of all is a list of the states in which a
-//! start may find the node. Unset, a point costs one look at a word of memory.
+//! `--die-at POINT[:N]` kills the process (SIGKILL, as a crash or the kernel's memory killer does) when it passes the point for
+//! the Nth time. Each stands behind a step that changes something that outlives the agent, so that a list of all is a list of the
+//! states in which a start may find the node. Unset, a point costs one look at a word of memory.
 #![forbid(unsafe_code)]
 
 use std::{
