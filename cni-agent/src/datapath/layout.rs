@@ -67,7 +67,8 @@ pub fn read(record: &[u8]) -> Option<Layout> {
         let mut parts = word.split(':');
         let (name, offset, size) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let inside = usize::checked_add(offset, size).is_some_and(|end| end <= value_size as usize);
-        inside.then(|| (name.to_owned(), offset, size))
+        // A ring buffer has records, but no values.
+        (inside || value_size == 0).then(|| (name.to_owned(), offset, size))
     };
     let fields = words.map(field).collect::<Option<Vec<_>>>()?;
     let layout: Vec<_> = fields.iter().map(|(name, offset, size)| (name.as_str(), *offset, *size)).collect();
@@ -97,7 +98,8 @@ impl Plan {
             return Err(Incompatible::Keys(from.kind, from.key_size));
         }
         let mut copies = Vec::new();
-        for (name, offset, size) in to.fields {
+        // Padding is 0, however much of it there is.
+        for (name, offset, size) in to.fields.iter().filter(|(name, ..)| *name != "pad") {
             let Some((_, there, bytes)) = from.fields.iter().find(|(n, ..)| n == name) else { continue };
             if bytes != size {
                 return Err(Incompatible::Field((*name).to_owned(), *bytes, *size));

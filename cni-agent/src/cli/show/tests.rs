@@ -24,6 +24,7 @@ Tunnel     VXLAN over IPv4, from 10.0.0.1, UDP port 8472
 MTU        1500 between nodes, 1450 for pods' routes
 Program    from_netdev on eth0 (tcx)
            from_pod on block 87 (block)
+Layout     00000000000000aa
 Features   1 of 2 that the kernel was tried for
            - tcx, missing (Linux 6.6): Weft does so
 Source     manifests /etc/weft/manifests: in sync, 4 objects
@@ -75,6 +76,16 @@ fn a_status_with_troubles_names_them() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line:?} is missing in\n{text}");
     }
+}
+
+#[test]
+fn another_builds_programs_and_maps_are_told_of_as_long_as_they_are_there() {
+    let mut s = healthy();
+    (s.datapath.waits, s.datapath.other_maps) = (true, vec!["counters_v9".into(), "endpoints_v9".into()]);
+    let text = super::status(&s);
+    let told = "Layout     00000000000000aa\n           ! another build's programs run on until this one's maps are filled\n           \
+                ! maps of another build: counters_v9, endpoints_v9\n";
+    assert!(text.contains(told), "{text}");
 }
 
 #[test]
