@@ -3,7 +3,7 @@
 mod binaries;
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
@@ -25,7 +25,7 @@ use crate::{
 
 /// Run the tests: native, fuzz, packets, lab, restart, clients, docs, providers, and virtual machines.
 ///
-/// Suites run in that order and all of them, also after a failure. The last line is `N passed, N failed, N skipped`, and the
+/// Suites run in that order and all of them, also after a failure; the suite long, which takes half an hour, only when it is asked for. The last line is `N passed, N failed, N skipped`, and the
 /// exit code is 1 if a test failed or a suite ran none. Suites that open network namespaces or load BPF programs need root
 /// and say so before anything starts; `cargo test` and the suite `native` do not.
 #[derive(clap::Args)]
@@ -54,6 +54,8 @@ enum Suite {
     Lab,
     /// Agents that are killed and started anew, under traffic
     Restart,
+    /// Ten thousand pods, a thousand restarts, and every system call of a start failing once
+    Long,
     /// The plugin, driven by cnitool, podman and containerd
     Clients,
     /// The commands of README.md and docs/
@@ -65,7 +67,7 @@ enum Suite {
 }
 
 impl Suite {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Native,
         Self::Fuzz,
         Self::Packets,
@@ -75,7 +77,13 @@ impl Suite {
         Self::Docs,
         Self::Providers,
         Self::Vm,
+        Self::Long,
     ];
+
+    /// Runs though nobody has asked for it.
+    fn is_ordinary(self) -> bool {
+        self != Self::Long
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -84,6 +92,7 @@ impl Suite {
             Self::Packets => "packets",
             Self::Lab => "lab",
             Self::Restart => "restart",
+            Self::Long => "long",
             Self::Clients => "clients",
             Self::Docs => "docs",
             Self::Providers => "providers",
@@ -98,6 +107,9 @@ impl Suite {
             Self::Packets => "packets through the loaded BPF programs",
             Self::Lab => "nodes and pods in network namespaces",
             Self::Restart => "agents killed and started anew under traffic, and killed in the midst of each step",
+            Self::Long => {
+                "ten thousand pods, a thousand restarts, every system call of a start failing once: only if asked for"
+            }
             Self::Clients => "the plugin, driven by cnitool, podman and containerd, and beside other CNI plugins",
             Self::Docs => "the commands of README.md and docs/",
             Self::Providers => {
@@ -110,14 +122,14 @@ impl Suite {
     }
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Packets | Self::Lab | Self::Restart | Self::Clients | Self::Docs)
+        matches!(self, Self::Packets | Self::Lab | Self::Restart | Self::Long | Self::Clients | Self::Docs)
     }
 
     fn needs(self) -> &'static [Need] {
         match self {
             Self::Native => &[],
             Self::Fuzz => &[Need::Fuzz],
-            Self::Packets | Self::Lab | Self::Restart | Self::Docs => &[Need::Bpf, Need::Lab],
+            Self::Packets | Self::Lab | Self::Restart | Self::Long | Self::Docs => &[Need::Bpf, Need::Lab],
             Self::Clients => &[Need::Bpf, Need::Lab, Need::Reference, Need::Clients],
             Self::Providers => &[Need::Providers],
             Self::Vm => &[Need::Bpf, Need::Vm],
@@ -127,9 +139,13 @@ impl Suite {
 
 /// Tells the suite restart how many rounds to go.
 const RESTART_ROUNDS: &str = "WEFT_RESTART_ROUNDS";
+/// Tell the tests of the suite long how much is much: pods and restarts, and calls that fail at a start.
+const LONG: [(&str, &str); 2] = [("WEFT_ENDURANCE", "10000,1000"), ("WEFT_EVERY_FAULT", "1")];
 
 /// How long one test binary may run.
 const BINARY_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// The same in the suite long.
+const LONG_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// How long the suite fuzz searches in each target, in seconds: long enough to find what a change broke next to what is
 /// stored, short enough for every run.
@@ -154,8 +170,10 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
         print!("{}", ui::table(&["suite", "needs", "what"], &rows));
         return Ok(ExitCode::SUCCESS);
     }
-    let suites: Vec<Suite> =
-        Suite::ALL.into_iter().filter(|s| args.suite.is_empty() || args.suite.contains(s)).collect();
+    let suites: Vec<Suite> = Suite::ALL
+        .into_iter()
+        .filter(|s| if args.suite.is_empty() { s.is_ordinary() } else { args.suite.contains(s) })
+        .collect();
     let rooted: Vec<&str> = suites.iter().filter(|s| s.needs_root()).map(|s| s.name()).collect();
     if !rooted.is_empty() && !workspace::is_root() {
         bail!(
@@ -166,7 +184,7 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
     }
     let needs: Vec<Need> = suites.iter().flat_map(|s| s.needs()).copied().collect();
     setup::ensure(ws, &needs)?;
-    let mut shared = Shared { ws, made: None, rounds: args.rounds };
+    let mut shared = Shared { ws, made: None, rounds: args.rounds, limit: BINARY_LIMIT };
     let mut rows = Vec::new();
     for suite in suites {
         let stage = Stage::start(format!("suite {}: {}", suite.name(), suite.what()));
@@ -215,6 +233,7 @@ struct Shared<'a> {
     ws: &'a Workspace,
     made: Option<(Built, Vec<TestBinary>)>,
     rounds: Option<u32>,
+    limit: Duration,
 }
 
 impl Shared<'_> {
@@ -247,6 +266,11 @@ fn run_suite(suite: Suite, shared: &mut Shared<'_>) -> Result<Counts> {
             let rounds = shared.rounds.map(|n| OsString::from(n.to_string()));
             let env: Vec<_> = rounds.iter().map(|n| (RESTART_ROUNDS, n.as_os_str())).collect();
             run_binaries(shared, |b| b.package == "lab" && b.name == "restart", &env)
+        }
+        Suite::Long => {
+            shared.limit = LONG_LIMIT;
+            let env = LONG.map(|(name, value)| (name, OsStr::new(value)));
+            run_binaries(shared, |b| b.package == "lab" && ["endurance", "faults"].contains(&b.name.as_str()), &env)
         }
         Suite::Clients => {
             let programs = reference::build(ws)?;
@@ -315,7 +339,7 @@ fn run_watched(
     env: &Env<'_>,
     watch: &mut dyn FnMut(&str),
 ) -> Result<Counts> {
-    let ws = shared.ws;
+    let (ws, limit) = (shared.ws, shared.limit);
     let (built, binaries) = shared.get()?;
     let mut counts = Counts::default();
     for binary in binaries.iter().filter(|b| which(b)) {
@@ -327,7 +351,7 @@ fn run_watched(
             .args(["--show-output", "--test-threads=1"])
             .env("WEFT_BIN_DIR", &built.bin_dir)
             .envs(env.iter().copied());
-        let ended = run::stream(&mut command, Read::Stdout, BINARY_LIMIT, |line| {
+        let ended = run::stream(&mut command, Read::Stdout, limit, |line| {
             println!("{line}");
             reader.line(line);
             watch(line);

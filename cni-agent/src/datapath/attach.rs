@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-use super::{Datapath, generation, load::LoadError, object, syscall};
+use super::{Datapath, load::LoadError, object, syscall};
 
 /// A program could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,6 @@ pub fn own(
         hook(object::FROM_HOST, (names::NET, own.weft_net))?,
         hook(object::FROM_OVERLAY, (names::VXLAN, own.weft_vxlan))?,
     ];
-    generation::die_if_asked(pin_dir, "hooks");
     block(socket, object::FROM_POD, datapath.program(object::FROM_POD)?)?;
     Ok(hooks)
 }

@@ -22,6 +22,7 @@ use super::{
     pins::{self, PinError},
     programs, syscall,
 };
+use crate::fault::{self, Point};
 
 /// What a start finds pinned.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -218,7 +219,7 @@ impl Datapath {
                 .and_then(|()| syscall::pin(self.map(spec).fd(), &staged))
                 .and_then(|()| fs::rename(&staged, &path));
             placed.map_err(|source| PinError::Make { path, source })?;
-            die_if_asked(dir, spec.name);
+            fault::pass(Point::MapPinned);
         }
         self.keep_programs(dir)?;
         for name in names(dir)?.into_iter().filter(|n| is_other(n) || n.starts_with("new_")) {
@@ -232,16 +233,6 @@ impl Datapath {
 
 fn unknown(dir: &Path, name: &str, why: String) -> PinError {
     PinError::Unknown { path: dir.join(name), why }
-}
-
-/// Only in the build of the tests: dies, as by SIGKILL, at a step that a directory beside the pins names.
-pub fn die_if_asked(dir: &Path, step: &str) {
-    if cfg!(feature = "test-layout") && dir.join(format!("die_at_{step}")).exists() {
-        use nix::{sys::signal, unistd::Pid};
-        if let Err(e) = signal::kill(Pid::this(), signal::Signal::SIGKILL) {
-            warn!(error = %e, "cannot die");
-        }
-    }
 }
 
 #[cfg(test)]
@@ -290,7 +281,7 @@ mod tests {
     #[test]
     fn maps_of_other_layouts_and_of_other_builds_are_told_apart_from_the_rest() {
         let mut names = all();
-        names.extend(["endpoints_v9", "ct4_v3", "die_at_x", "new_prog_from_pod"].map(str::to_owned));
+        names.extend(["endpoints_v9", "ct4_v3", "new_prog_from_pod"].map(str::to_owned));
         assert_eq!(survey(&names).others, ["ct4_v3", "endpoints_v9"]);
         let only = BTreeSet::from(["endpoints_v9".to_owned()]);
         assert!(survey(&only).waits);

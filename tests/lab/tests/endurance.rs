@@ -1,6 +1,6 @@
 //! Many pods and many restarts leave an agent and a node as they were: memory, descriptors, threads, maps, programs, links, pins.
 //! `WEFT_ENDURANCE=PODS,RESTARTS` says how many; a few by default. Needs root and `cargo xtask build`; run it with
-//! `cargo xtask test --suite lab`, and with ten thousand pods and a thousand restarts with `cargo xtask test --suite endurance`.
+//! `cargo xtask test --suite lab`, and with ten thousand pods and a thousand restarts with `cargo xtask test --suite long`.
 use std::{collections::BTreeMap, fs, process::Command};
 
 use lab::{

@@ -143,16 +143,17 @@ fn an_upgrade_and_a_downgrade_lose_no_packet_and_keep_what_only_the_programs_kno
 #[test]
 fn an_agent_that_is_killed_while_it_swaps_leaves_what_either_build_goes_on_from() {
     let mut c = Cluster::up();
-    for (n, step) in ["hooks", "config_v2", "endpoints_v90", "tunnels_v2", "counters_v90"].into_iter().enumerate() {
-        let marker = c.bpf().join(format!("die_at_{step}"));
-        fs::create_dir(&marker).unwrap();
+    let deaths = ["block-placed:1", "map-pinned:1", "map-pinned:3", "map-pinned:8", "program-placed:1"];
+    for (n, die_at) in deaths.into_iter().enumerate() {
         let other = c.other.clone();
-        c.under_traffic(&format!("killed at {step}"), |lab| {
+        c.under_traffic(&format!("killed at {die_at}"), |lab| {
             lab.set_bin_dir(&other);
+            lab.set_agent_args(&["--die-at", die_at]);
             let said = lab.restart_agent(NODE, Ending::Asked).expect_err("it has died");
-            assert!(format!("{said:#}").contains("ended before it was ready"), "{said:#}");
+            lab.set_agent_args(&[]);
+            let said = format!("{said:#}");
+            assert!(said.contains("dies at ") && said.contains("ended before it was ready"), "{die_at}: {said}");
         });
-        fs::remove_dir(&marker).unwrap();
         let further = n % 2 == 0;
         c.change(further, Ending::Killed);
         c.change(!further, Ending::Killed);
