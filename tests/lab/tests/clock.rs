@@ -1,5 +1,5 @@
 //! The machine's clock jumps, forwards and back: nothing the agent does hangs on it. Runs in xtask's virtual machines only, whose clock
-//! is nobody else's: `cargo xtask vm --suite lab`.
+//! is nobody else's: `cargo xtask vm --suite restart`.
 use std::{
     process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -15,7 +15,7 @@ const MONTH: u64 = 30 * 24 * 3600;
 
 /// Sets the clock.
 fn set(to: Duration) {
-    assert!(lab::is_virtual(), "this would set the clock of your machine: run it by `cargo xtask vm --suite lab`");
+    assert!(lab::is_virtual(), "this would set the clock of your machine: run it by `cargo xtask vm --suite restart`");
     let set = Command::new("date").args(["-s", &format!("@{}", to.as_secs())]).output().expect("date");
     assert!(set.status.success(), "date: {}", String::from_utf8_lossy(&set.stderr));
 }
@@ -44,7 +44,7 @@ fn a_clock_that_jumps_changes_nothing() {
         // Its object is known too, whatever time its file bears.
         let labelled = || {
             let endpoints = lab.node("node-1").unwrap().ask("/v1/endpoints").unwrap();
-            endpoints.as_array().unwrap().iter().all(|e| e["labelClass"] != 0)
+            endpoints.as_array().unwrap().iter().all(|e| e["label_class"] != 0)
         };
         until("the pods' objects are known", labelled).unwrap();
         lab.restart_agent("node-1", Ending::Killed).unwrap();

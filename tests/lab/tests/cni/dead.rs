@@ -40,7 +40,7 @@ fn a_pod_that_lives_and_whose_device_somebody_deleted_keeps_its_address() {
     drop(dies);
     until("the dead pod goes", || served(node).0 == 1).unwrap();
     let left = node.ask("/v1/endpoints").unwrap();
-    assert_eq!(left[0]["containerId"], *cut.id, "{left}");
+    assert_eq!(left[0]["container_id"], *cut.id, "{left}");
     assert!(node.log_tail().contains("somebody has deleted the device of a pod that lives"), "{}", node.log_tail());
     del(node, &cut, "eth0");
     assert_clean(node);

@@ -44,8 +44,3 @@ fn a_map_that_keeps_an_entry_leaves_nothing_of_del() {
 fn a_record_that_cannot_be_removed_leaves_nothing_of_del() {
     faults("unlink", "EIO", Threads::Workers);
 }
-
-#[test]
-fn a_tombstone_that_cannot_be_looked_for_leaves_nothing_of_del() {
-    faults("statx", "EIO", Threads::Workers);
-}
