@@ -76,10 +76,10 @@ fn devices() -> Vec<String> {
     link::list(&mut socket).unwrap().into_iter().map(|l| l.name).collect()
 }
 
-/// Without lifetimes that count down.
+/// Without lifetimes that count down, and states that follow carriers when the kernel gets to it.
 fn ageless(line: &str) -> String {
     let mut words: Vec<&str> = line.split_whitespace().collect();
-    while let Some(at) = words.iter().position(|w| ["expires", "valid_lft", "preferred_lft"].contains(w)) {
+    while let Some(at) = words.iter().position(|w| ["expires", "valid_lft", "preferred_lft", "state"].contains(w)) {
         words.drain(at..(at + 2).min(words.len()));
     }
     words.join(" ")
@@ -168,7 +168,8 @@ fn lab(hostile: Hostile, agent_args: &[&str]) -> (Lab, BTreeSet<String>) {
             *noted.lock().unwrap() = loop {
                 // The wires come up behind the lab's back.
                 let facts = facts();
-                if !facts.iter().any(|f| ["NO-CARRIER", "tentative", "linkdown"].iter().any(|w| f.contains(w))) {
+                let shown = |f: &&String| f.starts_with("ip ");
+                if !facts.iter().filter(shown).any(|f| ["NO-CARRIER", "tentative", "linkdown"].iter().any(|w| f.contains(w))) {
                     break facts;
                 }
                 assert!(Instant::now() < deadline, "{facts:#?}");
