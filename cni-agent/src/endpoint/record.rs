@@ -278,7 +278,7 @@ impl RecordStore {
     /// dead agent left half-written is removed.
     ///
     /// # Errors
-    /// [`RecordError::Open`] when the directory itself cannot be read.
+    /// [`RecordError::Open`] when the directory itself cannot be read, or a record only just now, for a lack of descriptors or memory.
     pub fn load_all(&self) -> Result<Loaded, RecordError> {
         let mut loaded = Loaded::default();
         for name in self.names()? {
@@ -291,7 +291,12 @@ impl RecordStore {
             if !name.ends_with(RECORD) {
                 continue;
             }
-            match self.read(&path, &name) {
+            let text = match fs::read(&path) {
+                // Nothing is wrong with the record; the next start finds it whole.
+                Err(source) if is_lack(&source) => return Err(RecordError::Open { path, source }),
+                text => text,
+            };
+            match self.parse(text, &name) {
                 Ok((record, true)) => loaded.records.push(record),
                 Ok((record, false)) => loaded.stale.push(record),
                 Err(reason) => loaded.corrupt.push(set_aside(path, &name, reason)),
@@ -322,11 +327,15 @@ impl RecordStore {
 
     /// A record, and whether it is of this boot.
     fn read(&self, path: &Path, name: &str) -> Result<(EndpointRecord, bool), String> {
+        self.parse(fs::read(path), name)
+    }
+
+    fn parse(&self, text: io::Result<Vec<u8>>, name: &str) -> Result<(EndpointRecord, bool), String> {
         #[derive(Deserialize)]
         struct Schema {
             schema: u32,
         }
-        let text = fs::read(path).map_err(|e| format!("it cannot be read: {e}"))?;
+        let text = text.map_err(|e| format!("it cannot be read: {e}"))?;
         let Schema { schema } =
             serde_json::from_slice(&text).map_err(|e| format!("it is not a record: {}", short(e)))?;
         if schema != SCHEMA {
@@ -363,6 +372,11 @@ fn mark_ready(path: &Path) -> io::Result<bool> {
 pub fn is_record_file(name: &str) -> bool {
     let name = name.strip_suffix(CORRUPT).or_else(|| name.strip_prefix('.')?.strip_suffix(TEMPORARY)).unwrap_or(name);
     name.contains(':') && name.ends_with(RECORD)
+}
+
+/// Descriptors or memory are lacking, which says nothing of the file.
+fn is_lack(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
 }
 
 fn set_aside(path: PathBuf, name: &str, reason: String) -> CorruptRecord {

@@ -184,14 +184,16 @@ impl Reconciler {
 
     /// Routes and hooks. `look`: the kernel may have removed routes; `synced`: what nobody asks for may go.
     fn network(&mut self, look: bool, synced: bool) -> BTreeMap<Row, String> {
-        let (routes, devices) = {
-            let contents = self.tables.read();
-            self.hosts = compile::host_addresses(&contents, &self.desired.facts);
-            (compile::cluster_routes(&contents, &self.desired.facts), contents.devices.clone())
+        let (routes, devices, known) = {
+            let (contents, facts) = (self.tables.read(), &self.desired.facts);
+            self.hosts = compile::host_addresses(&contents, facts);
+            let known = facts.route_mtu(&contents).is_some();
+            (compile::cluster_routes(&contents, facts), contents.devices.clone(), known)
         };
         let mut failures = BTreeMap::new();
         let looked = if look { self.routes.look(self.hooks.socket()) } else { Ok(()) };
-        let applied = self.routes.apply(self.hooks.socket(), routes, synced);
+        // While no device is chosen, as between the Node object and the next look at the kernel, nobody knows which routes are asked for.
+        let applied = self.routes.apply(self.hooks.socket(), routes, synced && known);
         if let Err(e) = looked.and(applied) {
             failures.insert(Row::Node(self.desired.facts.node.clone()), e.to_string());
         }

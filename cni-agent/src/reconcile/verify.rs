@@ -142,7 +142,7 @@ impl Reconciler {
             hooks,
             // One that the kernel did not take is told of by its row.
             routes: cluster.intersection(self.routes.believed()).cloned().collect(),
-            routes_are_all: self.pruned(),
+            routes_are_all: self.pruned() && route_mtu.is_some(),
             rules: own_tables
                 .flat_map(|e| e.ips().map(|from| (e.netns.clone(), Rule { from, table: e.ifindex })))
                 .collect(),
@@ -190,8 +190,10 @@ impl Reconciler {
     }
 
     fn mend_routes(&mut self) -> Result<(), String> {
-        let routes = compile::cluster_routes(&self.tables.read(), &self.desired.facts);
-        let pruned = self.pruned();
+        let (contents, facts) = (self.tables.read(), &self.desired.facts);
+        let routes = compile::cluster_routes(&contents, facts);
+        let pruned = self.pruned() && facts.route_mtu(&contents).is_some();
+        drop(contents);
         let looked = self.routes.look(self.hooks.socket());
         looked.and_then(|()| self.routes.apply(self.hooks.socket(), routes, pruned)).map_err(|e| e.to_string())
     }

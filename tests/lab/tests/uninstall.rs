@@ -169,7 +169,11 @@ fn lab(hostile: Hostile, agent_args: &[&str]) -> (Lab, BTreeSet<String>) {
                 // The wires come up behind the lab's back.
                 let facts = facts();
                 let shown = |f: &&String| f.starts_with("ip ");
-                if !facts.iter().filter(shown).any(|f| ["NO-CARRIER", "tentative", "linkdown"].iter().any(|w| f.contains(w))) {
+                if !facts
+                    .iter()
+                    .filter(shown)
+                    .any(|f| ["NO-CARRIER", "tentative", "linkdown"].iter().any(|w| f.contains(w)))
+                {
                     break facts;
                 }
                 assert!(Instant::now() < deadline, "{facts:#?}");
