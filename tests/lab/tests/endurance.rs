@@ -14,6 +14,8 @@ use serde_json::Value;
 const FEW: (usize, usize) = (150, 10);
 /// So much may the agent's memory differ, KiB: an allocator does not give back all that it has had.
 const SLACK: u64 = 1024;
+/// So many threads of the API's runtime may be there that were not before.
+const FURTHER_THREADS: usize = 2;
 
 fn wanted() -> (usize, usize) {
     let Ok(text) = std::env::var("WEFT_ENDURANCE") else { return FEW };
@@ -60,9 +62,11 @@ fn handles(node: &Node) -> BTreeMap<String, usize> {
     held
 }
 
-/// Waits until the node holds what it held, and nothing else.
+/// Waits until the node holds no more than it held: what was on its way out at the first look may be gone. The API's runtime starts and
+/// ends threads as it likes.
 fn assert_held(node: &Node, before: &BTreeMap<String, usize>, when: &str) {
-    let same = until("nothing is left", || handles(node) == *before);
+    let most = |kind: &str| before[kind] + if kind == "threads" { FURTHER_THREADS } else { 0 };
+    let same = until("nothing is left", || handles(node).iter().all(|(kind, count)| *count <= most(kind)));
     assert!(same.is_ok(), "{when}: {:?} was {before:?}", handles(node));
 }
 
