@@ -3,11 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::{SocketAddr, UdpSocket},
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     process::{Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -22,91 +20,21 @@ use cni_agent::{
 use lab::{
     CniCall, Ending, Hostile, Lab, LabConfig, Node, PodSpec,
     layout::NODE_DEVICE,
-    probe::{self, Family, Flow, LIMIT, Place},
+    probe::{self, Family, Place, while_sending},
     tool,
 };
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sys::socket::{setsockopt, sockopt::RcvBufForce},
-};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
-/// Between two datagrams of a way.
-const PACE: Duration = Duration::from_millis(2);
-/// Room for all datagrams of a test: none is lost because a reader is slow.
-const BACKLOG: usize = 32 * 1024 * 1024;
-/// Datagrams of each way, at least.
-const LEAST: u64 = 100;
 /// How long it goes on while nothing happens.
 const CONTROL: Duration = Duration::from_secs(1);
 
-/// A stream of datagrams and an open connection between two pods.
-struct Way {
-    what: String,
-    client: UdpSocket,
-    server: UdpSocket,
-    flow: Flow,
-    sent: u64,
-}
-
-impl Way {
-    fn open(from: &Place, to: &Place, family: Family) -> Self {
-        let bound = |place: &Place| place.run(|| UdpSocket::bind(SocketAddr::new(family.any(), 0))).unwrap();
-        let (client, server) = (bound(from), bound(to));
-        setsockopt(&server, RcvBufForce, &BACKLOG).unwrap();
-        server.set_read_timeout(Some(LIMIT)).unwrap();
-        client.connect(SocketAddr::new(to.address(family).unwrap(), server.local_addr().unwrap().port())).unwrap();
-        let what = format!("{family} {} → {}", from.name, to.name);
-        Self { what, client, server, flow: Flow::open(from, to, family).unwrap(), sent: 0 }
-    }
-
-    fn send(&mut self) {
-        self.client.send(&self.sent.to_be_bytes()).unwrap_or_else(|e| panic!("{}: {e}", self.what));
-        self.sent += 1;
-        if self.sent.is_multiple_of(32) {
-            self.flow.exchange(4096).unwrap();
-        }
-    }
-
-    /// Datagrams that were sent and have not arrived.
-    fn lost(&self) -> u64 {
-        let (mut arrived, mut buffer) = (BTreeSet::new(), [0; 8]);
-        while (arrived.len() as u64) < self.sent && self.server.recv(&mut buffer).is_ok() {
-            arrived.insert(u64::from_be_bytes(buffer));
-        }
-        self.sent - arrived.len() as u64
-    }
-}
-
 /// Sends over all ways while `event` happens; nothing may be lost, and no connection break.
 fn under_traffic<T>(lab: &mut Lab, pairs: &[(&Place, &Place)], name: &str, event: impl FnOnce(&mut Lab) -> T) -> T {
-    struct Stop<'a>(&'a AtomicBool);
-    impl Drop for Stop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Relaxed);
-        }
-    }
-    let both = pairs.iter().flat_map(|(from, to)| Family::BOTH.map(|family| Way::open(from, to, family)));
-    let mut ways: Vec<Way> = both.collect();
-    let stopped = AtomicBool::new(false);
-    let done = thread::scope(|scope| {
-        let stop = Stop(&stopped);
-        let sender = scope.spawn(|| {
-            // It goes on a while when the event is over.
-            while !stopped.load(Relaxed) || ways[0].sent < LEAST {
-                ways.iter_mut().for_each(Way::send);
-                thread::park_timeout(PACE);
-            }
-        });
-        let done = event(lab);
-        drop(stop);
-        sender.join().expect("no connection breaks");
-        done
-    });
-    let lost: BTreeMap<&str, u64> = ways.iter().map(|w| (w.what.as_str(), w.lost())).collect();
-    println!("{name}: {} datagrams on each of {} ways, lost {}", ways[0].sent, ways.len(), lost.values().sum::<u64>());
+    let sent = while_sending(pairs, || event(lab));
     let drops = || lab.nodes().iter().map(|n| n.ask("/v1/drops").unwrap()["drops"].to_string()).collect::<Vec<_>>();
-    assert!(lost.values().all(|n| *n == 0), "{name}: of {} lost: {lost:?}; dropped: {:#?}", ways[0].sent, drops());
+    let (done, sent) = sent.unwrap_or_else(|e| panic!("{name}: {e:#}; dropped: {:#?}", drops()));
+    println!("{name}: {sent} datagrams, lost 0");
     done
 }
 

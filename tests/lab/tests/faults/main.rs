@@ -1,6 +1,7 @@
-//! Every system call of what the agent does fails once, the first, the second and so on: in a CNI ADD and DEL, when a node comes and
-//! goes, and at the agent's start. What was asked for then fails whole, or succeeds whole, and nothing of it is left. The real agent runs;
-//! `strace` lets the kernel refuse. Needs root, strace and `cargo xtask build`; run it with `cargo xtask test --suite lab`.
+//! Every system call of what the agent does fails once, the first, the second and so on: in a CNI ADD and DEL, and when a node comes and
+//! goes; of those of the agent's start a sample, when asked for. What was asked for then fails whole, or succeeds whole, and nothing of it
+//! is left. The real agent runs; `strace` lets the kernel refuse. Needs root, strace and `cargo xtask build`; run it with
+//! `cargo xtask test --suite lab`.
 mod add;
 mod del;
 mod nodes;
