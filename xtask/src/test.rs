@@ -257,7 +257,7 @@ fn run_suite(suite: Suite, shared: &mut Shared<'_>) -> Result<Counts> {
         Suite::Lab => {
             let other = build::other_layout(ws, &shared.get()?.0)?;
             let env = [("WEFT_TEST_LAYOUT_DIR", other.as_os_str())];
-            let elsewhere = ["clients", "pair", "clock", "restart"];
+            let elsewhere = ["clients", "pair", "clock", "restart", "vlan"];
             run_binaries(shared, |b| b.package == "lab" && !elsewhere.contains(&b.name.as_str()), &env)
         }
         Suite::Restart => {

@@ -4,7 +4,10 @@
 //! pinned link whose program is swapped; else, or where others' filters come first, a filter of ours on clsact, which others may share.
 use std::{
     fs, io,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::symlink,
+    },
     path::{Path, PathBuf},
 };
 
@@ -130,26 +133,46 @@ pub fn detach(
     }
 }
 
-/// Takes our filter from a device's ingress, and the clsact qdisc with it if we have made that and nobody else has anything in it.
+/// Takes our filter from a device's ingress. The qdisc stays, also one of our making: to take one away, the kernel stops the device's
+/// sending for a moment, and what is sent in it is lost (`qdisc_graft` calls `dev_deactivate`).
 ///
 /// # Errors
 /// The kernel's. That there is no filter of ours is none.
 pub fn take_filter(socket: &mut Socket, ifindex: u32) -> Result<(), NetlinkError> {
-    let there = tc::filters(socket, Place::Ingress(ifindex))?;
-    let Some(filter) = there.iter().find(|f| f.is_ours()) else { return Ok(()) };
-    socket.run(tc::delete_filter(Place::Ingress(ifindex))).missing_is_done()?;
-    let empty = there.len() == 1 && tc::filters(socket, Place::Egress(ifindex))?.is_empty();
-    if empty && made_clsact(filter) {
-        socket.run(tc::delete_clsact(ifindex)).missing_is_done()?;
+    if tc::filters(socket, Place::Ingress(ifindex))?.iter().any(tc::Filter::is_ours) {
+        socket.run(tc::delete_filter(Place::Ingress(ifindex))).missing_is_done()?;
     }
     Ok(())
 }
 
-/// What the name of a filter ends with for which we have made the qdisc: so the kernel keeps it as long as it is true, whichever agent asks.
-const WITH_CLSACT: &str = "+clsact";
+/// Takes a device's clsact qdisc away if nobody has a filter in it. Only for a device that Weft leaves for good, see [`take_filter`].
+///
+/// # Errors
+/// The kernel's.
+pub fn take_empty_clsact(socket: &mut Socket, ifindex: u32) -> Result<(), NetlinkError> {
+    for place in [Place::Ingress(ifindex), Place::Egress(ifindex)] {
+        if !tc::filters(socket, place)?.is_empty() {
+            return Ok(());
+        }
+    }
+    socket.run(tc::delete_clsact(ifindex)).missing_is_done()
+}
 
-fn made_clsact(filter: &tc::Filter) -> bool {
-    filter.name.as_ref().is_some_and(|name| name.ends_with(WITH_CLSACT))
+/// Whether the clsact qdisc of a device is of Weft's making.
+pub fn made_clsact(pin_dir: &Path, (name, ifindex): (&str, u32)) -> bool {
+    fs::read_link(clsact_note(pin_dir, name)).is_ok_and(|noted| noted == Path::new(&ifindex.to_string()))
+}
+
+/// A link to nowhere beside the pins, with the device's index for its target: the bpffs lives exactly as long as qdiscs do, until the
+/// node starts anew.
+fn clsact_note(pin_dir: &Path, device: &str) -> PathBuf {
+    pin_dir.join(format!("clsact_{}", in_bpffs(device)))
+}
+
+/// A device's name as part of a file's in a bpffs, which refuses dots (`bpf_lookup`); no device has a colon in its name
+/// (`dev_valid_name`).
+fn in_bpffs(device: &str) -> String {
+    device.replace('.', ":")
 }
 
 /// Devices by name that a link of a program is pinned for: a former agent's as well.
@@ -159,7 +182,7 @@ fn made_clsact(filter: &tc::Filter) -> bool {
 pub fn linked(pin_dir: &Path, program: &str) -> io::Result<Vec<String>> {
     let prefix = format!("link_{program}_");
     let entries = fs::read_dir(pin_dir)?.collect::<io::Result<Vec<_>>>()?;
-    Ok(entries.iter().filter_map(|e| Some(e.file_name().to_str()?.strip_prefix(&prefix)?.to_owned())).collect())
+    Ok(entries.iter().filter_map(|e| Some(e.file_name().to_str()?.strip_prefix(&prefix)?.replace(':', "."))).collect())
 }
 
 /// The number of the program that a device's pinned link runs; none: no such link, or it holds on to no device or another one.
@@ -173,7 +196,7 @@ pub fn linked_program(pin_dir: &Path, program: &str, (name, ifindex): (&str, u32
 }
 
 fn link_pin(pin_dir: &Path, program: &str, device: &str) -> PathBuf {
-    pin_dir.join(format!("link_{program}_{device}"))
+    pin_dir.join(format!("link_{program}_{}", in_bpffs(device)))
 }
 
 /// Puts a program on a device's ingress, by TCX if that is to be used. TCX comes before every filter of tc: where somebody has one that is to
@@ -188,8 +211,7 @@ pub fn device(
     let failed = |source| AttachError::Filter { program, source };
     let there = tc::filters(socket, Place::Ingress(device.1)).map_err(failed)?;
     if !tcx || there.iter().any(|f| !f.is_ours() && f.priority < names::FILTER_PRIORITY) {
-        let made = there.iter().any(|f| f.is_ours() && made_clsact(f));
-        filter(socket, (program, fd), device.1, made)?;
+        filter(socket, pin_dir, (program, fd), device)?;
         detach(socket, pin_dir, program, device, How::Tcx)?;
         fault::pass(Point::HookMoved);
         return Ok(How::Clsact);
@@ -229,17 +251,51 @@ fn link(
     Ok(())
 }
 
-/// By a filter on clsact, which others may share. `made`: the qdisc that is there is of our making.
+/// By a filter on clsact, which others may share.
 fn filter(
     socket: &mut Socket,
+    pin_dir: &Path,
     (program, fd): (&'static str, BorrowedFd<'_>),
-    ifindex: u32,
-    made: bool,
+    (name, ifindex): (&str, u32),
 ) -> Result<(), AttachError> {
     let failed = |source| AttachError::Filter { program, source };
-    let made = tc::ensure_clsact(socket, ifindex).map_err(failed)? || made;
-    let name = if made { format!("{program}{WITH_CLSACT}") } else { program.to_owned() };
-    socket.run(tc::set_filter(Place::Ingress(ifindex), fd, &name)).map_err(failed)?;
+    if tc::ensure_clsact(socket, ifindex).map_err(failed)? {
+        let note = clsact_note(pin_dir, name);
+        // Of a former device of this name.
+        match fs::remove_file(&note) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => symlink(ifindex.to_string(), &note),
+        }
+        .map_err(|source| AttachError::Pin { program, path: note, source })?;
+    }
+    socket.run(tc::set_filter(Place::Ingress(ifindex), fd, program)).map_err(failed)?;
     fault::pass(Point::FilterPlaced);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_found_by_the_name_of_its_pin_also_with_dots() {
+        let dir = tempfile::tempdir().unwrap();
+        for device in ["eth0", "bond0.100", "a.b.c"] {
+            let pin = link_pin(dir.path(), "from_netdev", device);
+            assert!(!pin.file_name().unwrap().to_str().unwrap().contains('.'), "{}", pin.display());
+            fs::write(pin, "").unwrap();
+        }
+        fs::write(dir.path().join("link_from_host_weft_net"), "").unwrap();
+        let mut linked = linked(dir.path(), "from_netdev").unwrap();
+        linked.sort();
+        assert_eq!(linked, ["a.b.c", "bond0.100", "eth0"]);
+    }
+
+    #[test]
+    fn a_qdisc_is_ours_as_long_as_the_device_is_the_one_it_was_made_on() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!made_clsact(dir.path(), ("eth0.7", 12)));
+        symlink("12", clsact_note(dir.path(), "eth0.7")).unwrap();
+        assert!(made_clsact(dir.path(), ("eth0.7", 12)) && !made_clsact(dir.path(), ("eth0.7", 13)));
+    }
 }

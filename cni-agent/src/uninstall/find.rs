@@ -10,6 +10,7 @@ use cni_plugin::tombstone;
 
 use super::{Found, Item, Kind, Places, Way};
 use crate::{
+    datapath::attach,
     endpoint::record::{self, EndpointRecord, RecordError, RecordStore},
     error_chain,
     install::{configs, temporary},
@@ -50,9 +51,14 @@ pub fn find(places: &Places, socket: &mut Socket) -> Result<Found, FindError> {
     installed(places, &mut found);
     let records = records(&places.state_dir)?;
     rules(&records, &mut found);
-    // With the pins go the links: before the devices that the programs redirect to.
-    tree(&places.bpffs.join("weft"), &mut found)?;
-    network(socket, &records, &mut found)?;
+    let links = link::list(socket)?;
+    let (ours, others): (Vec<_>, Vec<_>) =
+        links.into_iter().partition(|l| is_named_like_ours(&l.name) && is_made_like_ours(l));
+    // Beside the pins stands which qdiscs are ours; with the pins go the links: before the devices that the programs redirect to.
+    let pins = places.bpffs.join("weft");
+    on_devices_of_others(socket, &pins, &others, &mut found)?;
+    tree(&pins, &mut found)?;
+    network(socket, &records, &ours, &mut found)?;
     files(places, &mut found)?;
     Ok(found)
 }
@@ -130,10 +136,7 @@ fn rules(records: &[EndpointRecord], found: &mut Found) {
     }
 }
 
-fn network(socket: &mut Socket, records: &[EndpointRecord], found: &mut Found) -> Result<(), FindError> {
-    let links = link::list(socket)?;
-    let (ours, others): (Vec<_>, Vec<_>) =
-        links.into_iter().partition(|l| is_named_like_ours(&l.name) && is_made_like_ours(l));
+fn on_devices_of_others(socket: &mut Socket, pins: &Path, others: &[Link], found: &mut Found) -> Result<(), FindError> {
     for l in others.iter().filter(|l| is_named_like_ours(&l.name)) {
         found.kept.push(format!("the device {} was not made by Weft", l.name));
     }
@@ -147,7 +150,15 @@ fn network(socket: &mut Socket, records: &[EndpointRecord], found: &mut Found) -
             let program = filter.name.as_deref().unwrap_or("of ours");
             found.add(Kind::Filter, format!("{program} on {}", l.name), Way::Filter(l.index));
         }
+        if attach::made_clsact(pins, (&l.name, l.index)) {
+            let item = found.add(Kind::Qdisc, format!("clsact on {}", l.name), Way::EmptyClsact(l.index));
+            "stays if others have filters in it".clone_into(&mut item.note);
+        }
     }
+    Ok(())
+}
+
+fn network(socket: &mut Socket, records: &[EndpointRecord], ours: &[Link], found: &mut Found) -> Result<(), FindError> {
     let pods: BTreeMap<&str, &EndpointRecord> = records.iter().map(|r| (r.host_device.as_str(), r)).collect();
     let (pod_devices, node_devices): (Vec<_>, Vec<_>) =
         ours.iter().partition(|l| names::endpoint_of(&l.name).is_some());

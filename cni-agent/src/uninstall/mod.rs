@@ -73,6 +73,8 @@ pub enum Kind {
     Rules,
     /// A filter on somebody else's device.
     Filter,
+    /// A clsact qdisc of our making on somebody else's device.
+    Qdisc,
     /// A pod's device.
     PodDevice,
     /// A device of the node's own.
@@ -96,6 +98,7 @@ impl fmt::Display for Kind {
             Self::Plugin => "plugin",
             Self::Rules => "rules",
             Self::Filter => "filter",
+            Self::Qdisc => "qdisc",
             Self::PodDevice => "pod device",
             Self::Device => "device",
             Self::Route => "route",
@@ -114,6 +117,8 @@ pub(super) enum Way {
     Directory(PathBuf),
     /// The device's interface index.
     Filter(u32),
+    /// Interface index. Nothing of ours is in it by then.
+    EmptyClsact(u32),
     /// Interface index.
     Device(u32),
     /// The pod's namespace, and our rules there.

@@ -23,6 +23,9 @@ fn one(item: &Item, socket: &mut Socket) -> Result<(), String> {
             other => done(other),
         },
         Way::Filter(index) => attach::take_filter(socket, *index).missing_is_done().map_err(|e| error_chain(&e)),
+        Way::EmptyClsact(index) => {
+            attach::take_empty_clsact(socket, *index).missing_is_done().map_err(|e| error_chain(&e))
+        }
         Way::Device(index) => socket.run(link::delete(*index)).missing_is_done().map_err(|e| error_chain(&e)),
         Way::Rules(netns, rules) => match pod::socket_at(netns) {
             Ok(None) => Ok(()),

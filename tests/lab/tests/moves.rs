@@ -7,10 +7,11 @@ use cni_agent::netlink::{
 };
 use ipnet::IpNet;
 use lab::{
-    Node,
+    Ending, Node,
     layout::NODE_DEVICE,
     pair::{Pair, until},
     probe::{self, Family},
+    tool,
 };
 use serde_json::Value;
 
@@ -101,5 +102,28 @@ fn a_node_whose_address_was_gone_for_a_moment_reaches_pods_as_before() {
         assert_eq!(probe::tcp(&node, client, family).unwrap().seen, Some(node.address(family).unwrap()));
     }
     rig.exchange("after the address is back").unwrap();
+    rig.lab.down().unwrap();
+}
+
+/// As a VLAN's device has, which tests/vlan.rs has where the kernel can make one. A bpffs takes no names with dots.
+#[test]
+fn connections_live_on_when_a_nodes_device_gets_a_name_with_a_dot() {
+    let mut rig = Pair::with_agents(&[]).unwrap();
+    rig.exchange("before").unwrap();
+    let lines = format!(
+        "ip link set eth0 down
+         ip link set eth0 name eth0.100
+         ip link set eth0.100 up
+         ip address replace {} dev eth0.100 nodad",
+        OLD[1]
+    );
+    tool::script(&rig.lab.place("node-1").unwrap(), &lines).unwrap();
+    rig.lab.restart_agent("node-1", Ending::Killed).unwrap();
+    until("the agent watches it", || {
+        let status = rig.node("node-1").unwrap().ask("/v1/status").unwrap();
+        status["datapath"]["programs"].to_string().contains("eth0.100")
+    })
+    .unwrap();
+    rig.exchange("under the new name").unwrap();
     rig.lab.down().unwrap();
 }

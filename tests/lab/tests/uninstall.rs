@@ -158,6 +158,12 @@ fn uninstall(lab: &Lab, further: &[&str]) -> (bool, String) {
     (output.status.success(), String::from_utf8(text).unwrap())
 }
 
+fn tc(words: &str) -> String {
+    let output = run_in("weft-node-1", Command::new("tc").args(words.split(' ')));
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// A lab of one node, and what there was before its agent began.
 fn lab(hostile: Hostile, agent_args: &[&str]) -> (Lab, BTreeSet<String>) {
     let before = Arc::new(Mutex::new(BTreeSet::new()));
@@ -254,6 +260,26 @@ fn a_node_without_tcx_is_as_it_was_its_qdiscs_too() {
 }
 
 #[test]
+fn a_qdisc_of_ours_stays_when_programs_move_to_tcx_and_goes_with_weft() {
+    let (mut lab, before) = lab(Hostile::Nobody, &["--without", "tcx"]);
+    let qdiscs = || tc("qdisc show dev eth0");
+    assert!(qdiscs().contains("clsact"), "{}", qdiscs());
+    lab.set_agent_args(&[]);
+    lab.restart_agent("node-1", Ending::Killed).unwrap();
+    if lab.node("node-1").unwrap().ask("/v1/status").unwrap()["datapath"]["features"]["tcx"] == true {
+        assert_eq!(tc("filter show dev eth0 ingress"), "");
+    }
+    // To take it away, the kernel would stop the device's sending.
+    assert!(qdiscs().contains("clsact"), "{}", qdiscs());
+    lab.stop_agent("node-1", Ending::Asked).unwrap();
+    let (done, said) = uninstall(&lab, &["--dry-run"]);
+    assert!(done && said.contains("clsact on eth0"), "{said}");
+    assert!(uninstall(&lab, &[]).0);
+    assert_becomes(&before);
+    lab.down().unwrap();
+}
+
+#[test]
 fn what_others_have_on_a_node_stays() {
     leaves_the_node_as_it_was(Hostile::Last, &[]);
 }
@@ -263,11 +289,6 @@ fn an_empty_qdisc_that_was_there_before_us_stays() {
     let (mut lab, _) = lab(Hostile::Nobody, &["--without", "tcx"]);
     lab.stop_agent("node-1", Ending::Asked).unwrap();
     assert!(uninstall(&lab, &[]).0);
-    let tc = |words: &str| {
-        let output = run_in("weft-node-1", Command::new("tc").args(words.split(' ')));
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
     tc("qdisc add dev eth0 clsact");
     lab.start_agent("node-1").unwrap();
     lab.restart_agent("node-1", Ending::Killed).unwrap();

@@ -227,6 +227,15 @@ impl Rig {
         self.await_state(bare, &format!("{when}, at last"));
     }
 
+    /// Moves to filters and back, so that the device has its qdisc: when the kernel gives it one, it stops its sending for a moment, which
+    /// costs packets (docs/paths.md), once.
+    fn make_qdiscs(&mut self) {
+        for args in [[&PLAIN[..], &["--without", "tcx"]].concat(), PLAIN.into()] {
+            self.lab.set_agent_args(&args);
+            self.lab.restart_agent(KILLED, Ending::Asked).unwrap();
+        }
+    }
+
     fn has_tcx(&self) -> bool {
         self.node().ask("/v1/status").expect("a status")["datapath"]["features"]["tcx"] == true
     }
@@ -237,18 +246,24 @@ fn wherever_an_agent_dies_nothing_is_left_and_pods_beside_notice_nothing() {
     let mut rig = Rig::new(2);
     let [web, near, far] =
         [(KILLED, "web"), (KILLED, "near"), (OTHER, "far")].map(|(node, name)| pod(&mut rig.lab, node, name));
+    rig.make_qdiscs();
     let bare = rig.state();
     let load = Load::start(&[(&near, &web), (&far, &web), (&near, &far)], SIZE).unwrap();
     let mut times = Vec::new();
     let all = cases::all(rig.has_tcx());
     for case in all.iter().filter(|c| c.op != Op::Fresh) {
-        times.push(format!("{:.3} s: {case:?}", load.age().as_secs_f64()));
+        times.push((load.age(), *case));
         rig.case(*case, &bare);
     }
     let tally = load.stop().unwrap();
     println!("{} deaths: {tally}", rig.deaths);
     println!("figure restart deaths {}", rig.deaths);
-    tally.whole().unwrap_or_else(|e| panic!("{e:#}\n{}", times.join("\n")));
+    let drops = || [KILLED, OTHER].map(|n| rig.lab.node(n).expect("a node").ask("/v1/drops").expect("its counters"));
+    let during = |at| times.iter().rfind(|(begin, _)| *begin <= at);
+    tally.whole().unwrap_or_else(|e| {
+        let during: Vec<_> = tally.missing.iter().map(|lost| during(lost.at)).collect();
+        panic!("{e:#}\n{during:?}\n{}", drops().map(|node| node.to_string()).join("\n"))
+    });
     drop(netns::delete(&rig.netns));
     rig.lab.down().unwrap();
 }

@@ -1,5 +1,6 @@
 //! Datagrams at an even pace, each with its number.
 use std::{
+    collections::BTreeMap,
     fmt, io,
     net::{SocketAddr, UdpSocket},
     sync::{
@@ -31,6 +32,8 @@ pub struct Stream {
     server: UdpSocket,
     /// When each was sent, by its number.
     sent: Mutex<Vec<Instant>>,
+    /// Why the kernel did not take it, by its number: an error that came back for a former one, say.
+    refused: Mutex<BTreeMap<usize, io::Error>>,
     /// How often each has arrived, by its number.
     arrived: Mutex<Vec<u8>>,
     received: AtomicU64,
@@ -42,13 +45,15 @@ pub struct Stream {
 pub struct Lost {
     what: String,
     number: usize,
+    refused: Option<String>,
     /// When it was sent, counted from the load's begin.
     pub at: Duration,
 }
 
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} number {}, sent at {:.3} s", self.what, self.number, self.at.as_secs_f64())
+        write!(f, "{} number {}, sent at {:.3} s", self.what, self.number, self.at.as_secs_f64())?;
+        self.refused.iter().try_for_each(|why| write!(f, ", which the kernel refused: {why}"))
     }
 }
 
@@ -72,6 +77,7 @@ impl Stream {
             client,
             server,
             sent: Mutex::default(),
+            refused: Mutex::default(),
             arrived: Mutex::default(),
             received: AtomicU64::new(0),
             twice: AtomicU64::new(0),
@@ -82,10 +88,13 @@ impl Stream {
     fn send(&self) {
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         let mut payload = [0; LENGTH];
-        payload[..8].copy_from_slice(&(sent.len() as u64).to_be_bytes());
+        let number = sent.len();
+        payload[..8].copy_from_slice(&(number as u64).to_be_bytes());
         sent.push(Instant::now());
         drop(sent);
-        drop(self.client.send(&payload));
+        if let Err(e) = self.client.send(&payload) {
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(number, e);
+        }
     }
 
     /// Receives until `stop`, and from then on until all has come or nothing comes any more.
@@ -145,10 +154,12 @@ impl Stream {
     pub(super) fn missing(&self, begin: Instant) -> Vec<Lost> {
         let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         let arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let absent = sent.iter().enumerate().filter(|(number, _)| arrived.get(*number).is_none_or(|n| *n == 0));
         let lost = |(number, at): (usize, &Instant)| Lost {
             what: self.what.clone(),
             number,
+            refused: refused.get(&number).map(ToString::to_string),
             at: at.saturating_duration_since(begin),
         };
         absent.map(lost).collect()
