@@ -1,7 +1,8 @@
-//! What a node does to an agent: disks that are full or read-only, a BPF file system that is unmounted, events that come too fast.
+//! What a node does to an agent: disks that are full or read-only, maps without room, a BPF file system that is unmounted, events that come too fast.
 //! Needs root and `cargo xtask build`; run it with `cargo xtask test --suite lab`.
 mod bpffs;
 mod disk;
+mod full;
 mod overrun;
 
 use std::fs;
