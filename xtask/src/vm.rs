@@ -26,7 +26,7 @@ use anyhow::{Context as _, Result, bail};
 
 use self::{
     accel::Choice,
-    guest::Image,
+    guest::{Image, Programs},
     jobs::Job,
     machine::{Extra, Host, Machine},
     pair::Pair,
@@ -110,12 +110,11 @@ pub struct Order<'a> {
     pub accel: Wish,
 }
 
-impl Order<'_> {
-    /// All suites on these kernels.
-    pub fn of(kernels: &[&str]) -> Result<Self> {
-        let kernels = kernel::choose(&kernels.iter().map(|&k| k.to_owned()).collect::<Vec<_>>())?;
-        Ok(Self { kernels, plan: Plan::Suites(&[]), jobs: None, accel: Wish::Auto })
-    }
+/// Runs the suites that are for every run on these kernels.
+pub fn short(ws: &Workspace, kernels: &[&str], built: &Built, binaries: &[TestBinary]) -> Result<Vec<Outcome>> {
+    let kernels = kernel::choose(&kernels.iter().map(|&k| k.to_owned()).collect::<Vec<_>>())?;
+    let suites = Lists::read(ws)?.short();
+    run(ws, &Order { kernels, plan: Plan::Suites(&suites), jobs: None, accel: Wish::Auto }, built, binaries)
 }
 
 /// The verb.
@@ -215,7 +214,9 @@ fn image(
         Plan::Suites(names) => {
             let chosen = lists.choose(names)?;
             let with_tests = with_tests(ws, binaries, "")?;
-            (lists.steps(&with_tests, &chosen, machines)?, Some(built.bin_dir.as_path()))
+            let steps = lists.steps(&with_tests, &chosen, machines)?;
+            let second = machines == 1 && lists.second_build(&chosen);
+            (steps, Some(Programs::of(ws, built, second)?))
         }
         Plan::Verifier => {
             let binaries = with_tests(ws, binaries, "verified")?;
@@ -231,7 +232,7 @@ fn image(
     let dir = ws.target.join("vm");
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let stage = Stage::start(format!("pack {} test binaries", steps.len()));
-    let image = Image::pack(ws, &lists, programs, steps, dir.join(format!("image-{machines}.cpio")))?;
+    let image = Image::pack(ws, &lists, programs.as_ref(), steps, dir.join(format!("image-{machines}.cpio")))?;
     stage.done("");
     Ok(Some(image))
 }

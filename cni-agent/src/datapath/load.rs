@@ -173,7 +173,8 @@ impl Datapath {
         }
         let create = |level| {
             let mut loader = EbpfLoader::new();
-            // The kernel's own types are for CO-RE, which we do not use, and would cost 15 MiB; those of our maps are in the object.
+            // The kernel's own types are for CO-RE, which we do not use; those of our maps are in the object. (aya 0.14 has read them by now:
+            // 20 ms, and 13 MiB for that time.)
             loader.btf(None).verifier_log_level(level);
             for (name, path) in &pinned {
                 loader.map_pin_path(name, path);

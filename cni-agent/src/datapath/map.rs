@@ -106,6 +106,11 @@ impl RawMap {
 
     /// All entries; of an array, those that are not all zero.
     pub fn dump(&self) -> io::Result<Contents> {
+        if self.spec.kind == MapType::Array
+            && let Ok(slots) = self.slots()
+        {
+            return Ok(slots);
+        }
         let mut all = Contents::new();
         for key in self.keys()? {
             if let Some(value) = self.lookup(&key)?
@@ -115,6 +120,15 @@ impl RawMap {
             }
         }
         Ok(all)
+    }
+
+    /// The same of an array: thousands of slots, of which a few are in use, are no reason for thousands of calls.
+    fn slots(&self) -> io::Result<Contents> {
+        let mut values = vec![0; self.width * self.spec.max_entries as usize];
+        syscall::lookup_slots(self.fd.as_fd(), self.spec.max_entries, &mut values)?;
+        let all = (0..self.spec.max_entries).zip(values.chunks_exact(self.width));
+        let used = all.filter(|(_, value)| value.iter().any(|b| *b != 0));
+        Ok(used.map(|(slot, value)| (slot.to_ne_bytes().to_vec(), value.to_vec())).collect())
     }
 }
 

@@ -275,6 +275,24 @@ pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<b
     }
 }
 
+/// Reads the first slots of an array, by one call (Linux 5.6), as many as `values` has room for. `values` is a multiple of the map's value
+/// size, `slots`: the lengths are the caller's duty, as with [`lookup`].
+pub(super) fn lookup_slots(map: BorrowedFd<'_>, slots: u32, values: &mut [u8]) -> io::Result<()> {
+    let mut next = 0_u32;
+    let mut keys = vec![0_u32; slots as usize];
+    let mut attr = Batch {
+        out_batch: address(std::ptr::from_mut(&mut next)),
+        keys: address(keys.as_mut_ptr()),
+        values: address(values.as_mut_ptr()),
+        count: slots,
+        map_fd: raw(map),
+        ..Batch::zeroed()
+    };
+    // SAFETY: `keys` and `values` have room for so many entries of an array, whose keys have 4 bytes.
+    unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) }?;
+    if attr.count == slots { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
 /// Writes a value under a key, new or not.
 pub(super) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     let mut attr =

@@ -185,7 +185,7 @@ impl HostileNode {
             if Instant::now() > deadline {
                 bail!("node {} did not get the address {address} in {} s", self.number, ADDRESS_LIMIT.as_secs());
             }
-            std::thread::yield_now();
+            crate::machine::pause();
         }
         Ok(())
     }

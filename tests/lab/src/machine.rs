@@ -3,6 +3,7 @@ use std::{
     fs::{self, File},
     net::IpAddr,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -30,6 +31,12 @@ pub fn is_virtual() -> bool {
 #[must_use]
 pub fn bound(hardware: Duration) -> Duration {
     if is_virtual() { hardware * 20 } else { hardware }
+}
+
+/// Between two looks at what nothing tells of. To ask without a pause would take the processor from those who are asked: an emulated
+/// machine has but one.
+pub fn pause() {
+    thread::park_timeout(Duration::from_millis(if is_virtual() { 10 } else { 1 }));
 }
 
 /// A node that is a whole machine. It is never taken down: what it makes goes with the machine.

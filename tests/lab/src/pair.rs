@@ -73,7 +73,7 @@ pub fn until(what: &str, mut now: impl FnMut() -> bool) -> Result<()> {
         if Instant::now() > deadline {
             bail!("{what}: not within {PATIENCE:?}");
         }
-        std::thread::yield_now();
+        crate::machine::pause();
     }
     Ok(())
 }

@@ -72,7 +72,7 @@ fn weft_observe_names_pod_tuple_and_reason_of_a_drop() {
         let heard = scope.spawn(|| lines.next());
         while !heard.is_finished() {
             send(web.netns(), nobody);
-            std::thread::yield_now();
+            lab::pause();
         }
         heard.join().unwrap()
     });

@@ -52,7 +52,7 @@ fn await_watched(node: &Node, wanted: &[&str]) {
     let deadline = Instant::now() + PATIENCE;
     while watched(node) != wanted {
         assert!(Instant::now() < deadline, "{:?} and not {wanted:?}\n{}", watched(node), node.log_tail());
-        std::thread::yield_now();
+        lab::pause();
     }
 }
 /// An agent's last words when it is started on a node whose own agent has ended, with further arguments.

@@ -252,7 +252,7 @@ fn it_is_found_without_being_asked_for() {
     let node = rig.lab.node("node-1").unwrap();
     while node.ask("/v1/status").unwrap()["reconciler"]["drift"]["device"] != 1 {
         assert!(Instant::now() < deadline, "{}", node.log_tail());
-        std::thread::yield_now();
+        lab::pause();
     }
     assert!(node.log_tail().contains("MTU 1400"), "{}", node.log_tail());
     rig.assert_clean("it is repaired");

@@ -33,7 +33,7 @@ fn await_stage(node: &Node, stage: &str) -> Value {
             return install;
         }
         assert!(Instant::now() < deadline, "it never was {stage}: {install:#}\n{}", node.log_tail());
-        std::thread::yield_now();
+        lab::pause();
     }
 }
 

@@ -42,7 +42,7 @@ fn until_equal<T: PartialEq + std::fmt::Debug>(what: &str, wanted: &T, mut now: 
             return;
         }
         assert!(Instant::now() < deadline, "{what} is {is:?} and does not become {wanted:?}");
-        std::thread::yield_now();
+        lab::pause();
     }
 }
 

@@ -172,7 +172,7 @@ fn until(mut holds: impl FnMut() -> bool) -> bool {
         if Instant::now() > deadline {
             return false;
         }
-        std::thread::yield_now();
+        lab::pause();
     }
     true
 }

@@ -136,7 +136,7 @@ fn assert_becomes(before: &BTreeSet<String>) {
             return;
         }
         assert!(Instant::now() < deadline, "came: {came:#?}\nwent: {went:#?}");
-        std::thread::yield_now();
+        lab::pause();
     }
 }
 
@@ -183,7 +183,7 @@ fn lab(hostile: Hostile, agent_args: &[&str]) -> (Lab, BTreeSet<String>) {
                     break facts;
                 }
                 assert!(Instant::now() < deadline, "{facts:#?}");
-                std::thread::yield_now();
+                lab::pause();
             };
         }
     });

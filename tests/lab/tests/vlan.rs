@@ -1,7 +1,7 @@
 //! Nodes whose way to each other is a VLAN. Needs root and a kernel that can make one: it runs in virtual machines,
 //! `cargo xtask vm --suite lab`.
 use lab::{
-    Ending,
+    Ending, Hostile, LabConfig,
     pair::{Pair, until},
     tool,
 };
@@ -11,7 +11,7 @@ const NODES: [(&str, [&str; 2]); 2] =
 
 #[test]
 fn connections_live_on_when_nodes_move_onto_a_vlan() {
-    let mut rig = Pair::with_agents(&[]).unwrap();
+    let mut rig = Pair::up(LabConfig { hostile: Hostile::Nobody, ..LabConfig::default() }).unwrap();
     rig.exchange("before").unwrap();
     for (node, [four, six]) in NODES {
         let lines = format!(

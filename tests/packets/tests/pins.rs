@@ -71,6 +71,29 @@ fn a_second_load_finds_what_the_first_one_wrote() {
 }
 
 #[test]
+fn the_slots_of_an_array_that_are_in_use_are_read_at_once() {
+    let bpffs = Bpffs::new("slots");
+    let datapath = bpffs.load().expect("a first load");
+    let map = datapath.map(&schema::TUNNELS);
+    assert_eq!(map.dump().expect("an array"), BTreeMap::new());
+    let last = schema::TUNNELS.max_entries - 1;
+    let slots = [0, 1, last].map(|slot: u32| {
+        let value = vec![slot as u8 | 0x80; schema::TUNNELS.value_size as usize];
+        map.update(&slot.to_ne_bytes(), &value).expect("a slot");
+        (slot.to_ne_bytes().to_vec(), value)
+    });
+    assert_eq!(map.dump().expect("an array"), slots.into_iter().collect());
+    let begin = std::time::Instant::now();
+    map.dump().expect("an array");
+    let at_once = begin.elapsed();
+    let begin = std::time::Instant::now();
+    (0..=last).for_each(|slot| drop(map.lookup(&slot.to_ne_bytes()).expect("a slot")));
+    let one_by_one = begin.elapsed();
+    println!("{last} slots: at once {at_once:?}, one by one {one_by_one:?}");
+    assert!(at_once < one_by_one);
+}
+
+#[test]
 fn a_pin_of_another_size_is_refused_before_anything_is_loaded() {
     let bpffs = Bpffs::new("size");
     drop(bpffs.load().expect("loads"));

@@ -16,6 +16,7 @@ use super::{
     suites::{Lists, Step},
 };
 use crate::{
+    build::{self, Built},
     run,
     setup::is_static,
     ui,
@@ -30,7 +31,35 @@ pub const SHELL: &str = "echo 'Programs are in /weft/bin, tests in /weft/tests; 
     export PATH=/weft/bin:$PATH TERM=vt100; cd /weft; setsid cttyhack bash; poweroff";
 
 /// Our programs in the guest.
-pub const PROGRAMS: [&str; 4] = ["weft-agent", "weft", "weft-cni", "weft-lab"];
+const PROGRAMS: [&str; 4] = ["weft-agent", "weft", "weft-cni", "weft-lab"];
+
+/// Where our programs are on the host.
+pub struct Programs {
+    /// All of them.
+    pub directory: PathBuf,
+    /// The agent of the second build and what goes with it.
+    pub second: Option<PathBuf>,
+}
+
+impl Programs {
+    /// Of these builds; the second one is made.
+    pub fn of(ws: &Workspace, built: &Built, second: bool) -> Result<Self> {
+        let second = second.then(|| build::other_layout(ws, built)).transpose()?;
+        Ok(Self { directory: built.bin_dir.clone(), second })
+    }
+
+    /// The files that are copied, each with its place under /weft.
+    pub fn files(&self) -> impl Iterator<Item = (PathBuf, String)> {
+        let second = self.second.iter().map(|dir| (dir.join("weft-agent"), "second/weft-agent".to_owned()));
+        PROGRAMS.iter().map(|name| (self.directory.join(name), format!("bin/{name}"))).chain(second)
+    }
+
+    /// Links under /weft, and to where: the second build is another agent, and the rest of the first one.
+    pub fn links(&self) -> impl Iterator<Item = (String, String)> {
+        let names = self.second.iter().flat_map(|_| ["weft", "weft-cni"]);
+        names.map(|name| (format!("second/{name}"), format!("../bin/{name}")))
+    }
+}
 
 /// Seconds that one test binary may take in the guest.
 const STEP_LIMIT: u32 = 20 * 60;
@@ -43,11 +72,11 @@ pub struct Image {
 }
 
 impl Image {
-    /// Packs tools and test binaries, and our programs out of `programs` where they are needed.
+    /// Packs tools and test binaries, and our programs where they are needed.
     pub fn pack(
         ws: &Workspace,
         lists: &Lists,
-        programs: Option<&Path>,
+        programs: Option<&Programs>,
         steps: Vec<Step>,
         file: PathBuf,
     ) -> Result<Self> {
@@ -72,8 +101,11 @@ impl Image {
             let file = which(tool).with_context(|| format!("{tool} is missing"))?;
             add_program(ws, &mut archive, &file, &format!("sbin/{tool}"))?;
         }
-        for (name, bin_dir) in PROGRAMS.iter().zip(programs.iter().cycle()) {
-            add_ours(ws, &mut archive, &bin_dir.join(name), &format!("weft/bin/{name}"), &file)?;
+        for (from, to) in programs.iter().flat_map(|p| p.files()) {
+            add_ours(ws, &mut archive, &from, &format!("weft/{to}"), &file)?;
+        }
+        for (path, to) in programs.iter().flat_map(|p| p.links()) {
+            archive.link(&format!("weft/{path}"), &to);
         }
         for step in &steps {
             add_ours(ws, &mut archive, &step.binary.file, &format!("weft/tests/{}", step.name()), &file)?;
@@ -186,7 +218,8 @@ fn add_modules(ws: &Workspace, archive: &mut Archive, kernel: &Kernel, wanted: &
 }
 
 /// What tests find in their environment.
-const ENVIRONMENT: &str = "WEFT_BIN_DIR=/weft/bin WEFT_VM=1 WEFT_CORPUS=150 RUST_BACKTRACE=1";
+const ENVIRONMENT: &str =
+    "WEFT_BIN_DIR=/weft/bin WEFT_TEST_LAYOUT_DIR=/weft/second WEFT_VM=1 WEFT_CORPUS=150 RUST_BACKTRACE=1";
 
 /// Gathers the kernel's messages and the agents' logs in /out.
 pub const GATHER: &str = "dmesg >/out/dmesg.txt\n\

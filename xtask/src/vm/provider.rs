@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     thread,
@@ -17,12 +18,13 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     Args, Outcome,
     console::{Console, plain},
-    guest, kernel, report,
+    guest::{self, Programs},
+    kernel, report,
     suites::{Lists, Step},
     with_tests,
 };
 use crate::{
-    build::{self, Built, Profile},
+    build::{self, Profile},
     libtest::Counts,
     run::{self, Ended, Read},
     setup::{self, Need},
@@ -108,9 +110,10 @@ pub fn main(ws: &Workspace, args: &Args, lists: &Lists) -> Result<ExitCode> {
     let binaries = with_tests(ws, &test::test_binaries(ws, &built.object, &["packets", "lab"])?, "")?;
     let phases = [1, 2].map(|machines| lists.steps(&binaries, &chosen, machines));
     let [one, two] = phases.into_iter().collect::<Result<Vec<_>>>()?.try_into().unwrap_or_default();
+    let programs = Programs::of(ws, &built, lists.second_build(&chosen))?;
     let mut outcomes = Vec::new();
     for cluster in &clusters {
-        let ran = cluster.pack(lists, &built, [&one, &two]).and_then(|archive| cluster.run(&archive, [&one, &two]));
+        let ran = cluster.pack(lists, &programs, [&one, &two]).and_then(|archive| cluster.run(&archive, [&one, &two]));
         if args.keep {
             ui::note(&format!("the machines of {} are left running", ws.show(&cluster.dir)));
         } else {
@@ -271,7 +274,7 @@ impl Cluster<'_> {
     }
 
     /// Packs programs, tests and the scripts that run them.
-    fn pack(&self, lists: &Lists, built: &Built, phases: [&[Step]; 2]) -> Result<PathBuf> {
+    fn pack(&self, lists: &Lists, programs: &Programs, phases: [&[Step]; 2]) -> Result<PathBuf> {
         if self.dir.exists() {
             fs::remove_dir_all(&self.dir).with_context(|| format!("empty {}", self.dir.display()))?;
         }
@@ -280,8 +283,11 @@ impl Cluster<'_> {
             fs::create_dir_all(to.parent().context("a file has a directory")?)?;
             run::capture(self.ws.command("strip").arg("-o").arg(to).arg(from)).map(drop)
         };
-        for program in guest::PROGRAMS {
-            strip(&built.bin_dir.join(program), &weft.join("bin").join(program))?;
+        for (from, to) in programs.files() {
+            strip(&from, &weft.join(to))?;
+        }
+        for (path, to) in programs.links() {
+            symlink(to, weft.join(path)).context("link a program of the second build")?;
         }
         for step in phases.iter().copied().flatten() {
             strip(&step.binary.file, &weft.join("tests").join(step.name()))?;

@@ -37,6 +37,12 @@ pub struct Suite {
     /// How many machines, each of another kernel, run it together.
     #[serde(default = "one")]
     pub machines: usize,
+    /// `cargo xtask test` leaves it out: it takes too long for every run.
+    #[serde(default)]
+    pub long: bool,
+    /// Its machines hold the agent of the second build too, whose maps have another layout.
+    #[serde(default)]
+    pub second_build: bool,
 }
 
 fn one() -> usize {
@@ -94,6 +100,16 @@ impl Lists {
             bail!("no suite `{unknown}`: there are {}", all.join(", "));
         }
         Ok(if names.is_empty() { all } else { names.to_vec() })
+    }
+
+    /// The suites that are for every run.
+    pub fn short(&self) -> Vec<String> {
+        self.suites.iter().filter(|(_, s)| !s.long).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether one of the chosen suites needs the second build.
+    pub fn second_build(&self, chosen: &[String]) -> bool {
+        chosen.iter().any(|name| self.suites.get(name).is_some_and(|s| s.second_build))
     }
 
     /// What to run of the chosen suites for so many machines, after a look at whether the lists fit the binaries.
@@ -167,6 +183,15 @@ mod tests {
     fn takes_binaries_by_name_and_by_how_they_begin_and_by_machines() {
         assert_eq!(steps(LISTS, ALL, 1).unwrap(), ["lab/two_pods", "packets/pins", "packets/tagged"]);
         assert_eq!(steps(LISTS, ALL, 2).unwrap(), ["lab/pair"]);
+    }
+
+    #[test]
+    fn long_suites_are_run_when_asked_for_and_the_second_build_is_made_for_who_needs_it() {
+        let lists = LISTS.replace("what = 'l'", "what = 'l'\nlong = true\nsecond_build = true");
+        let lists = Lists::parse(&lists).unwrap();
+        assert_eq!(lists.short(), ["packets", "two-node"]);
+        assert!(!lists.second_build(&lists.short()) && lists.second_build(&lists.choose(&[]).unwrap()));
+        assert_eq!(lists.choose(&[]).unwrap(), ["lab", "packets", "two-node"]);
     }
 
     #[test]

@@ -194,11 +194,7 @@ impl Load {
         let (sent, exchanges) = now();
         super::super::pair::until("the traffic goes on", || {
             let (sent_by_now, exchanges_by_now) = now();
-            sent_by_now >= sent + datagrams && exchanges_by_now > exchanges || {
-                // The others need the processor.
-                thread::park_timeout(Duration::from_millis(2));
-                false
-            }
+            sent_by_now >= sent + datagrams && exchanges_by_now > exchanges
         })
     }
 

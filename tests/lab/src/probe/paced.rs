@@ -11,9 +11,10 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
 use super::{Family, Flow, LIMIT, Place};
+use crate::machine;
 
-/// Between two datagrams of a way.
-const PACE: Duration = Duration::from_millis(2);
+/// Between two datagrams of a way, in milliseconds; where the processor is emulated, others need it.
+const PACE: (u64, u64) = (2, 50);
 /// Room for all datagrams of a test: none is lost because a reader is slow.
 const BACKLOG: usize = 32 * 1024 * 1024;
 /// Datagrams of each way, at least.
@@ -68,13 +69,14 @@ pub fn while_sending<T>(pairs: &[(&Place, &Place)], event: impl FnOnce() -> T) -
     }
     let both = pairs.iter().flat_map(|(from, to)| Family::BOTH.map(|family| Way::open(from, to, family)));
     let mut ways = both.collect::<Result<Vec<Way>>>()?;
+    let pace = Duration::from_millis(if machine::is_virtual() { PACE.1 } else { PACE.0 });
     let stopped = AtomicBool::new(false);
     let done = thread::scope(|scope| {
         let stop = Stop(&stopped);
         let sender = scope.spawn(|| {
             while !stopped.load(Relaxed) || ways[0].sent < LEAST {
                 ways.iter_mut().try_for_each(Way::send)?;
-                thread::park_timeout(PACE);
+                thread::park_timeout(pace);
             }
             anyhow::Ok(())
         });

@@ -51,7 +51,7 @@ fn await_ranges(node: &Node, wanted: impl Fn(&[Value]) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !wanted(&ranges(node)) {
         assert!(Instant::now() < deadline, "{:?}\n{}", ranges(node), node.log_tail());
-        std::thread::yield_now();
+        lab::pause();
     }
 }
 

@@ -16,7 +16,7 @@ use cni_plugin::{
     tombstone::{self, Tombstone},
 };
 use lab::{
-    Ending, Hostile, Lab, LabConfig, Node,
+    Ending, Hostile, Lab, LabConfig, Node, is_virtual,
     layout::pod_netns,
     pair::until,
     probe::{
@@ -36,8 +36,9 @@ use crate::{
 /// Of agents that test no wire of their own at their start: its endpoint would be counted too.
 const PLAIN: [&str; 2] = ["--cni-install", "no"];
 const CONTAINER: &str = "subject-1";
-/// Enough to see a hole of some milliseconds, and no more, as it goes on for minutes.
+/// Enough to see a hole of some milliseconds, and no more, as it goes on for minutes; and what leaves an emulated processor to the agent.
 const SIZE: Size = Size { flows: 12, datagrams: 300 };
+const SIZE_VIRTUAL: Size = Size { flows: 6, datagrams: 30 };
 
 /// A node with pods that talk, and a container that comes and goes.
 struct Rig {
@@ -248,7 +249,9 @@ fn wherever_an_agent_dies_nothing_is_left_and_pods_beside_notice_nothing() {
         [(KILLED, "web"), (KILLED, "near"), (OTHER, "far")].map(|(node, name)| pod(&mut rig.lab, node, name));
     rig.make_qdiscs();
     let bare = rig.state();
-    let load = Load::start(&[(&near, &web), (&far, &web), (&near, &far)], SIZE).unwrap();
+    let load =
+        Load::start(&[(&near, &web), (&far, &web), (&near, &far)], if is_virtual() { SIZE_VIRTUAL } else { SIZE })
+            .unwrap();
     let mut times = Vec::new();
     let all = cases::all(rig.has_tcx());
     for case in all.iter().filter(|c| c.op != Op::Fresh) {
