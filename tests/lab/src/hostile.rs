@@ -36,6 +36,8 @@ use crate::{
 
 /// An address that is not there by then does not come.
 const ADDRESS_LIMIT: Duration = Duration::from_secs(20);
+/// Between two advertisements of a router that begins.
+const ADVERTISED_EVERY: Duration = Duration::from_secs(2);
 
 /// Which node of a lab is hostile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -168,22 +170,30 @@ impl HostileNode {
         what.send(router.as_fd(), device, layout::hostile_link_local(self.number))
     }
 
-    /// Sends the advertisement that its address comes from, and waits for the address.
+    /// Sends the advertisement that its address comes from until it has the address. A router says it several times when it begins (RFC 4861
+    /// section 6.2.4), as the link or the router's own address may not be ready when it does so first.
     fn advertise_own(&self) -> Result<()> {
         let own = self.addresses.iter().find_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None });
         let own = own.context("the hostile node has no IPv6 address in the plan")?;
         let mut socket = Socket::open_in(self.netns.as_fd())?;
         // Before it has one it can not be told anything: the message would wait for a neighbour that does not answer.
-        self.await_address(&mut socket, layout::hostile_link_local(self.number))?;
-        self.advertise(&Advertisement::of(own.trunc()))?;
-        self.await_address(&mut socket, own.addr())
+        self.await_address(&mut socket, layout::hostile_link_local(self.number), ADDRESS_LIMIT)?;
+        let deadline = Instant::now() + ADDRESS_LIMIT;
+        loop {
+            self.advertise(&Advertisement::of(own.trunc()))?;
+            match self.await_address(&mut socket, own.addr(), ADVERTISED_EVERY) {
+                Err(e) if Instant::now() > deadline => return Err(e),
+                Err(_) => {}
+                Ok(()) => return Ok(()),
+            }
+        }
     }
 
-    fn await_address(&self, socket: &mut Socket, address: Ipv6Addr) -> Result<()> {
-        let deadline = Instant::now() + ADDRESS_LIMIT;
+    fn await_address(&self, socket: &mut Socket, address: Ipv6Addr, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
         while !addr::list(socket)?.iter().any(|a| a.net.addr() == IpAddr::V6(address)) {
             if Instant::now() > deadline {
-                bail!("node {} did not get the address {address} in {} s", self.number, ADDRESS_LIMIT.as_secs());
+                bail!("node {} did not get the address {address} in {} s", self.number, limit.as_secs());
             }
             crate::machine::pause();
         }
