@@ -202,7 +202,9 @@ impl Inspect for Inspector {
                     MapType::RingBuf => None,
                     MapType::PerCpuArray => Some(spec.max_entries.into()),
                     MapType::Array => Some(map.dump().map_err(read_failed(map))?.len() as u64),
-                    MapType::Hash | MapType::LpmTrie => Some(map.keys().map_err(read_failed(map))?.len() as u64),
+                    MapType::Hash | MapType::LruHash | MapType::LpmTrie => {
+                        Some(map.keys().map_err(read_failed(map))?.len() as u64)
+                    }
                 };
                 Ok(MapInfo {
                     name: spec.name.into(),

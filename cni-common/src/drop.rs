@@ -145,10 +145,14 @@ pub enum Outcome {
     EventLost = 56,
     /// A drop event was not sent, because the rate limit was reached.
     EventLimited = 57,
+    /// The table of flows was full: one that both ends have spoken in stays among the new ones, which may be forgotten.
+    CtFull = 58,
+    /// The same, because the endpoint has its share of the table.
+    CtQuota = 59,
 }
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Pass,
         Self::Host,
         Self::Peer,
@@ -158,6 +162,8 @@ impl Outcome {
         Self::Answer,
         Self::EventLost,
         Self::EventLimited,
+        Self::CtFull,
+        Self::CtQuota,
     ];
 
     /// The name that people see.
@@ -172,6 +178,8 @@ impl Outcome {
             Self::Answer => "answer",
             Self::EventLost => "event-lost",
             Self::EventLimited => "event-limited",
+            Self::CtFull => "ct-full",
+            Self::CtQuota => "ct-quota",
         }
     }
 }

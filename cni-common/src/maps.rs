@@ -1,4 +1,4 @@
-//! Keys and values of the maps that the agent writes and the programs read.
+//! Keys and values of the maps that the agent writes and the programs read, and of those that the programs write.
 //!
 //! Plain `repr(C)`, no hidden padding, no enum, no bool. Numbers are in host order unless their type says otherwise.
 //! Never extend one in place: a field of another meaning is another [`crate::schema`] version.
@@ -137,7 +137,111 @@ map_types! {
         /// 0.
         pub pad: [u8; 6],
     }
+
+    /// A flow between IPv4 addresses, both directions in one: the two real ends, in the order of (address, port) as native words.
+    ///
+    /// Keys are compared as bytes: what is not named by the protocol is 0.
+    pub struct CtKey4 {
+        /// The end that comes first.
+        pub lo: Ip4,
+        /// The other end.
+        pub hi: Ip4,
+        /// Port of `lo` (TCP, UDP, SCTP), or the identifier of an ICMP echo; 0 for other protocols.
+        pub lo_port: Be16,
+        /// Port of `hi`, or the identifier again.
+        pub hi_port: Be16,
+        /// IP protocol.
+        pub proto: u8,
+        /// Which end sends the echo requests: [`CT_LO_ASKS`] or [`CT_HI_ASKS`], so that two ends that ask each other under one identifier have
+        /// two flows; 0 for other protocols.
+        pub asks: u8,
+        /// 0.
+        pub pad: u16,
+    }
+
+    /// The same between IPv6 addresses.
+    pub struct CtKey6 {
+        /// The end that comes first.
+        pub lo: Ip6,
+        /// The other end.
+        pub hi: Ip6,
+        /// As in [`CtKey4`].
+        pub lo_port: Be16,
+        /// As in [`CtKey4`].
+        pub hi_port: Be16,
+        /// IP protocol.
+        pub proto: u8,
+        /// As in [`CtKey4`].
+        pub asks: u8,
+        /// 0.
+        pub pad: u16,
+    }
+
+    /// What is known of a flow. Programs on several CPUs write it at a time, each field by one store.
+    pub struct CtEntry {
+        /// Both verdicts, who opened, and the policy epoch (lower 32 bits) of that judgement: `CT_*` bits.
+        pub verdicts: u64,
+        /// When a packet was seen, jiffies (`bpf_jiffies64`); written once a second at most.
+        pub seen: u64,
+        /// How long after `seen` the flow is over, jiffies.
+        pub lifetime: u32,
+        /// Id of the endpoint on whose account the entry is; 0 for none.
+        pub charged: u32,
+        /// What `lo` has sent: `CT_SENT_*` bits.
+        pub lo_sent: u8,
+        /// What `hi` has sent.
+        pub hi_sent: u8,
+        /// 0.
+        pub pad: [u8; 6],
+    }
+
+    /// What conntrack is told. One entry, at index 0. Lifetimes are of a flow without packets, in jiffies.
+    pub struct CtConfig {
+        /// The policy epoch: entries of another one are judged again.
+        pub epoch: u32,
+        /// Jiffies in a second: how often a lifetime is renewed at most.
+        pub second: u32,
+        /// TCP and SCTP: from the first packet until both ends have spoken.
+        pub handshake: u32,
+        /// TCP and SCTP: while both ends speak.
+        pub established: u32,
+        /// TCP and SCTP: one end has said that it will send no more.
+        pub closing: u32,
+        /// TCP and SCTP: both ends have, or one has reset it.
+        pub closed: u32,
+        /// UDP.
+        pub udp: u32,
+        /// UDP with a port below 1024.
+        pub udp_service: u32,
+        /// ICMP echo.
+        pub echo: u32,
+        /// Every other protocol.
+        pub other: u32,
+    }
 }
+
+/// `CtKey4::asks`: the end that comes first sends the echo requests.
+pub const CT_LO_ASKS: u8 = 1;
+/// The other end does.
+pub const CT_HI_ASKS: u8 = 2;
+
+/// `CtEntry::verdicts`: the policy of `lo`'s pod on this node allows the flow. Without it that end is elsewhere, or was not judged in this epoch.
+pub const CT_LO_ALLOWED: u64 = 1 << 32;
+/// The policy of `hi`'s pod does.
+pub const CT_HI_ALLOWED: u64 = 1 << 33;
+/// `hi` opened the flow; else `lo`.
+pub const CT_HI_OPENED: u64 = 1 << 34;
+
+/// `CtEntry::lo_sent` and `hi_sent`: a packet that opens: TCP SYN without ACK, SCTP INIT.
+pub const CT_SENT_OPEN: u8 = 1;
+/// One that only answers: TCP SYN-ACK, SCTP INIT ACK, an echo reply.
+pub const CT_SENT_ANSWER: u8 = 2;
+/// Any other one.
+pub const CT_SENT_DATA: u8 = 4;
+/// It will send no more: TCP FIN, SCTP SHUTDOWN, SHUTDOWN ACK or SHUTDOWN COMPLETE.
+pub const CT_SENT_END: u8 = 8;
+/// It has given the flow up: TCP RST, SCTP ABORT.
+pub const CT_SENT_RESET: u8 = 16;
 
 /// The configuration was written.
 pub const CONFIG_READY: u32 = 1;

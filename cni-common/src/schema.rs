@@ -21,6 +21,8 @@ pub enum MapType {
     Array = 2,
     /// `BPF_MAP_TYPE_PERCPU_ARRAY`
     PerCpuArray = 6,
+    /// `BPF_MAP_TYPE_LRU_HASH`
+    LruHash = 9,
     /// `BPF_MAP_TYPE_LPM_TRIE`
     LpmTrie = 11,
     /// `BPF_MAP_TYPE_RINGBUF`
@@ -83,6 +85,14 @@ pub const MAX_REMOTES: u32 = 131_072;
 pub const MAX_CIDRS: u32 = 16_384;
 /// Addresses of this node in a family.
 pub const MAX_OWN: u32 = 1024;
+/// Flows in a family that both ends have spoken in.
+pub const MAX_FLOWS: u32 = 131_072;
+/// Flows in a family that wait for the other end's first packet. The kernel hands out the slots of an LRU map to CPUs in lots of 128.
+pub const MAX_NEW_FLOWS: u32 = 16_384;
+/// Of a family's flows, those that one endpoint may hold.
+pub const MAX_HELD: u32 = MAX_FLOWS / 4;
+/// Endpoint ids are 16 bits.
+pub const ENDPOINT_IDS: u32 = 65_536;
 /// Bytes of the event ring: 4,096 events.
 pub const EVENT_BYTES: u32 = 262_144;
 /// Slots of the `schema` map.

@@ -109,6 +109,10 @@ pub struct Icmp {
 
 /// Types of ICMP errors; those of ICMPv6 are the ones below 128.
 pub mod icmp {
+    /// Echo reply.
+    pub const ECHO_REPLY: u8 = 0;
+    /// Echo request.
+    pub const ECHO: u8 = 8;
     /// Destination unreachable.
     pub const UNREACHABLE: u8 = 3;
     /// Its code "fragmentation needed and DF set"; the MTU stands in the lower 16 bits (RFC 1191 section 4).
@@ -124,6 +128,10 @@ pub mod icmp {
 }
 /// Types of ICMPv6.
 pub mod icmp6 {
+    /// Echo request.
+    pub const ECHO: u8 = 128;
+    /// Echo reply.
+    pub const ECHO_REPLY: u8 = 129;
     /// Packet too big; the MTU stands in all 32 bits.
     pub const TOO_BIG: u8 = 2;
     /// Time exceeded; code 0: in transit.

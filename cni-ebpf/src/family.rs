@@ -1,12 +1,12 @@
 //! IPv4 and IPv6 as type parameters: one copy of every decision.
 use bytemuck::Pod;
 use cni_common::{
-    maps::{Config, Endpoint, Tunnel},
+    maps::{Config, CtKey4, CtKey6, Endpoint, Tunnel},
     net::{Be16, Be32, GATEWAY4, GATEWAY6, Ip4, Ip6, Ports},
     wire::*,
 };
 
-use crate::{DropReason as D, Packet, Res, encap, icmp};
+use crate::{DropReason as D, Packet, Res, ct, encap, icmp};
 
 /// The network header, as far as forwarding needs it.
 #[derive(Clone, Copy)]
@@ -42,6 +42,8 @@ pub enum Part {
 pub trait Family: Copy + 'static {
     /// Its address.
     type Addr: Pod;
+    /// The key of its flows.
+    type CtKey: Pod;
     /// 4 or 6.
     const NUMBER: u8;
     /// Its header without options, bytes.
@@ -70,6 +72,8 @@ pub trait Family: Copy + 'static {
     fn is_multicast(a: &F4or6<Self>) -> bool;
     /// Mixes an address for the tunnel's source port.
     fn hash(a: &F4or6<Self>) -> u32;
+    /// The key of a packet's flow, and whether its sender is the end that comes last in it.
+    fn ct_key(src: &F4or6<Self>, dst: &F4or6<Self>, rest: ct::key::Rest) -> (Self::CtKey, bool);
     /// In the form that events have.
     fn widen(a: &F4or6<Self>) -> Ip6;
     /// Replaces the two ECN bits. IPv4: with the checksum.
@@ -120,6 +124,7 @@ fn csum_replace(csum: Be16, old: u16, new: u16) -> Be16 {
 
 impl Family for V4 {
     type Addr = Ip4;
+    type CtKey = CtKey4;
     const NUMBER: u8 = 4;
     const HEADER: u32 = size_of::<Ipv4>() as u32;
     const ETHERTYPE: Be16 = ETH_IP4;
@@ -193,6 +198,10 @@ impl Family for V4 {
         a.raw()
     }
     #[inline(always)]
+    fn ct_key(src: &Ip4, dst: &Ip4, rest: ct::key::Rest) -> (CtKey4, bool) {
+        ct::key::of4(src, dst, rest)
+    }
+    #[inline(always)]
     fn widen(a: &Ip4) -> Ip6 {
         // `Ip6::mapped` by words: sixteen single bytes become a call of memcpy.
         let [x, y, z, w] = a.bytes;
@@ -256,6 +265,7 @@ impl Family for V4 {
 
 impl Family for V6 {
     type Addr = Ip6;
+    type CtKey = CtKey6;
     const NUMBER: u8 = 6;
     const HEADER: u32 = size_of::<Ipv6>() as u32;
     const ETHERTYPE: Be16 = ETH_IP6;
@@ -326,6 +336,10 @@ impl Family for V6 {
         let [x, y] = a.raw();
         let z = x ^ y;
         (z ^ (z >> 32)) as u32
+    }
+    #[inline(always)]
+    fn ct_key(src: &Ip6, dst: &Ip6, rest: ct::key::Rest) -> (CtKey6, bool) {
+        ct::key::of6(src, dst, rest)
     }
     #[inline(always)]
     fn widen(a: &Ip6) -> Ip6 {

@@ -14,6 +14,7 @@
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![forbid(unsafe_code)]
 
+pub mod ct;
 pub mod decap;
 pub mod ecn;
 pub mod encap;

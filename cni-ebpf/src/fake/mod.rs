@@ -3,22 +3,29 @@
 #[cfg(test)]
 mod answers;
 pub mod corpus;
+pub mod flows;
 pub mod frame;
 #[cfg(test)]
 mod tests;
 pub mod world;
 
-use std::{cell::Cell, collections::BTreeMap};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+};
 
 use bytemuck::Pod;
 use cni_common::{
-    maps::{CONFIG_READY, Cidr, Config, Endpoint, Local, Remote, Tunnel},
+    drop::{Outcome, Point},
+    maps::{CONFIG_READY, Cidr, Config, CtConfig, Endpoint, Local, Remote, Tunnel},
     net::{Ip4, Ip6},
     wire::{ETH_LEN, OVERHEAD4, OVERHEAD6},
 };
 
+use self::flows::FlowTables;
 use crate::{
     DropReason as D, Env, Packet, Res, Room, Tables,
+    ct::lifetime,
     family::{Family, V4, V6},
     packet::TunnelEnd,
 };
@@ -208,6 +215,16 @@ pub struct Fake {
     pub v6: FamilyMaps<Ip6>,
     /// ICMP errors that may still be sent.
     pub answers: Cell<u32>,
+    /// What conntrack is told.
+    pub ct_config: CtConfig,
+    /// Jiffies.
+    pub now: Cell<u64>,
+    /// IPv4 flows.
+    pub ct4: FlowTables,
+    /// IPv6 flows.
+    pub ct6: FlowTables,
+    /// What was counted beside the packets.
+    pub notes: RefCell<Vec<(Point, Outcome)>>,
 }
 impl Default for Fake {
     fn default() -> Self {
@@ -218,6 +235,12 @@ impl Default for Fake {
             v4: FamilyMaps::default(),
             v6: FamilyMaps::default(),
             answers: Cell::new(u32::MAX),
+            ct_config: lifetime::config(1, 250),
+            // Linux begins five minutes before a counter of 32 bits turns over.
+            now: Cell::new(u64::from(u32::MAX) - 300 * 250),
+            ct4: FlowTables::default(),
+            ct6: FlowTables::default(),
+            notes: RefCell::default(),
         }
     }
 }

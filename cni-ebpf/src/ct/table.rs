@@ -1,0 +1,75 @@
+//! What conntrack asks of maps and of its callers.
+use cni_common::{
+    drop::{Outcome, Point},
+    maps::{CtConfig, CtEntry},
+};
+
+use super::Flow;
+use crate::{DropReason, family::Family};
+
+/// Which way a packet goes, seen from the end that opened its flow: policy is always asked in the opener's direction.
+#[repr(u64)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub enum Direction {
+    /// Its sender opened the flow.
+    Forth = 0,
+    /// Its receiver did.
+    Back = 1,
+}
+
+/// Endpoint ids of a packet's two ends; 0: that end is elsewhere, and not judged here.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub struct Ends {
+    /// The sender.
+    pub from: u32,
+    /// The receiver.
+    pub to: u32,
+}
+
+/// What became of a flow that was to move to the large table.
+#[repr(u64)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub enum Promotion {
+    /// It is there now.
+    Done = 0,
+    /// Another CPU was faster.
+    Other = 1,
+    /// There is no room; the flow stays where it is.
+    Full = 2,
+}
+
+/// What does not depend on the address family.
+pub trait CtEnv {
+    /// What the agent says; all zero until it has written it: then nothing is remembered for longer than a moment.
+    fn ct_config(&self) -> Option<&CtConfig>;
+    /// Time, in jiffies: lifetimes are in them.
+    fn jiffies(&self) -> u64;
+    /// Counts what happened beside the packet's own fate.
+    fn note(&self, point: Point, what: Outcome);
+}
+
+/// The tables of one family. An entry that was looked up stays readable while the packet is handled, even if it is deleted meanwhile.
+pub trait Flows<F: Family> {
+    /// A flow that both ends have spoken in: of the table that only expiry empties.
+    fn flow(&self, key: &F::CtKey) -> Option<&Flow>;
+    /// A flow that waits for the other end, or found no room: of the small table that forgets the least recently used.
+    fn new_flow(&self, key: &F::CtKey) -> Option<&Flow>;
+    /// Enters a flow into the small table, in the place of what is there.
+    fn begin(&self, key: &F::CtKey, entry: &CtEntry);
+    /// Enters one into the large table, in the place of what is there: a flow that takes over the ports of one that is over.
+    fn replace(&self, key: &F::CtKey, entry: &CtEntry);
+    /// Copies a flow into the large table, unless it is there.
+    fn promote(&self, key: &F::CtKey, entry: &CtEntry) -> Promotion;
+    /// Takes it out of the small one.
+    fn forget(&self, key: &F::CtKey);
+    /// Flows in the large table on an endpoint's account. Several CPUs count at a time, so it may be a few off.
+    fn held(&self, endpoint: u32) -> u64;
+    /// One more.
+    fn hold(&self, endpoint: u32);
+}
+
+/// What a judge answers: `Ok` when every end on this node allows the flow.
+pub type Judged = Result<(), DropReason>;

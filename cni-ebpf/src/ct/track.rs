@@ -1,0 +1,178 @@
+//! The way of a packet: known and unchanged in a few loads, all else out of line.
+use cni_common::{
+    drop::{Outcome, Point},
+    maps::{CtConfig, CtEntry},
+    net::Ports,
+    schema::MAX_HELD,
+};
+
+use super::{
+    Flow,
+    entry::{self, Place, Stage, View, allowed, begins, is_judged, is_within, verdicts},
+    key::Rest,
+    signal::{self, OPEN, RESET},
+    table::{CtEnv, Direction, Ends, Flows, Judged, Promotion},
+};
+use crate::{
+    Packet, Res,
+    family::{Family, L3},
+};
+
+/// A packet, as its flow sees it.
+#[derive(Clone, Copy)]
+pub struct Seen<F: Family> {
+    key: F::CtKey,
+    rest: Rest,
+    said: u32,
+    ends: Ends,
+    from_hi: bool,
+    point: Point,
+}
+
+/// Finds or begins the packet's flow. A packet that its flow's verdict does not cover, one of a flow that is not known among them, is put to
+/// `judge`; what that refuses is dropped with its reason, and leaves no trace.
+///
+/// Later fragments pass without: their ports are in the first one, and a table of fragments is yet to come. So do ICMP messages that are no
+/// echo: errors are to belong to the flow that they quote.
+///
+/// # Errors
+/// The reason that `judge` gives, or [`Short`](crate::DropReason::Short).
+#[inline(always)]
+pub fn track<F, P, S, J>(p: &mut P, s: &S, point: Point, ip: &L3<F>, ports: Ports, ends: Ends, judge: &J) -> Res<()>
+where
+    F: Family,
+    P: Packet,
+    S: CtEnv + Flows<F>,
+    J: Fn(Direction) -> Judged,
+{
+    let Some(signal) = signal::read(p, ip, ports)? else { return Ok(()) };
+    let (key, from_hi) = F::ct_key(&ip.src, &ip.dst, signal.rest);
+    let seen = Seen { key, rest: signal.rest, said: signal.said, ends, from_hi, point };
+    let found = s.flow(&seen.key);
+    if let Some(flow) = found
+        && let Some(cfg) = s.ct_config()
+        && is_unchanged(flow, cfg, s.jiffies(), &seen)
+    {
+        return Ok(());
+    }
+    turn(s, found, &seen, judge)
+}
+
+/// Which ends' verdicts the packet needs.
+#[inline(always)]
+fn needed<F: Family>(seen: &Seen<F>) -> u64 {
+    let of = |id: u32, hi: bool| if id == 0 { 0 } else { allowed(hi) };
+    of(seen.ends.from, seen.from_hi) | of(seen.ends.to, !seen.from_hi)
+}
+
+/// Whether the packet changes nothing: it says what its end has said before, and its flow was judged and renewed.
+#[inline(always)]
+fn is_unchanged<F: Family>(flow: &Flow, cfg: &CtConfig, now: u64, seen: &Seen<F>) -> bool {
+    let own = u32::from(flow.sent(seen.from_hi).get());
+    let news = seen.said & !own | own & RESET | seen.said & OPEN;
+    // No lifetime is shorter than a second, so it has not expired either.
+    news == 0 && is_judged(flow.verdicts.get(), cfg.epoch, needed(seen)) && is_within(now, flow.seen.get(), cfg.second)
+}
+
+/// A packet that changes something. Out of line, once for each family.
+#[inline(never)]
+fn turn<F, S, J>(s: &S, found: Option<&Flow>, seen: &Seen<F>, judge: &J) -> Res<()>
+where
+    F: Family,
+    S: CtEnv + Flows<F>,
+    J: Fn(Direction) -> Judged,
+{
+    let Some(cfg) = s.ct_config() else { return judge(Direction::Forth) };
+    // Before any look at policy: what is judged by an older one has an older epoch.
+    let epoch = cfg.epoch;
+    let now = s.jiffies();
+    let (flow, is_new) = match found {
+        Some(flow) => (flow, false),
+        None => match s.new_flow(&seen.key) {
+            Some(flow) => (flow, true),
+            // It may have moved between the two look-ups: it is entered there before it is taken out here.
+            None => match s.flow(&seen.key) {
+                Some(flow) => (flow, false),
+                None => return begin(s, cfg, epoch, now, seen, judge),
+            },
+        },
+    };
+    let before = flow.view(seen.from_hi);
+    let after = match before.place(seen.said, seen.from_hi, now) {
+        Place::Aside => return judge(Direction::Forth),
+        Place::First => {
+            judge(Direction::Forth)?;
+            let entry = first(cfg, epoch, now, seen, flow.charged.get());
+            if is_new {
+                s.begin(&seen.key, &entry);
+            } else {
+                s.replace(&seen.key, &entry);
+            }
+            return Ok(());
+        }
+        Place::Within => {
+            let word = rejudged(&before, epoch, seen, judge)?;
+            View { verdicts: word, ..before.after(cfg, seen.rest, seen.said, now) }
+        }
+    };
+    flow.write(seen.from_hi, &before, &after);
+    if is_new && after != before && after.other != 0 && after.stage() != Stage::Closed {
+        settle(s, flow, seen, &after);
+    }
+    Ok(())
+}
+
+/// The verdict word, judged again unless it is of this epoch and covers both ends. In the opener's direction, always.
+#[inline(always)]
+fn rejudged<F, J>(before: &View, epoch: u32, seen: &Seen<F>, judge: &J) -> Res<u64>
+where
+    F: Family,
+    J: Fn(Direction) -> Judged,
+{
+    let needed = needed(seen);
+    if is_judged(before.verdicts, epoch, needed) {
+        return Ok(before.verdicts);
+    }
+    let opener = before.is_opener(seen.from_hi);
+    judge(if opener { Direction::Forth } else { Direction::Back })?;
+    Ok(verdicts(epoch, needed, seen.from_hi == opener))
+}
+
+/// The first packet of a flow.
+#[inline(always)]
+fn begin<F, S, J>(s: &S, cfg: &CtConfig, epoch: u32, now: u64, seen: &Seen<F>, judge: &J) -> Res<()>
+where
+    F: Family,
+    S: CtEnv + Flows<F>,
+    J: Fn(Direction) -> Judged,
+{
+    judge(Direction::Forth)?;
+    if begins(seen.said) {
+        let charged = if seen.ends.from != 0 { seen.ends.from } else { seen.ends.to };
+        s.begin(&seen.key, &first(cfg, epoch, now, seen, charged));
+    }
+    Ok(())
+}
+
+/// An entry after its first packet.
+#[inline(always)]
+fn first<F: Family>(cfg: &CtConfig, epoch: u32, now: u64, seen: &Seen<F>, charged: u32) -> CtEntry {
+    let word = verdicts(epoch, needed(seen), seen.from_hi);
+    entry::entry(&View::first(cfg, seen.rest, seen.said, now, word), seen.from_hi, charged)
+}
+
+/// A flow in which both ends have spoken moves to the table that no flood empties. Without room it stays where it is, which may forget it; it
+/// is tried again when it is next renewed.
+#[inline(always)]
+fn settle<F: Family, S: CtEnv + Flows<F>>(s: &S, flow: &Flow, seen: &Seen<F>, view: &View) {
+    let charged = flow.charged.get();
+    if s.held(charged) >= u64::from(MAX_HELD) {
+        return s.note(seen.point, Outcome::CtQuota);
+    }
+    match s.promote(&seen.key, &entry::entry(view, seen.from_hi, charged)) {
+        Promotion::Done => s.hold(charged),
+        Promotion::Other => {}
+        Promotion::Full => return s.note(seen.point, Outcome::CtFull),
+    }
+    s.forget(&seen.key);
+}
