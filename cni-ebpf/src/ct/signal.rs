@@ -7,8 +7,8 @@ use cni_common::{
 
 use super::key::{Asker, Rest};
 use crate::{
-    Packet, Res,
-    family::{Family, L3, Part},
+    DropReason as D, Packet, Res,
+    family::{Family, L3},
 };
 
 /// It opens: TCP SYN without ACK, SCTP INIT.
@@ -54,20 +54,51 @@ pub struct Signal {
 /// another flow or about none.
 #[inline(always)]
 pub fn read<F: Family, P: Packet>(p: &mut P, ip: &L3<F>, ports: Ports) -> Res<Option<Signal>> {
+    if ip.part.is_later() {
+        return Ok(None);
+    }
+    let heard = hear(p, ip.proto | (ip.l4 as u32) << 8, ports);
+    let said = (heard & 0xff) as u32;
+    if said == 0 {
+        return if heard == CUT { Err(D::Short) } else { Ok(None) };
+    }
+    let asker = match heard >> 8 & 3 {
+        0 => Asker::None,
+        1 => Asker::Sender,
+        _ => Asker::Receiver,
+    };
+    let rest = Rest { ports: Ports::of((heard >> 32) as u32), proto: (heard >> 16 & 0xff) as u32, asker };
+    Ok(Some(Signal { said, rest }))
+}
+
+/// The frame ends inside what must be read.
+const CUT: u64 = 1 << 8;
+/// Of no flow.
+const NOTHING: u64 = 0;
+
+/// What is said, asker, protocol and ports, in one register from the lowest byte up, or [`CUT`] or [`NOTHING`].
+///
+/// Out of line, with all it needs packed and unpacked: where the caller branched by protocol, or looked at the very register that this function
+/// branches by, the verifier would walk all that follows once for each protocol.
+#[inline(never)]
+fn hear<P: Packet>(p: &mut P, proto_and_l4: u32, ports: Ports) -> u64 {
     const TCP_: u32 = TCP as u32;
     const SCTP_: u32 = SCTP as u32;
     const ICMP_: u32 = ICMP as u32;
     const ICMP6_: u32 = ICMP6 as u32;
-    if ip.part == Part::Later {
-        return Ok(None);
-    }
-    let said = match ip.proto {
-        TCP_ => tcp(p, ip.l4)?,
-        SCTP_ => sctp(p, ip.l4)?,
-        ICMP_ | ICMP6_ => return echo(p, ip.proto, ip.l4),
-        _ => DATA,
+    let (proto, l4) = (proto_and_l4 & 0xff, (proto_and_l4 >> 8 & 0x3fff) as usize);
+    let said = match proto {
+        TCP_ => tcp(p, l4),
+        SCTP_ => sctp(p, l4),
+        ICMP_ | ICMP6_ => return echo(p, proto, l4).unwrap_or(CUT),
+        _ => Ok(DATA),
     };
-    Ok(Some(Signal { said, rest: Rest { ports, proto: ip.proto, asker: Asker::None } }))
+    said.map_or(CUT, |said| heard(said, Asker::None, proto, ports))
+}
+
+#[inline(always)]
+fn heard(said: u32, asker: Asker, proto: u32, ports: Ports) -> u64 {
+    u64::from(said) | (asker as u64) << 8 | u64::from(proto) << 16 | u64::from(ports.raw()) << 32
 }
 
 /// The byte at `off`, pulled if it is not linear.
@@ -85,18 +116,33 @@ fn tcp<P: Packet>(p: &mut P, l4: usize) -> Res<u32> {
     Ok(of_flags(byte(p, l4 + FLAGS_AT)?))
 }
 
-/// Of TCP's flags.
+/// What each combination of ACK, RST, SYN and FIN says, RST apart: 4 bits each, FIN being the lowest bit of the index.
+const BY_FLAGS: u64 = {
+    let (mut table, mut i) = (0, 0);
+    while i < 16 {
+        let (fin, syn, rst, ack) = (i & 1 != 0, i & 2 != 0, i & 4 != 0, i & 8 != 0);
+        let said = if rst {
+            0
+        } else if syn {
+            if ack { ANSWER } else { OPEN }
+        } else if fin {
+            END | DATA
+        } else {
+            DATA
+        };
+        table |= (said as u64) << (4 * i);
+        i += 1;
+    }
+    table
+};
+const _: () = assert!(FIN == 1 && SYN == 2 && RST == 4 && ACK == 16 && RESET == 4 * RST as u32);
+
+/// Of TCP's flags. Without a branch: the verifier would walk all that follows once for each outcome.
 #[inline(always)]
 pub fn of_flags(flags: u8) -> u32 {
-    if flags & RST != 0 {
-        RESET
-    } else if flags & SYN != 0 {
-        if flags & ACK == 0 { OPEN } else { ANSWER }
-    } else if flags & FIN != 0 {
-        END | DATA
-    } else {
-        DATA
-    }
+    let flags = u32::from(flags);
+    let index = flags & u32::from(FIN | SYN | RST) | (flags & u32::from(ACK)) >> 1;
+    (BY_FLAGS >> (4 * index)) as u32 & 0xf | (flags & u32::from(RST)) << 2
 }
 
 #[inline(always)]
@@ -121,15 +167,15 @@ pub fn of_chunk(kind: u8) -> u32 {
 }
 
 #[inline(always)]
-fn echo<P: Packet>(p: &mut P, proto: u32, l4: usize) -> Res<Option<Signal>> {
+fn echo<P: Packet>(p: &mut P, proto: u32, l4: usize) -> Res<u64> {
     let kind = byte(p, l4)?;
     let (request, reply) =
         if proto == u32::from(ICMP) { (icmp::ECHO, icmp::ECHO_REPLY) } else { (icmp6::ECHO, icmp6::ECHO_REPLY) };
     if kind != request && kind != reply {
-        return Ok(None);
+        return Ok(NOTHING);
     }
     p.linear((l4 + size_of::<Icmp>()) as u32);
     let id: Be16 = p.read(l4 + 4)?;
     let (said, asker) = if kind == request { (DATA, Asker::Sender) } else { (ANSWER, Asker::Receiver) };
-    Ok(Some(Signal { said, rest: Rest { ports: Ports::new(id, id), proto, asker } }))
+    Ok(heard(said, asker, proto, Ports::new(id, id)))
 }

@@ -45,8 +45,28 @@ where
     S: CtEnv + Flows<F>,
     J: Fn(Direction) -> Judged,
 {
-    let Some(signal) = signal::read(p, ip, ports)? else { return Ok(()) };
+    find(p, s, ip, &Beside { ports, ends, point }, judge)
+}
+
+/// What a packet's header does not say.
+struct Beside {
+    ports: Ports,
+    ends: Ends,
+    point: Point,
+}
+
+/// Out of line, so that nothing of it is left where it was called: the verifier would walk all that follows once for each way through here.
+#[inline(never)]
+fn find<F, P, S, J>(p: &mut P, s: &S, ip: &L3<F>, beside: &Beside, judge: &J) -> Res<()>
+where
+    F: Family,
+    P: Packet,
+    S: CtEnv + Flows<F>,
+    J: Fn(Direction) -> Judged,
+{
+    let Some(signal) = signal::read(p, ip, beside.ports)? else { return Ok(()) };
     let (key, from_hi) = F::ct_key(&ip.src, &ip.dst, signal.rest);
+    let (ends, point) = (beside.ends, beside.point);
     let seen = Seen { key, rest: signal.rest, said: signal.said, ends, from_hi, point };
     let found = s.flow(&seen.key);
     if let Some(flow) = found
@@ -74,8 +94,8 @@ fn is_unchanged<F: Family>(flow: &Flow, cfg: &CtConfig, now: u64, seen: &Seen<F>
     news == 0 && is_judged(flow.verdicts.get(), cfg.epoch, needed(seen)) && is_within(now, flow.seen.get(), cfg.second)
 }
 
-/// A packet that changes something. Out of line, once for each family.
-#[inline(never)]
+/// A packet that changes something.
+#[inline(always)]
 fn turn<F, S, J>(s: &S, found: Option<&Flow>, seen: &Seen<F>, judge: &J) -> Res<()>
 where
     F: Family,
