@@ -62,11 +62,7 @@ pub fn read<F: Family, P: Packet>(p: &mut P, ip: &L3<F>, ports: Ports) -> Res<Op
     if said == 0 {
         return if heard == CUT { Err(D::Short) } else { Ok(None) };
     }
-    let asker = match heard >> 8 & 3 {
-        0 => Asker::None,
-        1 => Asker::Sender,
-        _ => Asker::Receiver,
-    };
+    let asker = Asker::of((heard >> 8 & 3) as u32);
     let rest = Rest { ports: Ports::of((heard >> 32) as u32), proto: (heard >> 16 & 0xff) as u32, asker };
     Ok(Some(Signal { said, rest }))
 }
@@ -93,12 +89,12 @@ fn hear<P: Packet>(p: &mut P, proto_and_l4: u32, ports: Ports) -> u64 {
         ICMP_ | ICMP6_ => return echo(p, proto, l4).unwrap_or(CUT),
         _ => Ok(DATA),
     };
-    said.map_or(CUT, |said| heard(said, Asker::None, proto, ports))
+    said.map_or(CUT, |said| heard(said, Asker::NONE, proto, ports))
 }
 
 #[inline(always)]
 fn heard(said: u32, asker: Asker, proto: u32, ports: Ports) -> u64 {
-    u64::from(said) | (asker as u64) << 8 | u64::from(proto) << 16 | u64::from(ports.raw()) << 32
+    u64::from(said) | u64::from(asker.code()) << 8 | u64::from(proto) << 16 | u64::from(ports.raw()) << 32
 }
 
 /// The byte at `off`, pulled if it is not linear.
@@ -135,6 +131,8 @@ const BY_FLAGS: u64 = {
     }
     table
 };
+const _: () =
+    assert!(DATA >> 1 == ANSWER && icmp::ECHO == 8 && icmp::ECHO_REPLY == 0 && icmp6::ECHO_REPLY == icmp6::ECHO + 1);
 const _: () = assert!(FIN == 1 && SYN == 2 && RST == 4 && ACK == 16 && RESET == 4 * RST as u32);
 
 /// Of TCP's flags. Without a branch: the verifier would walk all that follows once for each outcome.
@@ -154,28 +152,48 @@ fn sctp<P: Packet>(p: &mut P, l4: usize) -> Res<u32> {
     Ok(of_chunk(byte(p, l4 + CHUNK_AT)?))
 }
 
-/// Of the type of SCTP's first chunk; those that matter here travel alone or first (RFC 9260 section 6.10).
+/// What each of the first 16 chunk types says, ABORT apart: 4 bits each.
+const BY_CHUNK: u64 = {
+    let (mut table, mut kind) = (0, 0);
+    while kind < 16 {
+        let said = match kind {
+            INIT => OPEN,
+            INIT_ACK => ANSWER,
+            ABORT => 0,
+            SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE => END | DATA,
+            _ => DATA,
+        };
+        table |= (said as u64) << (4 * kind);
+        kind += 1;
+    }
+    table
+};
+
+/// Of the type of SCTP's first chunk; those that matter here travel alone or first (RFC 9260 section 6.10). Without a branch, as
+/// [`of_flags`].
 #[inline(always)]
 pub fn of_chunk(kind: u8) -> u32 {
-    match kind {
-        INIT => OPEN,
-        INIT_ACK => ANSWER,
-        ABORT => RESET,
-        SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE => END | DATA,
-        _ => DATA,
-    }
+    let kind = u32::from(kind);
+    // 0, which is data, for all that are above.
+    let index = kind & 15 & ((kind >> 4) + 15 >> 4).wrapping_sub(1);
+    let abort = (1 << ABORT >> index) & 1;
+    (BY_CHUNK >> (4 * index)) as u32 & 0xf | abort * RESET
 }
 
 #[inline(always)]
 fn echo<P: Packet>(p: &mut P, proto: u32, l4: usize) -> Res<u64> {
-    let kind = byte(p, l4)?;
-    let (request, reply) =
-        if proto == u32::from(ICMP) { (icmp::ECHO, icmp::ECHO_REPLY) } else { (icmp6::ECHO, icmp6::ECHO_REPLY) };
-    if kind != request && kind != reply {
+    let kind = u32::from(byte(p, l4)?);
+    // Types that differ by one bit: 8 and 0, 128 and 129.
+    let (is_echo, is_reply) = if proto == u32::from(ICMP) {
+        (kind & !u32::from(icmp::ECHO) == 0, !kind >> 3 & 1)
+    } else {
+        (kind & !1 == u32::from(icmp6::ECHO), kind & 1)
+    };
+    if !is_echo {
         return Ok(NOTHING);
     }
     p.linear((l4 + size_of::<Icmp>()) as u32);
     let id: Be16 = p.read(l4 + 4)?;
-    let (said, asker) = if kind == request { (DATA, Asker::Sender) } else { (ANSWER, Asker::Receiver) };
+    let (said, asker) = (DATA >> is_reply, Asker::of(1 + is_reply));
     Ok(heard(said, asker, proto, Ports::new(id, id)))
 }
