@@ -37,6 +37,8 @@ impl Part {
     /// Not a fragment.
     pub const WHOLE: Self = Self { bits: 0 };
     const LATER: u32 = 2;
+    /// x
+    pub const FIRST_LATER: Self = Self { bits: 2 };
 
     /// Of an offset in any unit, and whether more follow (0 or 1).
     #[inline(always)]

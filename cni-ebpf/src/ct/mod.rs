@@ -30,4 +30,4 @@ pub mod track;
 
 pub use entry::Flow;
 pub use table::{CtEnv, Direction, Ends, Flows, Judged, Promotion, allow};
-pub use track::track;
+pub use track::{apart, track};

@@ -76,7 +76,7 @@ const NOTHING: u64 = 0;
 ///
 /// Out of line, with all it needs packed and unpacked: where the caller branched by protocol, or looked at the very register that this function
 /// branches by, the verifier would walk all that follows once for each protocol.
-#[inline(never)]
+#[inline(always)]
 fn hear<P: Packet>(p: &mut P, proto_and_l4: u32, ports: Ports) -> u64 {
     const TCP_: u32 = TCP as u32;
     const SCTP_: u32 = SCTP as u32;

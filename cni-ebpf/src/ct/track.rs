@@ -45,7 +45,29 @@ where
     S: CtEnv + Flows<F>,
     J: Fn(Direction) -> Judged,
 {
-    find(p, s, ip, &Beside { ports, ends, point }, judge)
+    let _ = judge;
+    s.put_request([
+        F::widen(&ip.src).raw()[0], F::widen(&ip.src).raw()[1], F::widen(&ip.dst).raw()[0], F::widen(&ip.dst).raw()[1],
+        u64::from(ports.raw()) | u64::from(ip.proto) << 32 | u64::from(ip.part.is_later()) << 40,
+        ip.l4 as u64 | u64::from(point as u32) << 32,
+        u64::from(ends.from) | u64::from(ends.to) << 32,
+    ]);
+    if p.track(F::NUMBER) == 0 { Ok(()) } else { Err(crate::DropReason::Short) }
+}
+
+/// Apart.
+#[inline(always)]
+pub fn apart<F, P, S, J>(p: &mut P, s: &S, src: F::Addr, dst: F::Addr, r: &[u64; 7], judge: &J) -> Res<()>
+where
+    F: Family,
+    P: Packet,
+    S: CtEnv + Flows<F>,
+    J: Fn(Direction) -> Judged,
+{
+    let part = if r[4] >> 40 & 1 != 0 { crate::family::Part::FIRST_LATER } else { crate::family::Part::WHOLE };
+    let ip = L3::<F> { src, dst, tos: 0, proto: (r[4] >> 32) as u32 & 0xff, l4: (r[5] & 0x3fff) as usize, part };
+    let point = if r[5] >> 32 == Point::FromPod as u64 { Point::FromPod } else if r[5] >> 32 == Point::FromHost as u64 { Point::FromHost } else { Point::FromNetdev };
+    find(p, s, &ip, &Beside { ports: Ports::of(r[4] as u32), ends: Ends { from: r[6] as u32, to: (r[6] >> 32) as u32 }, point }, judge)
 }
 
 /// What a packet's header does not say.
@@ -56,7 +78,7 @@ struct Beside {
 }
 
 /// Out of line, so that nothing of it is left where it was called: the verifier would walk all that follows once for each way through here.
-#[inline(never)]
+#[inline(always)]
 fn find<F, P, S, J>(p: &mut P, s: &S, ip: &L3<F>, beside: &Beside, judge: &J) -> Res<()>
 where
     F: Family,

@@ -112,6 +112,10 @@ impl Skb {
 
 impl Packet for Skb {
     #[inline(always)]
+    fn track(&mut self, f: u8) -> i32 {
+        if f == 4 { super::flows::ct_track4(self.ctx) } else { super::flows::ct_track6(self.ctx) }
+    }
+    #[inline(always)]
     fn len(&self) -> u32 {
         // SAFETY: a field of the program's context.
         unsafe { (*self.ctx).len }
