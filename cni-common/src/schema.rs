@@ -163,7 +163,6 @@ maps! {
     EVENTS 15 Scratch "events_v1" RingBuf(0 => 0; EVENT_BYTES, 0) &[("event", 0, size_of::<DropEvent>())], "drop events for user space";
     BUDGET 16 Scratch "evbudget_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "drop events sent in the running second";
     ANSWERS 18 Scratch "answers_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "ICMP errors sent in the running second";
-    CT_REQ 40 Scratch "ct_req_v1" PerCpuArray(4 => 56; 1, 0) &[("r", 0, 56)], "x";
     CT_CONFIG 20 Derived "ct_config_v1" Array(4 => size_of::<CtConfig>(); 1, 0) CtConfig::LAYOUT, "policy epoch, and how long flows without packets live";
     CT4 21 State "ct4_v1" Hash(size_of::<CtKey4>() => size_of::<CtEntry>(); MAX_FLOWS, NO_PREALLOC) CtEntry::LAYOUT, "IPv4 flows that both ends have spoken in";
     CT6 22 State "ct6_v1" Hash(size_of::<CtKey6>() => size_of::<CtEntry>(); MAX_FLOWS, NO_PREALLOC) CtEntry::LAYOUT, "IPv6 flows that both ends have spoken in";

@@ -73,7 +73,7 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System + Tables<U> + Tables<F> 
     }
     let Some(l) = <S as Tables<F>>::local(s, &ip.dst) else { return Ok(Verdict::Pass) };
     let ports = family::ports(p, &ip)?;
-    ct::track(p, s, Point::FromNetdev, &ip, ports, Ends { from: 0, to: l.id }, &ct::allow)?;
+    ct::track(p, s, Point::FromNetdev, at, &ip, ports, Ends { from: 0, to: l.id }, &ct::allow)?;
     let (outer_ecn, inner_ecn) = (ecn::bits(outer.tos), ecn::bits(ip.tos));
     if outer_ecn != ecn::NOT_ECT && outer_ecn != inner_ecn {
         ecn::carry::<F, P>(p, at, outer_ecn, inner_ecn)?;
@@ -131,7 +131,7 @@ fn overlay<F: Family, P: Packet, S: System + Tables<F> + Flows<F>>(
     }
     if let Some(l) = <S as Tables<F>>::local(s, &ip.dst) {
         let ports = family::ports(p, &ip)?;
-        ct::track(p, s, Point::FromOverlay, &ip, ports, Ends { from: 0, to: l.id }, &ct::allow)?;
+        ct::track(p, s, Point::FromOverlay, ETH_LEN, &ip, ports, Ends { from: 0, to: l.id }, &ct::allow)?;
         p.for_this_host();
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));

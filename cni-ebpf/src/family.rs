@@ -92,6 +92,8 @@ pub trait Family: Copy + 'static {
     fn is_multicast(a: &F4or6<Self>) -> bool;
     /// Mixes an address for the tunnel's source port.
     fn hash(a: &F4or6<Self>) -> u32;
+    /// Source and destination in the header at `off`.
+    fn addresses<P: Packet>(p: &P, off: usize) -> Res<(F4or6<Self>, F4or6<Self>)>;
     /// The key of a packet's flow, and whether its sender is the end that comes last in it.
     fn ct_key(src: &F4or6<Self>, dst: &F4or6<Self>, rest: ct::key::Rest) -> (Self::CtKey, bool);
     /// In the form that events have.
@@ -210,6 +212,11 @@ impl Family for V4 {
     #[inline(always)]
     fn hash(a: &Ip4) -> u32 {
         a.raw()
+    }
+    #[inline(always)]
+    fn addresses<P: Packet>(p: &P, off: usize) -> Res<(Ip4, Ip4)> {
+        let h: Ipv4 = p.read(off)?;
+        Ok((h.src, h.dst))
     }
     #[inline(always)]
     fn ct_key(src: &Ip4, dst: &Ip4, rest: ct::key::Rest) -> (CtKey4, bool) {
@@ -350,6 +357,11 @@ impl Family for V6 {
         let [x, y] = a.raw();
         let z = x ^ y;
         (z ^ (z >> 32)) as u32
+    }
+    #[inline(always)]
+    fn addresses<P: Packet>(p: &P, off: usize) -> Res<(Ip6, Ip6)> {
+        let h: Ipv6 = p.read(off)?;
+        Ok((h.src, h.dst))
     }
     #[inline(always)]
     fn ct_key(src: &Ip6, dst: &Ip6, rest: ct::key::Rest) -> (CtKey6, bool) {

@@ -47,8 +47,6 @@ pub trait CtEnv {
     fn ct_config(&self) -> Option<&CtConfig>;
     /// Time, in jiffies: lifetimes are in them.
     fn jiffies(&self) -> u64;
-    /// x
-    fn put_request(&self, _r: [u64; 7]) {}
     /// Counts what happened beside the packet's own fate.
     fn note(&self, point: Point, what: Outcome);
 }

@@ -38,36 +38,32 @@ pub struct Seen<F: Family> {
 /// # Errors
 /// The reason that `judge` gives, or [`Short`](crate::DropReason::Short).
 #[inline(always)]
-pub fn track<F, P, S, J>(p: &mut P, s: &S, point: Point, ip: &L3<F>, ports: Ports, ends: Ends, judge: &J) -> Res<()>
+pub fn track<F, P, S, J>(p: &mut P, s: &S, point: Point, at: usize, ip: &L3<F>, ports: Ports, ends: Ends, judge: &J) -> Res<()>
 where
     F: Family,
     P: Packet,
     S: CtEnv + Flows<F>,
     J: Fn(Direction) -> Judged,
 {
-    let _ = judge;
-    s.put_request([
-        F::widen(&ip.src).raw()[0], F::widen(&ip.src).raw()[1], F::widen(&ip.dst).raw()[0], F::widen(&ip.dst).raw()[1],
-        u64::from(ports.raw()) | u64::from(ip.proto) << 32 | u64::from(ip.part.is_later()) << 40,
-        ip.l4 as u64 | u64::from(point as u32) << 32,
-        u64::from(ends.from) | u64::from(ends.to) << 32,
-    ]);
-    if p.track(F::NUMBER) == 0 { Ok(()) } else { Err(crate::DropReason::Short) }
+    let _ = (judge, s);
+    let what = u64::from(ip.proto) | u64::from(ip.part.is_later()) << 8 | (ip.l4 as u64) << 16 | (point as u64) << 32 | (at as u64) << 40;
+    if p.track(F::NUMBER, what, ports.raw(), ends.from, ends.to) == 0 { Ok(()) } else { Err(crate::DropReason::Short) }
 }
 
-/// Apart.
+/// Apart, for a global function, which gets numbers only and reads the addresses once more.
 #[inline(always)]
-pub fn apart<F, P, S, J>(p: &mut P, s: &S, src: F::Addr, dst: F::Addr, r: &[u64; 7], judge: &J) -> Res<()>
+pub fn apart<F, P, S, J>(p: &mut P, s: &S, what: u64, ports: u32, ends: Ends, judge: &J) -> Res<()>
 where
     F: Family,
     P: Packet,
     S: CtEnv + Flows<F>,
     J: Fn(Direction) -> Judged,
 {
-    let part = if r[4] >> 40 & 1 != 0 { crate::family::Part::FIRST_LATER } else { crate::family::Part::WHOLE };
-    let ip = L3::<F> { src, dst, tos: 0, proto: (r[4] >> 32) as u32 & 0xff, l4: (r[5] & 0x3fff) as usize, part };
-    let point = if r[5] >> 32 == Point::FromPod as u64 { Point::FromPod } else if r[5] >> 32 == Point::FromHost as u64 { Point::FromHost } else { Point::FromNetdev };
-    find(p, s, &ip, &Beside { ports: Ports::of(r[4] as u32), ends: Ends { from: r[6] as u32, to: (r[6] >> 32) as u32 }, point }, judge)
+    let part = if what >> 8 & 1 != 0 { crate::family::Part::FIRST_LATER } else { crate::family::Part::WHOLE };
+    let (src, dst) = F::addresses(p, (what >> 40 & 0xff) as usize)?;
+    let ip = L3::<F> { src, dst, tos: 0, proto: what as u32 & 0xff, l4: (what >> 16 & 0x3fff) as usize, part };
+    let point = if what >> 32 & 0xff == Point::FromPod as u64 { Point::FromPod } else if what >> 32 & 0xff == Point::FromHost as u64 { Point::FromHost } else { Point::FromNetdev };
+    find(p, s, &ip, &Beside { ports: Ports::of(ports), ends, point }, judge)
 }
 
 /// What a packet's header does not say.

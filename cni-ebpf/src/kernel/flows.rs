@@ -25,13 +25,6 @@ impl CtEnv for Kernel {
         CT_CONFIG.get(0)
     }
     #[inline(always)]
-    fn put_request(&self, r: [u64; 7]) {
-        if let Some(slot) = CT_REQ.get_ptr_mut(0) {
-            // SAFETY: this CPU's own.
-            unsafe { *slot = r };
-        }
-    }
-    #[inline(always)]
     fn jiffies(&self) -> u64 {
         // SAFETY: a helper without arguments.
         unsafe { bpf_jiffies64() }
@@ -115,26 +108,23 @@ flows!(V6, CT6, CT_NEW6, CT_HELD6);
 use aya_ebpf::bindings::__sk_buff;
 use super::Skb;
 use cni_ebpf::ct;
-use cni_common::net::Ip4;
 
+/// Global: verified once, for any arguments.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn ct_track4(ctx: *mut __sk_buff) -> i32 {
-    let Some(r) = CT_REQ.get_ptr(0) else { return 1 };
-    let r = unsafe { &*r };
-    let src = Ip4 { bytes: ((r[1] >> 32) as u32).to_ne_bytes() };
-    let dst = Ip4 { bytes: ((r[3] >> 32) as u32).to_ne_bytes() };
-    let mut p = Skb::new(ctx);
-    match ct::apart::<V4, _, _, _>(&mut p, &Kernel, src, dst, r, &ct::allow) { Ok(()) => 0, Err(e) => e as u64 as i32 }
+pub extern "C" fn ct_track4(ctx: *mut __sk_buff, what: u64, ports: u32, from: u32, to: u32) -> i32 {
+    match ct::apart::<V4, _, _, _>(&mut Skb::new(ctx), &Kernel, what, ports, ct::Ends { from, to }, &ct::allow) {
+        Ok(()) => 0,
+        Err(e) => e as u64 as i32,
+    }
 }
 
+/// The same for IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn ct_track6(ctx: *mut __sk_buff) -> i32 {
-    let Some(r) = CT_REQ.get_ptr(0) else { return 1 };
-    let r = unsafe { &*r };
-    let src = bytemuck::must_cast([r[0], r[1]]);
-    let dst = bytemuck::must_cast([r[2], r[3]]);
-    let mut p = Skb::new(ctx);
-    match ct::apart::<V6, _, _, _>(&mut p, &Kernel, src, dst, r, &ct::allow) { Ok(()) => 0, Err(e) => e as u64 as i32 }
+pub extern "C" fn ct_track6(ctx: *mut __sk_buff, what: u64, ports: u32, from: u32, to: u32) -> i32 {
+    match ct::apart::<V6, _, _, _>(&mut Skb::new(ctx), &Kernel, what, ports, ct::Ends { from, to }, &ct::allow) {
+        Ok(()) => 0,
+        Err(e) => e as u64 as i32,
+    }
 }
