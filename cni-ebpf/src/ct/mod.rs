@@ -29,5 +29,5 @@ mod tests;
 pub mod track;
 
 pub use entry::Flow;
-pub use table::{CtEnv, Direction, Ends, Flows, Judged, Promotion, allow};
-pub use track::{apart, track};
+pub use table::{CtEnv, Direction, Ends, Flows, Judged, Promotion};
+pub use track::track;

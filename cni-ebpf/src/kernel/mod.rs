@@ -5,7 +5,6 @@
 )]
 
 pub mod count;
-pub mod flows;
 pub mod maps;
 pub mod redirect;
 pub mod skb;
