@@ -1,4 +1,5 @@
-//! Connection tracking: a flow is judged once, and every later packet of either direction is known by one look-up.
+//! Connection tracking: a flow is judged once, and every later packet of either direction is known by one look-up. The programs do not call
+//! it yet.
 //!
 //! | file | what changes it |
 //! |---|---|
