@@ -42,7 +42,12 @@ impl Held {
         let dir = node.paths().bpf().join("weft");
         let (mut maps, mut links) = (BTreeMap::new(), BTreeMap::new());
         for entry in fs::read_dir(&dir).expect("the pins") {
-            let name = entry.expect("a pin").file_name().to_string_lossy().into_owned();
+            let entry = entry.expect("a pin");
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // A note on a qdisc, see `attach::made_clsact`, and no object.
+            if entry.file_type().expect("its type").is_symlink() {
+                continue;
+            }
             let facts = facts(&dir.join(&name));
             if let Some(id) = facts.get("map_id") {
                 maps.insert(name, id.clone());

@@ -7,7 +7,7 @@ use std::{
 
 use cni_agent::{
     fault::Point,
-    netlink::{Socket, link, names, netns},
+    netlink::{MissingIsDone as _, Socket, link, names, netns, tc},
 };
 use cni_plugin::{
     client::{SocketTransport, Transport as _},
@@ -17,7 +17,7 @@ use cni_plugin::{
 };
 use lab::{
     Ending, Hostile, Lab, LabConfig, Node, is_virtual,
-    layout::pod_netns,
+    layout::{NODE_DEVICE, pod_netns},
     pair::until,
     probe::{
         self, Family, Place,
@@ -282,6 +282,9 @@ fn wherever_the_first_agent_of_a_node_dies_the_next_one_makes_the_rest() {
         for device in link::list(&mut host).unwrap() {
             if [names::HOST, names::BLOCK, names::VXLAN].contains(&device.name.as_str()) {
                 host.run(link::delete(device.index)).unwrap();
+            } else if device.name == NODE_DEVICE {
+                // Of Weft's making where there is no TCX, and what tells so goes with the pins.
+                host.run(tc::delete_clsact(device.index)).missing_is_done().unwrap();
             }
         }
         for pin in fs::read_dir(rig.node().paths().bpf().join("weft")).unwrap() {
