@@ -91,8 +91,6 @@ pub const MAX_FLOWS: u32 = 131_072;
 pub const MAX_NEW_FLOWS: u32 = 16_384;
 /// Of a family's flows, those that one endpoint may hold.
 pub const MAX_HELD: u32 = MAX_FLOWS / 4;
-/// Endpoint ids are 16 bits.
-pub const ENDPOINT_IDS: u32 = 65_536;
 /// Bytes of the event ring: 4,096 events.
 pub const EVENT_BYTES: u32 = 262_144;
 /// Slots of the `schema` map.

@@ -114,7 +114,7 @@ impl Suite {
                 "tests/vm/Vagrantfile and lima.yaml: vagrant and limactl (where it is here) can read them"
             }
             Self::Vm => {
-                "the suites of tests/vm on kernel 5.10, on the newest, and on both as two nodes, in virtual machines"
+                "the suites of tests/vm but the long ones on kernel 5.10, on the newest, and on both as two nodes, in virtual machines"
             }
         }
     }
