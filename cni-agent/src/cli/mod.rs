@@ -1,6 +1,7 @@
 //! The `weft` command: asks the agent of this node through its API and shows the answers.
 pub mod client;
 mod doctor;
+mod observe;
 mod show;
 mod table;
 mod uninstall;
@@ -10,16 +11,13 @@ use std::{
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
-    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::client::{Client, ClientError};
-use crate::api::types::{
-    Audit, EndpointStatus, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed, PodStatus, Status,
-};
+use crate::api::types::{Audit, EndpointStatus, IpamAddress, MapEntry, MapInfo, NodeStatus, PodStatus, Status};
 use crate::drift::Verified;
 
 const ABOUT: &str = "\
@@ -45,7 +43,7 @@ Examples:
   weft ipam audit
   weft map dump endpoints_v1
   weft drops
-  weft observe --count 10
+  weft observe --pod default/web --reason NoPod
   weft doctor
   weft --socket /run/weft-lab/node-1/run/api.sock status --json";
 
@@ -84,10 +82,8 @@ enum Command {
     /// Show what was dropped, why and where, since the counters were made
     Drops(Output),
     /// Follow drops as they happen, one line each
-    ///
-    /// The programs report at most --event-rate (a setting of the agent) events a second on each CPU; counters, shown by
-    /// `weft drops`, count all. Ends by Ctrl-C, or as --count and --timeout say.
-    Observe(Observe),
+    #[command(long_about = observe::ABOUT)]
+    Observe(observe::Observe),
     /// Name what on this node hinders Weft, why, and the cure
     #[command(long_about = doctor::ABOUT, after_long_help = doctor::AFTER)]
     Doctor(doctor::Doctor),
@@ -142,23 +138,6 @@ struct Output {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, Args)]
-struct Observe {
-    #[command(flatten)]
-    output: Output,
-    /// End after so many events
-    #[arg(long, value_name = "N")]
-    count: Option<u64>,
-    /// End after so many seconds
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    timeout: Option<Duration>,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
-    seconds.ok_or_else(|| "not a number of seconds, such as 5 or 0.5".to_owned())
 }
 
 /// Runs a command line; its first word is the program's name.
@@ -240,7 +219,7 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
             show(&client, *output, &path, |l: &Vec<MapEntry>| show::entries(l), out).await
         }
         Command::Drops(o) => show(&client, *o, "/v1/drops", show::drops, out).await,
-        Command::Observe(observe) => follow(&client, observe, out).await,
+        Command::Observe(observe) => observe::run(&client, observe, out).await,
         Command::Doctor(options) => {
             if doctor::run(&client, options, out).await? {
                 Ok(())
@@ -281,37 +260,6 @@ fn show_value<T: Serialize>(
         out.write_all(text(value).as_bytes())?;
     }
     out.flush()
-}
-
-async fn follow(client: &Client, observe: &Observe, out: &mut dyn Write) -> Result<(), Failure> {
-    let mut lines = client.open("/v1/observe").await?;
-    let end = observe.timeout.and_then(|t| tokio::time::Instant::now().checked_add(t));
-    let mut left = observe.count;
-    while left != Some(0) {
-        let line = match end {
-            Some(end) => match tokio::time::timeout_at(end, lines.line()).await {
-                Ok(line) => line?,
-                Err(_) => return Ok(()),
-            },
-            None => lines.line().await?,
-        };
-        let Some(line) = line else {
-            let cause = "the agent ended the stream".to_owned();
-            return Err(ClientError::Broken { path: client.socket().to_owned(), cause }.into());
-        };
-        let event: Observed = serde_json::from_str(&line)
-            .map_err(|e| ClientError::Answer { request: "/v1/observe".into(), cause: e.to_string() })?;
-        if observe.output.json {
-            writeln!(out, "{line}")?;
-        } else {
-            writeln!(out, "{}", show::observed(&event))?;
-        }
-        out.flush()?;
-        if matches!(event, Observed::Drop(_)) {
-            left = left.map(|n| n - 1);
-        }
-    }
-    Ok(())
 }
 
 /// A word as one segment of a URL's path.

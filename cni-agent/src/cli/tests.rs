@@ -5,7 +5,7 @@ use clap::CommandFactory;
 use super::*;
 use crate::api::{
     tests::{Fake, Served, event},
-    types::{DropCount, Drops},
+    types::{DropCount, DropEvent, Drops},
 };
 
 #[test]
@@ -100,6 +100,37 @@ async fn observe_ends_after_the_count() {
             tokio::task::yield_now().await;
         }
     }
+}
+
+#[tokio::test]
+async fn observe_shows_what_every_filter_takes_and_counts_that_alone() {
+    let fake = Fake { events: tokio::sync::broadcast::channel(8).0, ..Fake::default() };
+    let served = Served::new(fake.clone());
+    let arguments = ["observe", "--reason=short", "--reason=NoPod", "--pod=web", "--address=10.244.1.9", "--count=2"];
+    let of = |reason: &str, pod: Option<&str>, dst: &str| {
+        let (pod, dst) = (pod.map(str::to_owned), Some(dst.parse().unwrap()));
+        Arc::new(DropEvent { pod, dst, ..event(reason) })
+    };
+    let (text, ()) = tokio::join!(weft(&served, &arguments), async {
+        while fake.events.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        for event in [
+            of("Vlan", Some("default/web"), "10.244.1.9"),
+            of("Short", Some("other/web"), "10.244.1.9"),
+            of("Short", None, "10.244.1.9"),
+            of("Short", Some("default/web"), "10.244.1.8"),
+            of("Short", Some("default/web"), "10.244.1.9"),
+            of("NoPod", Some("default/web"), "10.244.1.9"),
+        ] {
+            fake.events.send(event).unwrap();
+        }
+    });
+    let text = text.unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(text.lines().all(|l| l.contains("default/web") && l.contains("10.244.1.9")), "{text}");
+    let wrong = Cli::try_parse_from(["weft", "observe", "--reason", "Nonsense"]).unwrap_err().to_string();
+    assert!(wrong.contains("NoPod"), "it names the reasons: {wrong}");
 }
 
 #[tokio::test]

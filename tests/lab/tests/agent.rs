@@ -60,7 +60,8 @@ fn weft_observe_names_pod_tuple_and_reason_of_a_drop() {
     let web = pod(&mut lab, "node-1", "web");
     let api = lab.node("node-1").unwrap().paths().api_socket();
     let mut weft = Command::new(lab.bin_dir().join("weft"))
-        .args(["observe", "--json", "--count", "1", "--timeout", "20", "--socket"])
+        .args(["observe", "--json", "--reason", "NoPod", "--pod", "web", "--address", "10.244.1.222"])
+        .args(["--count", "1", "--timeout", "20", "--socket"])
         .arg(&api)
         .stdout(Stdio::piped())
         .spawn()
