@@ -132,6 +132,11 @@ impl Ports {
         let ([a, b], [c, d]) = (src.bytes, dst.bytes);
         Self { word: u32::from_ne_bytes([a, b, c, d]) }
     }
+    /// From the word that [`raw`](Self::raw) gives.
+    #[inline(always)]
+    pub const fn of(word: u32) -> Self {
+        Self { word }
+    }
     /// The source port.
     #[inline(always)]
     pub fn src(self) -> Be16 {

@@ -7,7 +7,7 @@
 use crate::{
     drop::{COUNTERS, Count},
     event::{DropEvent, EventBudget},
-    maps::{Cidr, Config, Endpoint, Local, MAX_NODES, Remote, Tunnel},
+    maps::{Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, Local, MAX_NODES, Remote, Tunnel},
 };
 
 /// Kernel map types that we use; numbers of `enum bpf_map_type`.
@@ -91,6 +91,8 @@ pub const MAX_FLOWS: u32 = 131_072;
 pub const MAX_NEW_FLOWS: u32 = 16_384;
 /// Of a family's flows, those that one endpoint may hold.
 pub const MAX_HELD: u32 = MAX_FLOWS / 4;
+/// Endpoints that hold flows: those of a node, and some that are gone while their flows are not.
+pub const MAX_HOLDERS: u32 = 2 * MAX_ENDPOINTS;
 /// Bytes of the event ring: 4,096 events.
 pub const EVENT_BYTES: u32 = 262_144;
 /// Slots of the `schema` map.
@@ -161,6 +163,13 @@ maps! {
     EVENTS 15 Scratch "events_v1" RingBuf(0 => 0; EVENT_BYTES, 0) &[("event", 0, size_of::<DropEvent>())], "drop events for user space";
     BUDGET 16 Scratch "evbudget_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "drop events sent in the running second";
     ANSWERS 18 Scratch "answers_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "ICMP errors sent in the running second";
+    CT_CONFIG 20 Derived "ct_config_v1" Array(4 => size_of::<CtConfig>(); 1, 0) CtConfig::LAYOUT, "policy epoch, and how long flows without packets live";
+    CT4 21 State "ct4_v1" Hash(size_of::<CtKey4>() => size_of::<CtEntry>(); MAX_FLOWS, NO_PREALLOC) CtEntry::LAYOUT, "IPv4 flows that both ends have spoken in";
+    CT6 22 State "ct6_v1" Hash(size_of::<CtKey6>() => size_of::<CtEntry>(); MAX_FLOWS, NO_PREALLOC) CtEntry::LAYOUT, "IPv6 flows that both ends have spoken in";
+    CT_NEW4 23 State "ct_new4_v1" LruHash(size_of::<CtKey4>() => size_of::<CtEntry>(); MAX_NEW_FLOWS, 0) CtEntry::LAYOUT, "IPv4 flows that wait for the other end";
+    CT_NEW6 24 State "ct_new6_v1" LruHash(size_of::<CtKey6>() => size_of::<CtEntry>(); MAX_NEW_FLOWS, 0) CtEntry::LAYOUT, "IPv6 flows that wait for the other end";
+    CT_HELD4 25 State "ct_held4_v1" Hash(4 => 8; MAX_HOLDERS, NO_PREALLOC) &[("flows", 0, 8)], "endpoint id → IPv4 flows on its account";
+    CT_HELD6 26 State "ct_held6_v1" Hash(4 => 8; MAX_HOLDERS, NO_PREALLOC) &[("flows", 0, 8)], "endpoint id → IPv6 flows on its account";
     SCHEMA 17 Record "schema" Array(4 => 8; MAX_MAPS, 0) &[("fingerprint", 0, 8)], "fingerprint of each map's layout";
     LAYOUTS 19 Record "layouts" Hash(NAME_BYTES => RECORD_BYTES; MAX_LAYOUTS, NO_PREALLOC) &[("text", 0, RECORD_BYTES)], "name of a map → its fields";
 }

@@ -1,8 +1,10 @@
 //! What comes from other nodes: VXLAN in, decapsulated here or by the kernel's device.
-use cni_common::{maps::Config, net::Mac, wire::*};
+use cni_common::{drop::Point, maps::Config, net::Mac, wire::*};
 
 use crate::{
-    DropReason as D, Packet, Res, System, Tables, Verdict, ecn,
+    DropReason as D, Packet, Res, System, Tables, Verdict,
+    ct::{self, Ends, Flows},
+    ecn,
     family::{self, Family, L3, Outer, V4, V6},
     flow::{L4_WANT, way_to},
     packet::TunnelEnd,
@@ -56,13 +58,13 @@ fn netdev<U: Family, P: Packet, S: System + Tables<U>>(p: &mut P, s: &S, cfg: &C
 }
 
 #[inline(always)]
-fn tunnelled<U: Family, F: Family, P: Packet, S: System + Tables<U> + Tables<F>>(
+fn tunnelled<U: Family, F: Family, P: Packet, S: System + Tables<U> + Tables<F> + Flows<F>>(
     p: &mut P,
     s: &S,
     outer: &Outer<U>,
 ) -> Res<Verdict> {
     let at = ETH_LEN + (U::HEADER + TAIL) as usize;
-    let ip = family::parse::<F, P>(p, at, 0)?;
+    let ip = family::parse::<F, P>(p, at, L4_WANT)?;
     sent_by::<U, F, S>(s, &outer.src, &ip)?;
     // The kernel's tunnel GSO marks outlive our decapsulation, and a socket would take the packet for a tunnel's: what is not TCP
     // goes through the device. So does what is not for a pod here.
@@ -70,6 +72,8 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System + Tables<U> + Tables<F>>
         return Ok(Verdict::Pass);
     }
     let Some(l) = <S as Tables<F>>::local(s, &ip.dst) else { return Ok(Verdict::Pass) };
+    let ports = family::ports(p, &ip)?;
+    ct::track(p, s, Point::FromNetdev, at, &ip, ports, Ends { from: 0, to: l.id }, &ct::allow)?;
     let (outer_ecn, inner_ecn) = (ecn::bits(outer.tos), ecn::bits(ip.tos));
     if outer_ecn != ecn::NOT_ECT && outer_ecn != inner_ecn {
         ecn::carry::<F, P>(p, at, outer_ecn, inner_ecn)?;
@@ -114,7 +118,7 @@ pub fn from_overlay<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
 }
 
 #[inline(always)]
-fn overlay<F: Family, P: Packet, S: System + Tables<F>>(
+fn overlay<F: Family, P: Packet, S: System + Tables<F> + Flows<F>>(
     p: &mut P,
     s: &S,
     cfg: &Config,
@@ -126,6 +130,8 @@ fn overlay<F: Family, P: Packet, S: System + Tables<F>>(
         TunnelEnd::V6(a) => sent_by::<V6, F, S>(s, &a, &ip)?,
     }
     if let Some(l) = <S as Tables<F>>::local(s, &ip.dst) {
+        let ports = family::ports(p, &ip)?;
+        ct::track(p, s, Point::FromOverlay, ETH_LEN, &ip, ports, Ends { from: 0, to: l.id }, &ct::allow)?;
         p.for_this_host();
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));

@@ -26,16 +26,36 @@ pub struct L3<F: Family> {
 }
 
 /// Fragments: a later one has no ports, and ports of the first one must not decide where only the first one goes.
-#[repr(u64)]
+///
+/// Bits, and made without a branch: the verifier would walk all that follows once for each kind.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
-pub enum Part {
+pub struct Part {
+    bits: u32,
+}
+impl Part {
     /// Not a fragment.
-    Whole = 0,
-    /// The fragment with the L4 header.
-    First = 1,
-    /// Any other fragment.
-    Later = 2,
+    pub const WHOLE: Self = Self { bits: 0 };
+    const LATER: u32 = 2;
+    /// x
+    pub const FIRST_LATER: Self = Self { bits: 2 };
+
+    /// Of an offset in any unit, and whether more follow (0 or 1).
+    #[inline(always)]
+    fn new(offset: u32, more: u32) -> Self {
+        // 2 if the offset, of 16 bits at most, is not 0.
+        Self { bits: (offset + 0xffff) >> 15 & Self::LATER | more & 1 }
+    }
+    /// Not a fragment.
+    #[inline(always)]
+    pub fn is_whole(self) -> bool {
+        self.bits == 0
+    }
+    /// A fragment without the L4 header: any but the first.
+    #[inline(always)]
+    pub fn is_later(self) -> bool {
+        self.bits & Self::LATER != 0
+    }
 }
 
 /// An address family.
@@ -72,6 +92,8 @@ pub trait Family: Copy + 'static {
     fn is_multicast(a: &F4or6<Self>) -> bool;
     /// Mixes an address for the tunnel's source port.
     fn hash(a: &F4or6<Self>) -> u32;
+    /// Source and destination in the header at `off`.
+    fn addresses<P: Packet>(p: &P, off: usize) -> Res<(F4or6<Self>, F4or6<Self>)>;
     /// The key of a packet's flow, and whether its sender is the end that comes last in it.
     fn ct_key(src: &F4or6<Self>, dst: &F4or6<Self>, rest: ct::key::Rest) -> (Self::CtKey, bool);
     /// In the form that events have.
@@ -145,13 +167,7 @@ impl Family for V4 {
             return Err(D::BadHeader);
         }
         let frag = h.frag.to_host();
-        let part = if frag & 0x1fff != 0 {
-            Part::Later
-        } else if frag & 0x2000 != 0 {
-            Part::First
-        } else {
-            Part::Whole
-        };
+        let part = Part::new(u32::from(frag & 0x1fff), u32::from(frag >> 13));
         Ok(L3 { src: h.src, dst: h.dst, tos: u32::from(h.tos), proto: u32::from(h.proto), l4: off + ihl, part })
     }
     #[inline(always)]
@@ -196,6 +212,11 @@ impl Family for V4 {
     #[inline(always)]
     fn hash(a: &Ip4) -> u32 {
         a.raw()
+    }
+    #[inline(always)]
+    fn addresses<P: Packet>(p: &P, off: usize) -> Res<(Ip4, Ip4)> {
+        let h: Ipv4 = p.read(off)?;
+        Ok((h.src, h.dst))
     }
     #[inline(always)]
     fn ct_key(src: &Ip4, dst: &Ip4, rest: ct::key::Rest) -> (CtKey4, bool) {
@@ -286,7 +307,7 @@ impl Family for V6 {
         }
         let l4 = off + size_of::<Ipv6>();
         let (proto, l4, part) = match h.next {
-            TCP | UDP | ICMP6 => (u32::from(h.next), l4, Part::Whole),
+            TCP | UDP | ICMP6 => (u32::from(h.next), l4, Part::WHOLE),
             _ => after_extensions(p, h.next, l4)?.split(),
         };
         Ok(L3 { src: h.src, dst: h.dst, tos: traffic_class(&h), proto, l4, part })
@@ -336,6 +357,11 @@ impl Family for V6 {
         let [x, y] = a.raw();
         let z = x ^ y;
         (z ^ (z >> 32)) as u32
+    }
+    #[inline(always)]
+    fn addresses<P: Packet>(p: &P, off: usize) -> Res<(Ip6, Ip6)> {
+        let h: Ipv6 = p.read(off)?;
+        Ok((h.src, h.dst))
     }
     #[inline(always)]
     fn ct_key(src: &Ip6, dst: &Ip6, rest: ct::key::Rest) -> (CtKey6, bool) {
@@ -431,11 +457,7 @@ impl Upper {
     }
     #[inline(always)]
     fn split(self) -> (u32, usize, Part) {
-        let part = match (self.packed >> 32) & 3 {
-            0 => Part::Whole,
-            1 => Part::First,
-            _ => Part::Later,
-        };
+        let part = Part { bits: ((self.packed >> 32) & 3) as u32 };
         // Before 6.12 the verifier learns no packet range from a mask of 16 bits.
         ((self.packed & 0xff) as u32, ((self.packed >> 8) & 0x3fff) as usize, part)
     }
@@ -497,11 +519,23 @@ pub fn parse<F: Family, P: Packet>(p: &mut P, off: usize, want: u32) -> Res<L3<F
 /// The ports, where the protocol has some and this part of the datagram holds them.
 #[inline(always)]
 pub fn ports<F: Family, P: Packet>(p: &P, ip: &L3<F>) -> Res<Ports> {
+    let read = read_ports(p, ip.proto | (ip.l4 as u32) << 8 | ip.part.bits << 24);
+    if read == CUT { Err(D::Short) } else { Ok(Ports::of(read as u32)) }
+}
+
+/// No ports: the frame ends before.
+const CUT: u64 = 1 << 32;
+
+/// Out of line and with all it needs in one register, so that its caller has not branched by protocol: the verifier would walk all that
+/// follows once for each.
+#[inline(never)]
+fn read_ports<P: Packet>(p: &P, packed: u32) -> u64 {
     const TCP_: u32 = TCP as u32;
     const UDP_: u32 = UDP as u32;
     const SCTP_: u32 = SCTP as u32;
-    match ip.proto {
-        TCP_ | UDP_ | SCTP_ if ip.part != Part::Later => p.read(ip.l4),
-        _ => Ok(Ports::NONE),
+    let (proto, l4, part) = (packed & 0xff, (packed >> 8 & 0x3fff) as usize, Part { bits: packed >> 24 });
+    match proto {
+        TCP_ | UDP_ | SCTP_ if !part.is_later() => p.read::<Ports>(l4).map_or(CUT, |ports| ports.raw().into()),
+        _ => 0,
     }
 }

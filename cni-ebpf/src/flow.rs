@@ -1,5 +1,6 @@
 //! What pods and the node's own stack send.
 use cni_common::{
+    drop::Point,
     maps::{Config, Endpoint, NODE_SELF, OWN_ANNOUNCED, REMOTE_NODE},
     net::{Mac, Ports},
     wire::*,
@@ -7,8 +8,9 @@ use cni_common::{
 
 use crate::{
     DropReason as D, Env, Packet, Res, System, Tables, Verdict,
+    ct::{self, CtEnv, Ends, Flows},
     encap::{self, Inner},
-    family::{self, Family, L3, Part, V4, V6},
+    family::{self, Family, L3, V4, V6},
     neigh,
 };
 
@@ -47,7 +49,12 @@ fn same_mac(a: &Mac, b: &Mac) -> bool {
 }
 
 #[inline(always)]
-fn pod<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config, ep: &Endpoint) -> Res<Verdict> {
+fn pod<F: Family, P: Packet, S: Env + CtEnv + Tables<F> + Flows<F>>(
+    p: &mut P,
+    s: &S,
+    cfg: &Config,
+    ep: &Endpoint,
+) -> Res<Verdict> {
     let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     if !F::is_source(ep, &ip.src) {
         return Err(D::SourceAddress);
@@ -58,32 +65,42 @@ fn pod<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config,
     let ports = family::ports(p, &ip)?;
     // Two hashes know addresses, and a miss costs nearly what a hit does: the likelier one is asked first.
     let far = if F::is_probably_here(cfg, &ip.dst) { None } else { s.remote(&ip.dst) };
-    if far.is_none()
-        && let Some(l) = s.local(&ip.dst)
-    {
+    let near = if far.is_none() { s.local(&ip.dst) } else { None };
+    let node = if near.is_some() {
+        NODE_SELF
+    } else {
+        let to_tunnel_port =
+            ip.proto == u32::from(UDP) && ports.dst().raw() == cfg.tunnel_port.raw() && !ip.part.is_later();
+        let way = match far {
+            Some(r) => Some((r.node, r.flags)),
+            None => s.cidr(&ip.dst).map(|c| (c.node, 0)),
+        };
+        match way {
+            Some((_, flags)) if to_tunnel_port && flags & REMOTE_NODE != 0 => return Err(D::TunnelPort),
+            Some((NODE_SELF, _)) => return Err(D::NoPod),
+            Some((node, _)) => node,
+            None if to_tunnel_port && s.own(&ip.dst) != 0 => return Err(D::TunnelPort),
+            None if F::is_unroutable(&ip.dst) => return neigh::unroutable::<F, P>(p, ep),
+            None => NO_NODE,
+        }
+    };
+    // One call: the verifier walks it anew for each.
+    let to = near.map_or(0, |l| l.id);
+    ct::track(p, s, Point::FromPod, ETH_LEN, &ip, ports, Ends { from: ep.id, to }, &ct::allow)?;
+    if let Some(l) = near {
         F::dec_ttl(p, ETH_LEN)?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));
     }
-    let to_tunnel_port =
-        ip.proto == u32::from(UDP) && ports.dst().raw() == cfg.tunnel_port.raw() && ip.part != Part::Later;
-    let way = match far {
-        Some(r) => Some((r.node, r.flags)),
-        None => s.cidr(&ip.dst).map(|c| (c.node, 0)),
-    };
-    let node = match way {
-        Some((_, flags)) if to_tunnel_port && flags & REMOTE_NODE != 0 => return Err(D::TunnelPort),
-        Some((node, _)) => node,
-        None if to_tunnel_port && s.own(&ip.dst) != 0 => return Err(D::TunnelPort),
-        None if F::is_unroutable(&ip.dst) => return neigh::unroutable::<F, P>(p, ep),
-        None => return to_stack(p),
-    };
-    if node == NODE_SELF {
-        return Err(D::NoPod);
+    if node == NO_NODE {
+        return to_stack(p);
     }
     F::dec_ttl(p, ETH_LEN)?;
     encap::to_node(p, s, cfg, node, &inner(&ip, ports, ep.vni))
 }
+
+/// No node's number: what is outside of the cluster.
+const NO_NODE: u32 = u32::MAX;
 
 /// Into the stack, which takes only what has its device's MAC.
 #[inline(always)]
@@ -112,10 +129,11 @@ pub fn from_host<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
 }
 
 #[inline(always)]
-fn host<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
+fn host<F: Family, P: Packet, S: Env + CtEnv + Tables<F> + Flows<F>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
     let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     let ports = family::ports(p, &ip)?;
     if let Some(l) = s.local(&ip.dst) {
+        ct::track(p, s, Point::FromHost, ETH_LEN, &ip, ports, Ends { from: 0, to: l.id }, &ct::allow)?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         p.for_this_host();
         return Ok(Verdict::Peer(l.ifindex));
@@ -149,7 +167,7 @@ pub(crate) fn way_to<F: Family, S: Tables<F>>(s: &S, a: &F::Addr) -> Option<(u32
 #[inline(always)]
 fn inner<F: Family>(ip: &L3<F>, ports: Ports, vni: u32) -> Inner {
     // Parts of one datagram must not overtake each other on ways that their ports chose.
-    let ports = if ip.part == Part::Whole { ports } else { Ports::NONE };
+    let ports = if ip.part.is_whole() { ports } else { Ports::NONE };
     Inner {
         hash: encap::flow_hash(F::hash(&ip.src), F::hash(&ip.dst), ports.raw() ^ ip.proto),
         vni,

@@ -7,7 +7,7 @@ use cni_common::{drop::Point, maps::Tunnel, net::Mac, wire::*};
 
 use crate::{
     DropReason as D, Env, Packet, Res, System, Tables, Verdict,
-    family::{Family, Part, V4, V6},
+    family::{Family, V4, V6},
     flow::way_to,
 };
 
@@ -80,7 +80,7 @@ fn turn<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, point: u32, 
     let cfg = s.config()?;
     let ip = F::l3(p, ETH_LEN).ok()?;
     // An error about an error would have no end; a later fragment says not of which flow it is.
-    if ip.part == Part::Later || F::is_icmp_error(p, &ip) {
+    if ip.part.is_later() || F::is_icmp_error(p, &ip) {
         return None;
     }
     let mtu = match about {

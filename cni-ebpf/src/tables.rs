@@ -1,7 +1,10 @@
 //! What the logic asks of maps and helpers.
 use cni_common::maps::{Cidr, Config, Endpoint, Local, Remote, Tunnel};
 
-use crate::family::{Family, V4, V6};
+use crate::{
+    ct::{CtEnv, Flows},
+    family::{Family, V4, V6},
+};
 
 /// What does not depend on the address family.
 pub trait Env {
@@ -30,5 +33,5 @@ pub trait Tables<F: Family> {
 }
 
 /// All a datapath function may ask for.
-pub trait System: Env + Tables<V4> + Tables<V6> {}
-impl<T: Env + Tables<V4> + Tables<V6>> System for T {}
+pub trait System: Env + CtEnv + Tables<V4> + Tables<V6> + Flows<V4> + Flows<V6> {}
+impl<T: Env + CtEnv + Tables<V4> + Tables<V6> + Flows<V4> + Flows<V6>> System for T {}

@@ -10,6 +10,7 @@ use cni_common::{
     net::{Be16, Ip4, Ip6, Mac},
     schema::{self, MapSpec},
 };
+use cni_ebpf::ct::lifetime;
 use ipnet::IpNet;
 
 use super::{Entry, EntryKey, Facts, NodeNumbers, TooManyNodes};
@@ -17,6 +18,9 @@ use crate::{
     identity,
     tables::{Contents, Endpoint, Node, Pod},
 };
+
+/// There are no policies that could change.
+const POLICY_EPOCH: u32 = 1;
 
 fn entry<V: Plain>(map: &MapSpec, key: Vec<u8>, value: &V) -> Entry {
     debug_assert_eq!((key.len(), size_of::<V>()), (map.key_size as usize, map.value_size as usize), "{}", map.name);
@@ -74,6 +78,7 @@ pub(super) fn own_node(node: &Node, facts: &Facts) -> Vec<Entry> {
         Some(IpAddr::V6(a)) => config.tunnel6 = a.into(),
         None => {}
     }
+    all.push(entry(&schema::CT_CONFIG, 0_u32.to_ne_bytes().to_vec(), &lifetime::config(POLICY_EPOCH, facts.hz)));
     all.push(entry(&schema::CONFIG, 0_u32.to_ne_bytes().to_vec(), &config));
     all
 }

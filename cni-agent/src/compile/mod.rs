@@ -50,7 +50,8 @@ pub struct Facts {
 
 /// Maps in the order in which entries are written; they are deleted in the opposite one. What an entry refers to is there before it,
 /// and the entry that lets a pod's traffic flow comes last and goes first.
-const ORDER: [&MapSpec; 13] = [
+const ORDER: [&MapSpec; 14] = [
+    &schema::CT_CONFIG,
     &schema::TUNNELS,
     &schema::NODES4,
     &schema::NODES6,

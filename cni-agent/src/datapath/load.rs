@@ -345,7 +345,12 @@ fn open(ebpf: &Ebpf, spec: &MapSpec) -> Result<RawMap, LoadError> {
 
 fn data(map: &Map) -> Option<&MapData> {
     match map {
-        Map::Array(m) | Map::HashMap(m) | Map::LpmTrie(m) | Map::PerCpuArray(m) | Map::RingBuf(m) => Some(m),
+        Map::Array(m)
+        | Map::HashMap(m)
+        | Map::LruHashMap(m)
+        | Map::LpmTrie(m)
+        | Map::PerCpuArray(m)
+        | Map::RingBuf(m) => Some(m),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@ use bytemuck::Pod;
 use cni_common::{
     drop::{DropReason, Outcome, Point, SLOTS},
     event::EventBudget,
-    maps::{Cidr, Config, Endpoint, Local, Remote, Tunnel},
+    maps::{Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, Local, Remote, Tunnel},
     schema::{self, MapSpec, MapType},
 };
 use serde::Serialize;
@@ -23,7 +23,10 @@ pub fn key(spec: &MapSpec, key: &[u8]) -> Value {
             json!(format!("{}/{}", address_text(address), u32::from_ne_bytes([*a, *b, *c, *d])))
         }
         (_, bytes) if spec.id == schema::LAYOUTS.id => text(bytes),
-        (MapType::Hash, bytes) if spec.id != schema::ENDPOINTS.id => json!(address_text(bytes)),
+        (_, bytes) if is_flows(spec, schema::CT4, schema::CT_NEW4) => fields::<CtKey4>(bytes),
+        (_, bytes) if is_flows(spec, schema::CT6, schema::CT_NEW6) => fields::<CtKey6>(bytes),
+        (MapType::Hash, [_, _, _, _]) if by_number(spec) => number(key).map_or(Value::Null, |n| json!(n)),
+        (MapType::Hash, bytes) => json!(address_text(bytes)),
         (_, bytes) => number(bytes).map_or_else(|| hex(bytes), |n| json!(n)),
     }
 }
@@ -36,6 +39,10 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
         id if id == schema::LOCAL4.id || id == schema::LOCAL6.id => fields::<Local>(bytes),
         id if id == schema::REMOTE4.id || id == schema::REMOTE6.id => fields::<Remote>(bytes),
         id if id == schema::CIDR4.id || id == schema::CIDR6.id => fields::<Cidr>(bytes),
+        id if id == schema::CT_CONFIG.id => fields::<CtConfig>(bytes),
+        _ if is_flows(spec, schema::CT4, schema::CT_NEW4) || is_flows(spec, schema::CT6, schema::CT_NEW6) => {
+            fields::<CtEntry>(bytes)
+        }
         id if id == schema::TUNNELS.id => fields::<Tunnel>(bytes),
         id if id == schema::COUNTS.id => json!(counters::sum(bytes)),
         id if id == schema::LAYOUTS.id => text(bytes),
@@ -45,6 +52,15 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
         }
         _ => number(bytes).map_or_else(|| hex(bytes), |n| json!(n)),
     }
+}
+
+fn is_flows(spec: &MapSpec, settled: MapSpec, new: MapSpec) -> bool {
+    [settled.id, new.id].contains(&spec.id)
+}
+
+/// Hash maps whose key is no address.
+fn by_number(spec: &MapSpec) -> bool {
+    [schema::ENDPOINTS.id, schema::CT_HELD4.id, schema::CT_HELD6.id].contains(&spec.id)
 }
 
 fn text(padded: &[u8]) -> Value {

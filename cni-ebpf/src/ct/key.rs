@@ -3,7 +3,7 @@
 //! Ends are ordered by (address, port) as native words. The order means nothing, it only has to be one; keys are made of whole words, as two
 //! narrow stores that are read back as one word stall the CPU. All machines that BPF is built for here have the low byte first.
 use cni_common::{
-    maps::{CtKey4, CtKey6},
+    maps::{CT_HI_ASKS, CT_LO_ASKS, CtKey4, CtKey6},
     net::{Ip4, Ip6, Ports},
 };
 
@@ -19,29 +19,40 @@ pub struct Rest {
     pub asker: Asker,
 }
 
-/// Who sends the echo requests of the flow.
-#[repr(u64)]
+/// Who sends the echo requests of the flow. A number, and no branch is made of it: the verifier would walk all that follows once for each.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
-pub enum Asker {
-    /// No echo.
-    None = 0,
-    /// The sender of this packet, which is a request.
-    Sender = 1,
-    /// The receiver of this packet, which is a reply.
-    Receiver = 2,
+pub struct Asker {
+    code: u32,
 }
+impl Asker {
+    /// No echo.
+    pub const NONE: Self = Self { code: 0 };
+    /// The sender of this packet, which is a request.
+    pub const SENDER: Self = Self { code: 1 };
+    /// The receiver of this packet, which is a reply.
+    pub const RECEIVER: Self = Self { code: 2 };
+
+    /// From the number that [`code`](Self::code) gives.
+    #[inline(always)]
+    pub const fn of(code: u32) -> Self {
+        Self { code }
+    }
+    /// As a number of two bits.
+    #[inline(always)]
+    pub const fn code(self) -> u32 {
+        self.code
+    }
+}
+const _: () = assert!(CT_LO_ASKS == 1 && CT_HI_ASKS == 2, "what `word` makes of a sender that comes first, and last");
 
 impl Rest {
     /// Protocol and asker as the key has them, in one word; the asker by its place in the order.
     #[inline(always)]
     fn word(self, from_hi: bool) -> u32 {
-        let asks = match (self.asker, from_hi) {
-            (Asker::None, _) => 0,
-            (Asker::Sender, false) | (Asker::Receiver, true) => u32::from(cni_common::maps::CT_LO_ASKS),
-            _ => u32::from(cni_common::maps::CT_HI_ASKS),
-        };
-        self.proto & 0xff | asks << 8
+        let asker = self.asker.code();
+        let is_echo = (asker | asker >> 1) & 1;
+        self.proto & 0xff | (asker ^ is_echo * 3 * u32::from(from_hi)) << 8
     }
 }
 

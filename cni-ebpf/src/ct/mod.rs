@@ -30,5 +30,5 @@ mod tests;
 pub mod track;
 
 pub use entry::Flow;
-pub use table::{CtEnv, Direction, Ends, Flows, Judged, Promotion};
-pub use track::track;
+pub use table::{CtEnv, Direction, Ends, Flows, Judged, Promotion, allow};
+pub use track::{apart, track};

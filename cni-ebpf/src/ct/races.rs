@@ -14,7 +14,7 @@ use cni_common::{maps::CT_HI_OPENED, net::Ports, wire::TCP};
 
 const NOW: u64 = 1 << 33;
 const NEEDED: u64 = 3 << 32;
-const REST: Rest = Rest { ports: Ports::NONE, proto: TCP as u32, asker: Asker::None };
+const REST: Rest = Rest { ports: Ports::NONE, proto: TCP as u32, asker: Asker::NONE };
 
 /// An entry in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

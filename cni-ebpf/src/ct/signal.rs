@@ -7,8 +7,8 @@ use cni_common::{
 
 use super::key::{Asker, Rest};
 use crate::{
-    Packet, Res,
-    family::{Family, L3, Part},
+    DropReason as D, Packet, Res,
+    family::{Family, L3},
 };
 
 /// It opens: TCP SYN without ACK, SCTP INIT.
@@ -54,20 +54,47 @@ pub struct Signal {
 /// another flow or about none.
 #[inline(always)]
 pub fn read<F: Family, P: Packet>(p: &mut P, ip: &L3<F>, ports: Ports) -> Res<Option<Signal>> {
+    if ip.part.is_later() {
+        return Ok(None);
+    }
+    let heard = hear(p, ip.proto | (ip.l4 as u32) << 8, ports);
+    let said = (heard & 0xff) as u32;
+    if said == 0 {
+        return if heard == CUT { Err(D::Short) } else { Ok(None) };
+    }
+    let asker = Asker::of((heard >> 8 & 3) as u32);
+    let rest = Rest { ports: Ports::of((heard >> 32) as u32), proto: (heard >> 16 & 0xff) as u32, asker };
+    Ok(Some(Signal { said, rest }))
+}
+
+/// The frame ends inside what must be read.
+const CUT: u64 = 1 << 8;
+/// Of no flow.
+const NOTHING: u64 = 0;
+
+/// What is said, asker, protocol and ports, in one register from the lowest byte up, or [`CUT`] or [`NOTHING`].
+///
+/// Out of line, with all it needs packed and unpacked: where the caller branched by protocol, or looked at the very register that this function
+/// branches by, the verifier would walk all that follows once for each protocol.
+#[inline(always)]
+fn hear<P: Packet>(p: &mut P, proto_and_l4: u32, ports: Ports) -> u64 {
     const TCP_: u32 = TCP as u32;
     const SCTP_: u32 = SCTP as u32;
     const ICMP_: u32 = ICMP as u32;
     const ICMP6_: u32 = ICMP6 as u32;
-    if ip.part == Part::Later {
-        return Ok(None);
-    }
-    let said = match ip.proto {
-        TCP_ => tcp(p, ip.l4)?,
-        SCTP_ => sctp(p, ip.l4)?,
-        ICMP_ | ICMP6_ => return echo(p, ip.proto, ip.l4),
-        _ => DATA,
+    let (proto, l4) = (proto_and_l4 & 0xff, (proto_and_l4 >> 8 & 0x3fff) as usize);
+    let said = match proto {
+        TCP_ => tcp(p, l4),
+        SCTP_ => sctp(p, l4),
+        ICMP_ | ICMP6_ => return echo(p, proto, l4).unwrap_or(CUT),
+        _ => Ok(DATA),
     };
-    Ok(Some(Signal { said, rest: Rest { ports, proto: ip.proto, asker: Asker::None } }))
+    said.map_or(CUT, |said| heard(said, Asker::NONE, proto, ports))
+}
+
+#[inline(always)]
+fn heard(said: u32, asker: Asker, proto: u32, ports: Ports) -> u64 {
+    u64::from(said) | u64::from(asker.code()) << 8 | u64::from(proto) << 16 | u64::from(ports.raw()) << 32
 }
 
 /// The byte at `off`, pulled if it is not linear.
@@ -85,18 +112,35 @@ fn tcp<P: Packet>(p: &mut P, l4: usize) -> Res<u32> {
     Ok(of_flags(byte(p, l4 + FLAGS_AT)?))
 }
 
-/// Of TCP's flags.
+/// What each combination of ACK, RST, SYN and FIN says, RST apart: 4 bits each, FIN being the lowest bit of the index.
+const BY_FLAGS: u64 = {
+    let (mut table, mut i) = (0, 0);
+    while i < 16 {
+        let (fin, syn, rst, ack) = (i & 1 != 0, i & 2 != 0, i & 4 != 0, i & 8 != 0);
+        let said = if rst {
+            0
+        } else if syn {
+            if ack { ANSWER } else { OPEN }
+        } else if fin {
+            END | DATA
+        } else {
+            DATA
+        };
+        table |= (said as u64) << (4 * i);
+        i += 1;
+    }
+    table
+};
+const _: () =
+    assert!(DATA >> 1 == ANSWER && icmp::ECHO == 8 && icmp::ECHO_REPLY == 0 && icmp6::ECHO_REPLY == icmp6::ECHO + 1);
+const _: () = assert!(FIN == 1 && SYN == 2 && RST == 4 && ACK == 16 && RESET == 4 * RST as u32);
+
+/// Of TCP's flags. Without a branch: the verifier would walk all that follows once for each outcome.
 #[inline(always)]
 pub fn of_flags(flags: u8) -> u32 {
-    if flags & RST != 0 {
-        RESET
-    } else if flags & SYN != 0 {
-        if flags & ACK == 0 { OPEN } else { ANSWER }
-    } else if flags & FIN != 0 {
-        END | DATA
-    } else {
-        DATA
-    }
+    let flags = u32::from(flags);
+    let index = flags & u32::from(FIN | SYN | RST) | (flags & u32::from(ACK)) >> 1;
+    (BY_FLAGS >> (4 * index)) as u32 & 0xf | (flags & u32::from(RST)) << 2
 }
 
 #[inline(always)]
@@ -108,28 +152,48 @@ fn sctp<P: Packet>(p: &mut P, l4: usize) -> Res<u32> {
     Ok(of_chunk(byte(p, l4 + CHUNK_AT)?))
 }
 
-/// Of the type of SCTP's first chunk; those that matter here travel alone or first (RFC 9260 section 6.10).
+/// What each of the first 16 chunk types says, ABORT apart: 4 bits each.
+const BY_CHUNK: u64 = {
+    let (mut table, mut kind) = (0, 0);
+    while kind < 16 {
+        let said = match kind {
+            INIT => OPEN,
+            INIT_ACK => ANSWER,
+            ABORT => 0,
+            SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE => END | DATA,
+            _ => DATA,
+        };
+        table |= (said as u64) << (4 * kind);
+        kind += 1;
+    }
+    table
+};
+
+/// Of the type of SCTP's first chunk; those that matter here travel alone or first (RFC 9260 section 6.10). Without a branch, as
+/// [`of_flags`].
 #[inline(always)]
 pub fn of_chunk(kind: u8) -> u32 {
-    match kind {
-        INIT => OPEN,
-        INIT_ACK => ANSWER,
-        ABORT => RESET,
-        SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE => END | DATA,
-        _ => DATA,
-    }
+    let kind = u32::from(kind);
+    // 0, which is data, for all that are above.
+    let index = kind & 15 & ((kind >> 4) + 15 >> 4).wrapping_sub(1);
+    let abort = (1 << ABORT >> index) & 1;
+    (BY_CHUNK >> (4 * index)) as u32 & 0xf | abort * RESET
 }
 
 #[inline(always)]
-fn echo<P: Packet>(p: &mut P, proto: u32, l4: usize) -> Res<Option<Signal>> {
-    let kind = byte(p, l4)?;
-    let (request, reply) =
-        if proto == u32::from(ICMP) { (icmp::ECHO, icmp::ECHO_REPLY) } else { (icmp6::ECHO, icmp6::ECHO_REPLY) };
-    if kind != request && kind != reply {
-        return Ok(None);
+fn echo<P: Packet>(p: &mut P, proto: u32, l4: usize) -> Res<u64> {
+    let kind = u32::from(byte(p, l4)?);
+    // Types that differ by one bit: 8 and 0, 128 and 129.
+    let (is_echo, is_reply) = if proto == u32::from(ICMP) {
+        (kind & !u32::from(icmp::ECHO) == 0, !kind >> 3 & 1)
+    } else {
+        (kind & !1 == u32::from(icmp6::ECHO), kind & 1)
+    };
+    if !is_echo {
+        return Ok(NOTHING);
     }
     p.linear((l4 + size_of::<Icmp>()) as u32);
     let id: Be16 = p.read(l4 + 4)?;
-    let (said, asker) = if kind == request { (DATA, Asker::Sender) } else { (ANSWER, Asker::Receiver) };
-    Ok(Some(Signal { said, rest: Rest { ports: Ports::new(id, id), proto, asker } }))
+    let (said, asker) = (DATA >> is_reply, Asker::of(1 + is_reply));
+    Ok(heard(said, asker, proto, Ports::new(id, id)))
 }

@@ -73,3 +73,9 @@ pub trait Flows<F: Family> {
 
 /// What a judge answers: `Ok` when every end on this node allows the flow.
 pub type Judged = Result<(), DropReason>;
+
+/// The judge while there are no policies.
+#[inline(always)]
+pub fn allow(_: Direction) -> Judged {
+    Ok(())
+}

@@ -583,7 +583,7 @@ proptest! {
     ) {
         use cni_common::net::{Ip4, Ip6};
         let (a, b, c, d) = (Ip4::new(a), Ip4::new(b), Ip6::new(c), Ip6::new(d));
-        let (there, back) = (rest((x, y), proto, Asker::None), rest((y, x), proto, Asker::None));
+        let (there, back) = (rest((x, y), proto, Asker::NONE), rest((y, x), proto, Asker::NONE));
         let ((k, k_hi), (l, l_hi)) = (key::of4(&a, &b, there), key::of4(&b, &a, back));
         prop_assert_eq!(k, l);
         prop_assert!(k_hi != l_hi || (a, x) == (b, y));
@@ -597,13 +597,13 @@ proptest! {
         prop_assert_eq!(first, (c, Be16::from_host(x), d, Be16::from_host(y)));
         prop_assert_eq!((k.proto, k.asks, k.pad), (proto, 0, 0));
         if other != x {
-            prop_assert_ne!(key::of4(&a, &b, rest((other, y), proto, Asker::None)).0, key::of4(&a, &b, there).0);
+            prop_assert_ne!(key::of4(&a, &b, rest((other, y), proto, Asker::NONE)).0, key::of4(&a, &b, there).0);
         }
-        prop_assert_ne!(key::of6(&c, &d, rest((x, y), !proto, Asker::None)).0, key::of6(&c, &d, there).0);
+        prop_assert_ne!(key::of6(&c, &d, rest((x, y), !proto, Asker::NONE)).0, key::of6(&c, &d, there).0);
         // Requests of the one and replies of the other are one flow, requests of both are two.
         let asks = |src: &Ip4, dst: &Ip4, asker| key::of4(src, dst, rest((x, x), 1, asker)).0;
-        prop_assert_eq!(asks(&a, &b, Asker::Sender), asks(&b, &a, Asker::Receiver));
-        prop_assert!(a == b || asks(&a, &b, Asker::Sender) != asks(&b, &a, Asker::Sender));
+        prop_assert_eq!(asks(&a, &b, Asker::SENDER), asks(&b, &a, Asker::RECEIVER));
+        prop_assert!(a == b || asks(&a, &b, Asker::SENDER) != asks(&b, &a, Asker::SENDER));
     }
 
     #[test]
@@ -661,5 +661,28 @@ proptest! {
             let lo_is_server = p.flow().verdicts & CT_HI_OPENED != 0;
             prop_assert_eq!(lo_is_server, p.flow().hi_sent != 0);
         }
+    }
+}
+
+#[test]
+fn flags_and_chunks_say_what_their_names_say() {
+    use super::signal::{ANSWER, DATA, END, OPEN, RESET, of_chunk, of_flags};
+    for flags in 0..=255_u8 {
+        let want = match (flags & RST != 0, flags & SYN != 0, flags & ACK != 0, flags & 1 != 0) {
+            (true, ..) => RESET,
+            (_, true, false, _) => OPEN,
+            (_, true, true, _) => ANSWER,
+            (.., true) => END | DATA,
+            _ => DATA,
+        };
+        assert_eq!(of_flags(flags), want, "{flags:#x}");
+        let want = match flags {
+            1 => OPEN,
+            2 => ANSWER,
+            6 => RESET,
+            7 | 8 | 14 => END | DATA,
+            _ => DATA,
+        };
+        assert_eq!(of_chunk(flags), want, "chunk {flags}");
     }
 }

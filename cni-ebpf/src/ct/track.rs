@@ -38,15 +38,53 @@ pub struct Seen<F: Family> {
 /// # Errors
 /// The reason that `judge` gives, or [`Short`](crate::DropReason::Short).
 #[inline(always)]
-pub fn track<F, P, S, J>(p: &mut P, s: &S, point: Point, ip: &L3<F>, ports: Ports, ends: Ends, judge: &J) -> Res<()>
+pub fn track<F, P, S, J>(p: &mut P, s: &S, point: Point, at: usize, ip: &L3<F>, ports: Ports, ends: Ends, judge: &J) -> Res<()>
 where
     F: Family,
     P: Packet,
     S: CtEnv + Flows<F>,
     J: Fn(Direction) -> Judged,
 {
-    let Some(signal) = signal::read(p, ip, ports)? else { return Ok(()) };
+    let _ = (judge, s);
+    let what = u64::from(ip.proto) | u64::from(ip.part.is_later()) << 8 | (ip.l4 as u64) << 16 | (point as u64) << 32 | (at as u64) << 40;
+    if p.track(F::NUMBER, what, ports.raw(), ends.from, ends.to) == 0 { Ok(()) } else { Err(crate::DropReason::Short) }
+}
+
+/// Apart, for a global function, which gets numbers only and reads the addresses once more.
+#[inline(always)]
+pub fn apart<F, P, S, J>(p: &mut P, s: &S, what: u64, ports: u32, ends: Ends, judge: &J) -> Res<()>
+where
+    F: Family,
+    P: Packet,
+    S: CtEnv + Flows<F>,
+    J: Fn(Direction) -> Judged,
+{
+    let part = if what >> 8 & 1 != 0 { crate::family::Part::FIRST_LATER } else { crate::family::Part::WHOLE };
+    let (src, dst) = F::addresses(p, (what >> 40 & 0xff) as usize)?;
+    let ip = L3::<F> { src, dst, tos: 0, proto: what as u32 & 0xff, l4: (what >> 16 & 0x3fff) as usize, part };
+    let point = if what >> 32 & 0xff == Point::FromPod as u64 { Point::FromPod } else if what >> 32 & 0xff == Point::FromHost as u64 { Point::FromHost } else { Point::FromNetdev };
+    find(p, s, &ip, &Beside { ports: Ports::of(ports), ends, point }, judge)
+}
+
+/// What a packet's header does not say.
+struct Beside {
+    ports: Ports,
+    ends: Ends,
+    point: Point,
+}
+
+/// Out of line, so that nothing of it is left where it was called: the verifier would walk all that follows once for each way through here.
+#[inline(always)]
+fn find<F, P, S, J>(p: &mut P, s: &S, ip: &L3<F>, beside: &Beside, judge: &J) -> Res<()>
+where
+    F: Family,
+    P: Packet,
+    S: CtEnv + Flows<F>,
+    J: Fn(Direction) -> Judged,
+{
+    let Some(signal) = signal::read(p, ip, beside.ports)? else { return Ok(()) };
     let (key, from_hi) = F::ct_key(&ip.src, &ip.dst, signal.rest);
+    let (ends, point) = (beside.ends, beside.point);
     let seen = Seen { key, rest: signal.rest, said: signal.said, ends, from_hi, point };
     let found = s.flow(&seen.key);
     if let Some(flow) = found
@@ -74,8 +112,8 @@ fn is_unchanged<F: Family>(flow: &Flow, cfg: &CtConfig, now: u64, seen: &Seen<F>
     news == 0 && is_judged(flow.verdicts.get(), cfg.epoch, needed(seen)) && is_within(now, flow.seen.get(), cfg.second)
 }
 
-/// A packet that changes something. Out of line, once for each family.
-#[inline(never)]
+/// A packet that changes something.
+#[inline(always)]
 fn turn<F, S, J>(s: &S, found: Option<&Flow>, seen: &Seen<F>, judge: &J) -> Res<()>
 where
     F: Family,

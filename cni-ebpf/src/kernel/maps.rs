@@ -1,16 +1,16 @@
 //! The maps. Names, sizes and flags are those of `cni_common::schema`, which the agent compares before it loads.
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use cni_common::{
     drop::{COUNTERS, Count},
     event::{DropEvent, EventBudget},
-    maps::{Cidr, Config, Endpoint, Local, MAX_NODES, Remote, Tunnel},
+    maps::{Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, Local, MAX_NODES, Remote, Tunnel},
     net::{Ip4, Ip6},
     schema::{
-        EVENT_BYTES, MAX_CIDRS, MAX_ENDPOINTS, MAX_LAYOUTS, MAX_MAPS, MAX_OWN, MAX_REMOTES, NAME_BYTES, NO_PREALLOC,
-        RECORD_BYTES,
+        EVENT_BYTES, MAX_CIDRS, MAX_ENDPOINTS, MAX_FLOWS, MAX_HOLDERS, MAX_LAYOUTS, MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN,
+        MAX_REMOTES, NAME_BYTES, NO_PREALLOC, RECORD_BYTES,
     },
 };
 
@@ -19,6 +19,9 @@ const REMOTE_SLOTS: usize = MAX_REMOTES as usize;
 const CIDR_SLOTS: usize = MAX_CIDRS as usize;
 const NODE_SLOTS: usize = MAX_NODES as usize;
 const OWN_SLOTS: usize = MAX_OWN as usize;
+const FLOW_SLOTS: usize = MAX_FLOWS as usize;
+const NEW_FLOW_SLOTS: usize = MAX_NEW_FLOWS as usize;
+const HOLDER_SLOTS: usize = MAX_HOLDERS as usize;
 const SPARSE: usize = NO_PREALLOC as usize;
 
 #[btf_map(name = "config_v2")]
@@ -57,6 +60,20 @@ pub static EVENTS: RingBuf<DropEvent, { EVENT_BYTES as usize }> = RingBuf::new()
 pub static BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 #[btf_map(name = "answers_v1")]
 pub static ANSWERS: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+#[btf_map(name = "ct_config_v1")]
+pub static CT_CONFIG: Array<CtConfig, 1> = Array::new();
+#[btf_map(name = "ct4_v1")]
+pub static CT4: HashMap<CtKey4, CtEntry, FLOW_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "ct6_v1")]
+pub static CT6: HashMap<CtKey6, CtEntry, FLOW_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "ct_new4_v1")]
+pub static CT_NEW4: LruHashMap<CtKey4, CtEntry, NEW_FLOW_SLOTS> = LruHashMap::new();
+#[btf_map(name = "ct_new6_v1")]
+pub static CT_NEW6: LruHashMap<CtKey6, CtEntry, NEW_FLOW_SLOTS> = LruHashMap::new();
+#[btf_map(name = "ct_held4_v1")]
+pub static CT_HELD4: HashMap<u32, u64, HOLDER_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "ct_held6_v1")]
+pub static CT_HELD6: HashMap<u32, u64, HOLDER_SLOTS, SPARSE> = HashMap::new();
 #[btf_map(name = "schema")]
 pub static SCHEMA: Array<u64, { MAX_MAPS as usize }> = Array::new();
 #[btf_map(name = "layouts")]

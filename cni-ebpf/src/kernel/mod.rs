@@ -5,6 +5,7 @@
 )]
 
 pub mod count;
+pub mod flows;
 pub mod maps;
 pub mod redirect;
 pub mod skb;

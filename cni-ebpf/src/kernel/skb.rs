@@ -112,6 +112,10 @@ impl Skb {
 
 impl Packet for Skb {
     #[inline(always)]
+    fn track(&mut self, f: u8, what: u64, ports: u32, from: u32, to: u32) -> i32 {
+        if f == 4 { super::flows::ct_track4(self.ctx, what, ports, from, to) } else { super::flows::ct_track6(self.ctx, what, ports, from, to) }
+    }
+    #[inline(always)]
     fn len(&self) -> u32 {
         // SAFETY: a field of the program's context.
         unsafe { (*self.ctx).len }

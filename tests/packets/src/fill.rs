@@ -12,6 +12,7 @@ pub fn fill(datapath: &Datapath, w: &Fake) {
     if let Some(c) = &w.config {
         put(&schema::CONFIG, &[0; 4], bytes_of(c));
     }
+    put(&schema::CT_CONFIG, &[0; 4], bytes_of(&w.ct_config));
     for (k, v) in &w.endpoints {
         put(&schema::ENDPOINTS, bytes_of(k), bytes_of(v));
     }

@@ -1,4 +1,6 @@
 //! The loaded programs, and what a run of one of them did.
+use std::collections::BTreeMap;
+
 use aya::{TestRunOptions, programs::TestRun as _};
 use cni_agent::datapath::{
     Datapath,
@@ -9,6 +11,8 @@ use cni_agent::datapath::{
 use cni_common::{
     drop::{DropReason, Outcome, Point},
     event::DropEvent,
+    maps::CtEntry,
+    schema::{self, MapSpec},
 };
 use cni_ebpf::{Res, Verdict, decap, fake::Fake, fake::Frame, flow, icmp};
 
@@ -101,6 +105,17 @@ pub struct Ran {
     pub events: Vec<DropEvent>,
 }
 
+/// Conntrack's tables of a family: entries by the bytes of their keys.
+#[derive(Debug)]
+pub struct Flows {
+    /// Flows that both ends have spoken in.
+    pub settled: BTreeMap<Vec<u8>, CtEntry>,
+    /// Those that wait for the other end.
+    pub new: BTreeMap<Vec<u8>, CtEntry>,
+    /// Flows by the endpoint on whose account they are.
+    pub held: BTreeMap<u32, u64>,
+}
+
 /// Loaded programs with maps of their own.
 pub struct Kernel {
     datapath: Datapath,
@@ -158,6 +173,31 @@ impl Kernel {
         let mut events = Vec::new();
         self.events.drain(|e| events.push(e));
         Ok(Ran { code: r.return_value, data, counted, events })
+    }
+
+    /// Conntrack's tables, IPv4 and IPv6.
+    pub fn flows(&self) -> [Flows; 2] {
+        let tables = |settled, new, held| Flows {
+            settled: self.entries(settled),
+            new: self.entries(new),
+            held: self.entries::<u64>(held).into_iter().map(|(k, n)| (bytemuck::pod_read_unaligned(&k), n)).collect(),
+        };
+        [
+            tables(&schema::CT4, &schema::CT_NEW4, &schema::CT_HELD4),
+            tables(&schema::CT6, &schema::CT_NEW6, &schema::CT_HELD6),
+        ]
+    }
+
+    fn entries<V: bytemuck::Pod>(&self, map: &MapSpec) -> BTreeMap<Vec<u8>, V> {
+        let all = self.datapath.map(map).dump().expect("is read");
+        all.into_iter().map(|(k, v)| (k, bytemuck::pod_read_unaligned(&v))).collect()
+    }
+
+    /// Runs one frame, and asks for no more than what becomes of it: for many.
+    pub fn run_quickly(&mut self, point: Point, frame: &[u8]) -> u32 {
+        let options = TestRunOptions { data_in: Some(frame), repeat: 1, ..TestRunOptions::default() };
+        let program = self.datapath.classifier(program(point)).expect("is in the object");
+        program.test_run(options).expect("an ordinary frame").return_value
     }
 
     fn all_counts(&self) -> Vec<(Heading, u64)> {

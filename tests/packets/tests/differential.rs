@@ -1,6 +1,8 @@
 //! One decision, two targets: native logic and loaded program agree on every frame of a random corpus, in verdict, bytes and what is
 //! counted.
-use cni_common::{drop::Point, wire::OVERHEAD4};
+use std::collections::{BTreeMap, BTreeSet};
+
+use cni_common::{drop::Point, maps::CtEntry, wire::OVERHEAD4};
 use cni_ebpf::fake::Frame;
 use packets::{
     corpus::{self, Rng},
@@ -13,6 +15,16 @@ fn size() -> usize {
     std::env::var("WEFT_CORPUS").ok().map_or(2000, |n| n.parse().expect("WEFT_CORPUS is a number"))
 }
 
+type Table = BTreeMap<Vec<u8>, CtEntry>;
+
+/// Keys of entries that are not the same, but for the time, which only the kernel knows.
+fn difference(native: &Table, kernel: &Table) -> Vec<(Vec<u8>, [Option<CtEntry>; 2])> {
+    let keys: BTreeSet<_> = native.keys().chain(kernel.keys()).collect();
+    let timeless = |t: &Table, key| t.get(key).map(|e| CtEntry { seen: 0, ..*e });
+    let both = keys.into_iter().map(|k| (k.clone(), [timeless(native, k), timeless(kernel, k)]));
+    both.filter(|(_, [a, b])| a != b).collect()
+}
+
 /// Of the outermost IPv4 header.
 fn id_of(frame: &[u8]) -> u16 {
     frame.get(18..20).map_or(0, |id| u16::from_be_bytes([id[0], id[1]]))
@@ -20,10 +32,17 @@ fn id_of(frame: &[u8]) -> u16 {
 
 #[test]
 fn native_logic_and_loaded_program_agree_on_every_frame() {
-    let (mut k, w) = (Kernel::loaded(), world::world());
-    let decap_l3 = k.decap_l3();
-    let (mut tunnelled, mut identifications) = (0, std::collections::BTreeSet::new());
-    let (mut compared, mut refused, mut kinds) = (0, 0, std::collections::BTreeMap::<String, u32>::new());
+    let mut w = world::world();
+    // Time goes on for the kernel alone: no flow may be over while the test runs.
+    w.ct_config = cni_ebpf::ct::lifetime::config(1, 100_000);
+    let mut k = Kernel::empty();
+    packets::fill::fill(k.datapath(), &w);
+    // For frames that the kernel does not take.
+    let aside = world::world();
+    // By a kernel of its own: the frame that it tries is a flow as well.
+    let decap_l3 = Kernel::loaded().decap_l3();
+    let (mut tunnelled, mut identifications) = (0, BTreeSet::new());
+    let (mut compared, mut refused, mut kinds) = (0, 0, BTreeMap::<String, u32>::new());
     for point in Point::ALL {
         for seed in [1, 2, 3] {
             let mut r = Rng::new(seed);
@@ -38,7 +57,7 @@ fn native_logic_and_loaded_program_agree_on_every_frame() {
                 // By chance in the program; all else follows from the frame.
                 let identification = ran.as_ref().map_or(0, |ran| id_of(&ran.data));
                 let mut frame = Frame { decap_l3, identification, ..Frame::new(f.clone(), CLIENT_IFINDEX) };
-                let decision = kernel::native(point, &mut frame, &w);
+                let decision = kernel::native(point, &mut frame, if ran.is_some() { &w } else { &aside });
                 *kinds.entry(format!("{point:?} {:?}", decision.counted())).or_default() += 1;
                 let Some(ran) = ran else {
                     refused += 1;
@@ -61,6 +80,15 @@ fn native_logic_and_loaded_program_agree_on_every_frame() {
                 }
             }
         }
+    }
+    let native =
+        [("ct4", &w.ct4), ("ct6", &w.ct6)].map(|(name, t)| (name, t.flows.dump(), t.new.dump(), t.held.take()));
+    for ((name, settled, new, held), in_kernel) in native.into_iter().zip(k.flows()) {
+        assert_eq!(held, in_kernel.held, "{name}");
+        assert_eq!(difference(&settled, &in_kernel.settled), [], "{name}");
+        assert_eq!(difference(&new, &in_kernel.new), [], "new in {name}");
+        println!("{name}: {} flows settled, {} new", settled.len(), new.len());
+        assert!(!settled.is_empty() && !new.is_empty());
     }
     let different = identifications.len();
     assert!(different * 10 > tunnelled * 9, "{different} identifications for {tunnelled} outer IPv4 headers");

@@ -100,6 +100,7 @@ pub const ALL: &[Feature] = &[
         ADJUST_ROOM,
         &[Arg::Ctx, Arg::Is(8), Arg::Is(1), Arg::Is(0)],
     ),
+    map("map-lru-hash", "BPF hash maps that forget what was least recently used", "4.10", LRU_HASH, 0),
     map("map-lpm-trie", "BPF longest-prefix tries", "4.11", LPM_TRIE, NO_PREALLOC),
     helper("pull-data", "the helper bpf_skb_pull_data", "4.9", 39, &[Arg::Ctx, Arg::Is(0)]),
     helper("change-tail", "the helper bpf_skb_change_tail", "4.9", 38, &[Arg::Ctx, Arg::Is(64), Arg::Is(0)]),

@@ -1,0 +1,130 @@
+//! Conntrack's maps behind the traits of the logic.
+use core::arch::asm;
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::bpf_jiffies64,
+};
+use cni_common::{
+    drop::{Outcome, Point},
+    maps::{CtConfig, CtEntry},
+};
+use cni_ebpf::{
+    ct::{CtEnv, Flow, Flows, Promotion},
+    family::{Family, V4, V6},
+};
+
+use super::{Kernel, count, maps::*};
+
+/// The map has the key already (`linux/errno.h`).
+const EEXIST: i32 = -17;
+
+impl CtEnv for Kernel {
+    #[inline(always)]
+    fn ct_config(&self) -> Option<&CtConfig> {
+        CT_CONFIG.get(0)
+    }
+    #[inline(always)]
+    fn jiffies(&self) -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_jiffies64() }
+    }
+    #[inline(always)]
+    fn note(&self, point: Point, what: Outcome) {
+        count::count(point, what as u64, 0);
+    }
+}
+
+/// An entry as cells.
+#[inline(always)]
+fn flow<'a>(entry: Option<*mut CtEntry>) -> Option<&'a Flow> {
+    // SAFETY: layouts are asserted equal beside `Flow`; its fields are cells, so that other CPUs may write them. The map's memory stays mapped
+    // while the program runs, also of an entry that is deleted meanwhile (see `cni_ebpf::ct`).
+    entry.map(|e| unsafe { &*e.cast::<Flow>() })
+}
+
+/// One more, by an instruction that no other CPU comes between. Without the old value, as 5.10 has it.
+#[inline(always)]
+fn add_one(n: *mut u64) {
+    // SAFETY: `n` is a value of a map, 8 bytes and aligned; the instruction changes nothing else.
+    unsafe {
+        asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) n, in(reg) 1_u64, options(nostack));
+    }
+}
+
+macro_rules! flows {
+    ($family:ty, $flows:ident, $new:ident, $held:ident) => {
+        impl Flows<$family> for Kernel {
+            #[inline(always)]
+            fn flow(&self, key: &<$family as Family>::CtKey) -> Option<&Flow> {
+                flow($flows.get_ptr_mut(key))
+            }
+            #[inline(always)]
+            fn new_flow(&self, key: &<$family as Family>::CtKey) -> Option<&Flow> {
+                flow($new.get_ptr_mut(key))
+            }
+            #[inline(always)]
+            fn begin(&self, key: &<$family as Family>::CtKey, entry: &CtEntry) {
+                // A map that forgets has room; if the kernel has none to spare at all, the next packet is judged again.
+                $new.insert(key, entry, u64::from(BPF_ANY)).unwrap_or(());
+            }
+            #[inline(always)]
+            fn replace(&self, key: &<$family as Family>::CtKey, entry: &CtEntry) {
+                // As above.
+                $flows.insert(key, entry, u64::from(BPF_ANY)).unwrap_or(());
+            }
+            #[inline(always)]
+            fn promote(&self, key: &<$family as Family>::CtKey, entry: &CtEntry) -> Promotion {
+                match $flows.insert(key, entry, u64::from(BPF_NOEXIST)) {
+                    Ok(()) => Promotion::Done,
+                    Err(EEXIST) => Promotion::Other,
+                    Err(_) => Promotion::Full,
+                }
+            }
+            #[inline(always)]
+            fn forget(&self, key: &<$family as Family>::CtKey) {
+                // Whoever was faster did the same.
+                $new.remove(key).unwrap_or(());
+            }
+            #[inline(always)]
+            fn held(&self, endpoint: u32) -> u64 {
+                // SAFETY: a word that is read whole; entries are deleted by the agent alone.
+                unsafe { $held.get(endpoint) }.copied().unwrap_or(0)
+            }
+            #[inline(always)]
+            fn hold(&self, endpoint: u32) {
+                match $held.get_ptr_mut(endpoint) {
+                    Some(n) => add_one(n),
+                    // Two first flows on two CPUs may count as one.
+                    None => $held.insert(endpoint, 1_u64, u64::from(BPF_ANY)).unwrap_or(()),
+                }
+            }
+        }
+    };
+}
+flows!(V4, CT4, CT_NEW4, CT_HELD4);
+flows!(V6, CT6, CT_NEW6, CT_HELD6);
+
+use aya_ebpf::bindings::__sk_buff;
+use super::Skb;
+use cni_ebpf::ct;
+
+/// Global: verified once, for any arguments.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ct_track4(ctx: *mut __sk_buff, what: u64, ports: u32, from: u32, to: u32) -> i32 {
+    match ct::apart::<V4, _, _, _>(&mut Skb::new(ctx), &Kernel, what, ports, ct::Ends { from, to }, &ct::allow) {
+        Ok(()) => 0,
+        Err(e) => e as u64 as i32,
+    }
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ct_track6(ctx: *mut __sk_buff, what: u64, ports: u32, from: u32, to: u32) -> i32 {
+    match ct::apart::<V6, _, _, _>(&mut Skb::new(ctx), &Kernel, what, ports, ct::Ends { from, to }, &ct::allow) {
+        Ok(()) => 0,
+        Err(e) => e as u64 as i32,
+    }
+}
