@@ -2,8 +2,8 @@
 use cni_common::{drop::Point, maps::Config, net::Mac, wire::*};
 
 use crate::{
-    DropReason as D, Packet, Res, System, Tables, Verdict,
-    ct::{self, Ends, Flows},
+    DropReason as D, Env, Packet, Res, System, Tables, Verdict,
+    ct::{Ask, Ends, Track},
     ecn,
     family::{self, Family, L3, Outer, V4, V6},
     flow::{L4_WANT, way_to},
@@ -15,7 +15,7 @@ const TAIL: u32 = size_of::<OuterTail>() as u32;
 
 /// A frame from a device of the node. What is not ours, or not understood, belongs to the stack: the node is never cut off.
 #[inline(always)]
-pub fn from_netdev<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
+pub fn from_netdev<P: Packet, S: System<P>>(p: &mut P, s: &S) -> Res<Verdict> {
     let Some(cfg) = s.config() else { return Ok(Verdict::Pass) };
     // Tagged: it belongs to a VLAN device above this one, which has a hook of its own if it is a node's device.
     if p.has_vlan() {
@@ -30,7 +30,7 @@ pub fn from_netdev<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
 }
 
 #[inline(always)]
-fn netdev<U: Family, P: Packet, S: System + Tables<U>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
+fn netdev<U: Family, P: Packet, S: System<P> + Tables<U>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
     p.linear(ETH_LEN as u32 + U::HEADER + TAIL);
     let Some(ip) = U::outer(p, ETH_LEN) else { return Ok(Verdict::Pass) };
     let l4 = ETH_LEN + U::HEADER as usize;
@@ -58,7 +58,7 @@ fn netdev<U: Family, P: Packet, S: System + Tables<U>>(p: &mut P, s: &S, cfg: &C
 }
 
 #[inline(always)]
-fn tunnelled<U: Family, F: Family, P: Packet, S: System + Tables<U> + Tables<F> + Flows<F>>(
+fn tunnelled<U: Family, F: Family, P: Packet, S: System<P> + Tables<U> + Tables<F> + Track<P, F>>(
     p: &mut P,
     s: &S,
     outer: &Outer<U>,
@@ -73,7 +73,7 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System + Tables<U> + Tables<F> 
     }
     let Some(l) = <S as Tables<F>>::local(s, &ip.dst) else { return Ok(Verdict::Pass) };
     let ports = family::ports(p, &ip)?;
-    ct::track(p, s, Point::FromNetdev, at, &ip, ports, Ends { from: 0, to: l.id }, &ct::allow)?;
+    <S as Track<P, F>>::track(s, p, Ask::new(Point::FromNetdev, at, &ip, ports, Ends { from: 0, to: l.id }))?;
     let (outer_ecn, inner_ecn) = (ecn::bits(outer.tos), ecn::bits(ip.tos));
     if outer_ecn != ecn::NOT_ECT && outer_ecn != inner_ecn {
         ecn::carry::<F, P>(p, at, outer_ecn, inner_ecn)?;
@@ -92,7 +92,7 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System + Tables<U> + Tables<F> 
 /// source as its tunnel address. That way an honest packet costs no look-up of its node; which reason a dishonest one has is found out
 /// afterwards.
 #[inline(always)]
-fn sent_by<U: Family, F: Family, S: System + Tables<U> + Tables<F>>(s: &S, outer: &U::Addr, inner: &L3<F>) -> Res<()> {
+fn sent_by<U: Family, F: Family, S: Env + Tables<U> + Tables<F>>(s: &S, outer: &U::Addr, inner: &L3<F>) -> Res<()> {
     if let Some((node, _)) = way_to::<F, S>(s, &inner.src)
         && s.tunnel(node).is_some_and(|tun| U::is_end_of(tun, outer))
     {
@@ -106,7 +106,7 @@ fn sent_by<U: Family, F: Family, S: System + Tables<U> + Tables<F>>(s: &S, outer
 
 /// A frame that the kernel's VXLAN device decapsulated, because `from_netdev` left it to it.
 #[inline(always)]
-pub fn from_overlay<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
+pub fn from_overlay<P: Packet, S: System<P>>(p: &mut P, s: &S) -> Res<Verdict> {
     let cfg = s.config().ok_or(D::NoConfig)?;
     let source = p.tunnel_source().ok_or(D::UnknownNode)?;
     let eth: Eth = p.read(0)?;
@@ -118,7 +118,7 @@ pub fn from_overlay<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
 }
 
 #[inline(always)]
-fn overlay<F: Family, P: Packet, S: System + Tables<F> + Flows<F>>(
+fn overlay<F: Family, P: Packet, S: System<P> + Tables<F> + Track<P, F>>(
     p: &mut P,
     s: &S,
     cfg: &Config,
@@ -131,7 +131,7 @@ fn overlay<F: Family, P: Packet, S: System + Tables<F> + Flows<F>>(
     }
     if let Some(l) = <S as Tables<F>>::local(s, &ip.dst) {
         let ports = family::ports(p, &ip)?;
-        ct::track(p, s, Point::FromOverlay, ETH_LEN, &ip, ports, Ends { from: 0, to: l.id }, &ct::allow)?;
+        <S as Track<P, F>>::track(s, p, Ask::new(Point::FromOverlay, ETH_LEN, &ip, ports, Ends { from: 0, to: l.id }))?;
         p.for_this_host();
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));

@@ -37,12 +37,10 @@ impl Part {
     /// Not a fragment.
     pub const WHOLE: Self = Self { bits: 0 };
     const LATER: u32 = 2;
-    /// x
-    pub const FIRST_LATER: Self = Self { bits: 2 };
 
     /// Of an offset in any unit, and whether more follow (0 or 1).
     #[inline(always)]
-    fn new(offset: u32, more: u32) -> Self {
+    pub fn of_fragment(offset: u32, more: u32) -> Self {
         // 2 if the offset, of 16 bits at most, is not 0.
         Self { bits: (offset + 0xffff) >> 15 & Self::LATER | more & 1 }
     }
@@ -167,7 +165,7 @@ impl Family for V4 {
             return Err(D::BadHeader);
         }
         let frag = h.frag.to_host();
-        let part = Part::new(u32::from(frag & 0x1fff), u32::from(frag >> 13));
+        let part = Part::of_fragment(u32::from(frag & 0x1fff), u32::from(frag >> 13));
         Ok(L3 { src: h.src, dst: h.dst, tos: u32::from(h.tos), proto: u32::from(h.proto), l4: off + ihl, part })
     }
     #[inline(always)]

@@ -8,7 +8,7 @@ use cni_common::{
 
 use crate::{
     DropReason as D, Env, Packet, Res, System, Tables, Verdict,
-    ct::{self, CtEnv, Ends, Flows},
+    ct::{Ask, Ends, Track},
     encap::{self, Inner},
     family::{self, Family, L3, V4, V6},
     neigh,
@@ -19,7 +19,7 @@ pub(crate) const L4_WANT: u32 = 4;
 
 /// A frame that a pod sent.
 #[inline(always)]
-pub fn from_pod<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
+pub fn from_pod<P: Packet, S: System<P>>(p: &mut P, s: &S) -> Res<Verdict> {
     let cfg = s.config().ok_or(D::NoConfig)?;
     let ep = s.endpoint(p.ifindex()).ok_or(D::NoEndpoint)?;
     let eth: Eth = p.read(0)?;
@@ -49,7 +49,7 @@ fn same_mac(a: &Mac, b: &Mac) -> bool {
 }
 
 #[inline(always)]
-fn pod<F: Family, P: Packet, S: Env + CtEnv + Tables<F> + Flows<F>>(
+fn pod<F: Family, P: Packet, S: Env + Tables<F> + Track<P, F>>(
     p: &mut P,
     s: &S,
     cfg: &Config,
@@ -86,7 +86,7 @@ fn pod<F: Family, P: Packet, S: Env + CtEnv + Tables<F> + Flows<F>>(
     };
     // One call: the verifier walks it anew for each.
     let to = near.map_or(0, |l| l.id);
-    ct::track(p, s, Point::FromPod, ETH_LEN, &ip, ports, Ends { from: ep.id, to }, &ct::allow)?;
+    s.track(p, Ask::new(Point::FromPod, ETH_LEN, &ip, ports, Ends { from: ep.id, to }))?;
     if let Some(l) = near {
         F::dec_ttl(p, ETH_LEN)?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
@@ -111,7 +111,7 @@ fn to_stack<P: Packet>(p: &mut P) -> Res<Verdict> {
 
 /// A frame that the node's own stack sent into `weft_host`. What the stack forwards, it has already counted a hop for.
 #[inline(always)]
-pub fn from_host<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
+pub fn from_host<P: Packet, S: System<P>>(p: &mut P, s: &S) -> Res<Verdict> {
     // Nothing but neighbour discovery comes this way before there are routes.
     let Some(cfg) = s.config() else { return Ok(Verdict::Pass) };
     let eth: Eth = p.read(0)?;
@@ -129,11 +129,11 @@ pub fn from_host<P: Packet, S: System>(p: &mut P, s: &S) -> Res<Verdict> {
 }
 
 #[inline(always)]
-fn host<F: Family, P: Packet, S: Env + CtEnv + Tables<F> + Flows<F>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
+fn host<F: Family, P: Packet, S: Env + Tables<F> + Track<P, F>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
     let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     let ports = family::ports(p, &ip)?;
     if let Some(l) = s.local(&ip.dst) {
-        ct::track(p, s, Point::FromHost, ETH_LEN, &ip, ports, Ends { from: 0, to: l.id }, &ct::allow)?;
+        s.track(p, Ask::new(Point::FromHost, ETH_LEN, &ip, ports, Ends { from: 0, to: l.id }))?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         p.for_this_host();
         return Ok(Verdict::Peer(l.ifindex));

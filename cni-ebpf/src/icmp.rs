@@ -35,7 +35,7 @@ pub fn concerns_sender(point: Point, reason: D) -> bool {
 
 /// What becomes of a dropped frame: turned into an error to its sender, if it is one of which the sender must hear. `None`: nothing.
 #[inline(always)]
-pub fn answer<P: Packet, S: System>(p: &mut P, s: &S, point: Point, reason: D) -> Option<Verdict> {
+pub fn answer<P: Packet, S: System<P>>(p: &mut P, s: &S, point: Point, reason: D) -> Option<Verdict> {
     if !concerns_sender(point, reason) {
         return None;
     }

@@ -30,8 +30,6 @@ pub enum TunnelEnd {
 /// of its linear part.
 #[expect(clippy::len_without_is_empty, reason = "a frame has at least an Ethernet header")]
 pub trait Packet {
-    /// x
-    fn track(&mut self, _f: u8, _what: u64, _ports: u32, _from: u32, _to: u32) -> i32 { 0 }
     /// Length of the frame, bytes, with Ethernet header.
     fn len(&self) -> u32;
     /// The device on whose ingress it is.

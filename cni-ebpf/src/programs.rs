@@ -96,5 +96,6 @@ fn carry_out(verdict: Verdict) -> i32 {
 #[cfg(feature = "log")]
 #[inline(never)]
 fn log(p: &Skb, point: u32, what: u64) {
-    aya_log_ebpf::debug!(p.context(), "point {}: device {}, {} bytes, outcome {}", point, p.ifindex(), p.len(), what);
+    let ctx = TcContext::new(p.context());
+    aya_log_ebpf::debug!(&ctx, "point {}: device {}, {} bytes, outcome {}", point, p.ifindex(), p.len(), what);
 }

@@ -2,7 +2,7 @@
 use cni_common::maps::{Cidr, Config, Endpoint, Local, Remote, Tunnel};
 
 use crate::{
-    ct::{CtEnv, Flows},
+    ct::Track,
     family::{Family, V4, V6},
 };
 
@@ -32,6 +32,6 @@ pub trait Tables<F: Family> {
     fn own(&self, a: &F::Addr) -> u32;
 }
 
-/// All a datapath function may ask for.
-pub trait System: Env + CtEnv + Tables<V4> + Tables<V6> + Flows<V4> + Flows<V6> {}
-impl<T: Env + CtEnv + Tables<V4> + Tables<V6> + Flows<V4> + Flows<V6>> System for T {}
+/// All a datapath function may ask for; `P` is the packet.
+pub trait System<P>: Env + Tables<V4> + Tables<V6> + Track<P, V4> + Track<P, V6> {}
+impl<P, T: Env + Tables<V4> + Tables<V6> + Track<P, V4> + Track<P, V6>> System<P> for T {}

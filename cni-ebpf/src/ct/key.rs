@@ -52,7 +52,7 @@ impl Rest {
     fn word(self, from_hi: bool) -> u32 {
         let asker = self.asker.code();
         let is_echo = (asker | asker >> 1) & 1;
-        self.proto & 0xff | (asker ^ is_echo * 3 * u32::from(from_hi)) << 8
+        self.proto & 0xff | ((asker ^ (is_echo * 3 * u32::from(from_hi))) << 8)
     }
 }
 

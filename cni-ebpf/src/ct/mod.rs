@@ -1,5 +1,4 @@
-//! Connection tracking: a flow is judged once, and every later packet of either direction is known by one look-up. The programs do not call
-//! it yet.
+//! Connection tracking: a flow is judged once, and every later packet of either direction is known by one look-up.
 //!
 //! | file | what changes it |
 //! |---|---|
@@ -7,6 +6,7 @@
 //! | `signal` | what a packet says: opens, answers, ends, resets |
 //! | `entry` | what an entry holds, and what a packet makes of it |
 //! | `lifetime` | how long a flow without packets lives |
+//! | `ask` | what a program says of its packet |
 //! | `table` | what is asked of the maps |
 //! | `track` | the way of a packet through all of them |
 //!
@@ -18,6 +18,7 @@
 //! The kernel hands the memory of an entry that is evicted or deleted on at once, so a program that holds it may write what one packet says into
 //! another flow's entry. For that, both must happen between its look-up and its store, in a microsecond; the entry was looked up just
 //! before, so it is the last that is evicted. What can go wrong then is a lifetime; a verdict only if its epoch has just changed as well.
+pub mod ask;
 pub mod entry;
 pub mod key;
 pub mod lifetime;
@@ -29,6 +30,7 @@ pub mod table;
 mod tests;
 pub mod track;
 
+pub use ask::{Ask, Track};
 pub use entry::Flow;
 pub use table::{CtEnv, Direction, Ends, Flows, Judged, Promotion, allow};
-pub use track::{apart, track};
+pub use track::track;

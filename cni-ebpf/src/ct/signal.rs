@@ -5,11 +5,11 @@ use cni_common::{
     wire::{ICMP, ICMP6, Icmp, SCTP, TCP, icmp, icmp6},
 };
 
-use super::key::{Asker, Rest};
-use crate::{
-    DropReason as D, Packet, Res,
-    family::{Family, L3},
+use super::{
+    Ask,
+    key::{Asker, Rest},
 };
+use crate::{DropReason as D, Packet, Res};
 
 /// It opens: TCP SYN without ACK, SCTP INIT.
 pub const OPEN: u32 = CT_SENT_OPEN as u32;
@@ -53,11 +53,11 @@ pub struct Signal {
 /// Reads it. `None`: the packet is of no flow that is tracked, as a later fragment, which has no ports, and any ICMP but echo, which is about
 /// another flow or about none.
 #[inline(always)]
-pub fn read<F: Family, P: Packet>(p: &mut P, ip: &L3<F>, ports: Ports) -> Res<Option<Signal>> {
-    if ip.part.is_later() {
+pub fn read<P: Packet>(p: &mut P, ask: &Ask) -> Res<Option<Signal>> {
+    if ask.is_later() {
         return Ok(None);
     }
-    let heard = hear(p, ip.proto | (ip.l4 as u32) << 8, ports);
+    let heard = hear(p, ask);
     let said = (heard & 0xff) as u32;
     if said == 0 {
         return if heard == CUT { Err(D::Short) } else { Ok(None) };
@@ -74,22 +74,21 @@ const NOTHING: u64 = 0;
 
 /// What is said, asker, protocol and ports, in one register from the lowest byte up, or [`CUT`] or [`NOTHING`].
 ///
-/// Out of line, with all it needs packed and unpacked: where the caller branched by protocol, or looked at the very register that this function
-/// branches by, the verifier would walk all that follows once for each protocol.
+/// One register, as a pair with a discriminant would make the verifier walk all that follows once for each protocol.
 #[inline(always)]
-fn hear<P: Packet>(p: &mut P, proto_and_l4: u32, ports: Ports) -> u64 {
+fn hear<P: Packet>(p: &mut P, ask: &Ask) -> u64 {
     const TCP_: u32 = TCP as u32;
     const SCTP_: u32 = SCTP as u32;
     const ICMP_: u32 = ICMP as u32;
     const ICMP6_: u32 = ICMP6 as u32;
-    let (proto, l4) = (proto_and_l4 & 0xff, (proto_and_l4 >> 8 & 0x3fff) as usize);
+    let (proto, l4) = (ask.proto(), ask.l4());
     let said = match proto {
         TCP_ => tcp(p, l4),
         SCTP_ => sctp(p, l4),
         ICMP_ | ICMP6_ => return echo(p, proto, l4).unwrap_or(CUT),
         _ => Ok(DATA),
     };
-    said.map_or(CUT, |said| heard(said, Asker::NONE, proto, ports))
+    said.map_or(CUT, |said| heard(said, Asker::NONE, proto, ask.ports))
 }
 
 #[inline(always)]
@@ -175,9 +174,9 @@ const BY_CHUNK: u64 = {
 pub fn of_chunk(kind: u8) -> u32 {
     let kind = u32::from(kind);
     // 0, which is data, for all that are above.
-    let index = kind & 15 & ((kind >> 4) + 15 >> 4).wrapping_sub(1);
+    let index = kind & 15 & (((kind >> 4) + 15) >> 4).wrapping_sub(1);
     let abort = (1 << ABORT >> index) & 1;
-    (BY_CHUNK >> (4 * index)) as u32 & 0xf | abort * RESET
+    (BY_CHUNK >> (4 * index)) as u32 & 0xf | (abort * RESET)
 }
 
 #[inline(always)]

@@ -11,7 +11,7 @@ use cni_common::{
 use proptest::prelude::*;
 
 use super::{
-    CtEnv,
+    Ask, CtEnv,
     Direction::{self, Back, Forth},
     Ends, Flow, Flows, Promotion,
     entry::{Stage, stage},
@@ -65,7 +65,7 @@ impl Pair {
             self.asked.borrow_mut().push(direction);
             self.refuse.get().map_or(Ok(()), Err)
         };
-        track(f, &self.w, Point::FromPod, &ip, ports, ends, &judge)
+        track::<F, _, _, _>(f, &self.w, Ask::new(Point::FromPod, ETH_LEN, &ip, ports, ends), &judge)
     }
 
     fn send_frame(&self, f: &mut Frame, ends: Ends) -> Res<()> {
@@ -562,7 +562,15 @@ fn a_flow_that_another_cpu_moves_between_two_look_ups_is_found() {
     let ip = family::parse::<V4, _>(&mut f, ETH_LEN, 4).expect("parses");
     let ports = family::ports(&f, &ip).expect("has some");
     let refuse = |_| Err(DropReason::Unroutable);
-    assert_eq!(track(&mut f, &s, Point::FromPod, &ip, ports, Ends { from: 12, to: 11 }, &refuse), Ok(()));
+    assert_eq!(
+        track::<V4, _, _, _>(
+            &mut f,
+            &s,
+            Ask::new(Point::FromPod, ETH_LEN, &ip, ports, Ends { from: 12, to: 11 }),
+            &refuse
+        ),
+        Ok(())
+    );
 }
 
 fn rest(ports: (u16, u16), proto: u8, asker: Asker) -> Rest {

@@ -1,22 +1,18 @@
 //! The way of a packet: known and unchanged in a few loads, all else out of line.
 use cni_common::{
-    drop::{Outcome, Point},
+    drop::Outcome,
     maps::{CtConfig, CtEntry},
-    net::Ports,
     schema::MAX_HELD,
 };
 
 use super::{
-    Flow,
+    Ask, Flow,
     entry::{self, Place, Stage, View, allowed, begins, is_judged, is_within, verdicts},
     key::Rest,
     signal::{self, OPEN, RESET},
-    table::{CtEnv, Direction, Ends, Flows, Judged, Promotion},
+    table::{CtEnv, Direction, Flows, Judged, Promotion},
 };
-use crate::{
-    Packet, Res,
-    family::{Family, L3},
-};
+use crate::{Packet, Res, family::Family};
 
 /// A packet, as its flow sees it.
 #[derive(Clone, Copy)]
@@ -24,9 +20,8 @@ pub struct Seen<F: Family> {
     key: F::CtKey,
     rest: Rest,
     said: u32,
-    ends: Ends,
     from_hi: bool,
-    point: Point,
+    ask: Ask,
 }
 
 /// Finds or begins the packet's flow. A packet that its flow's verdict does not cover, one of a flow that is not known among them, is put to
@@ -38,54 +33,17 @@ pub struct Seen<F: Family> {
 /// # Errors
 /// The reason that `judge` gives, or [`Short`](crate::DropReason::Short).
 #[inline(always)]
-pub fn track<F, P, S, J>(p: &mut P, s: &S, point: Point, at: usize, ip: &L3<F>, ports: Ports, ends: Ends, judge: &J) -> Res<()>
+pub fn track<F, P, S, J>(p: &mut P, s: &S, ask: Ask, judge: &J) -> Res<()>
 where
     F: Family,
     P: Packet,
     S: CtEnv + Flows<F>,
     J: Fn(Direction) -> Judged,
 {
-    let _ = (judge, s);
-    let what = u64::from(ip.proto) | u64::from(ip.part.is_later()) << 8 | (ip.l4 as u64) << 16 | (point as u64) << 32 | (at as u64) << 40;
-    if p.track(F::NUMBER, what, ports.raw(), ends.from, ends.to) == 0 { Ok(()) } else { Err(crate::DropReason::Short) }
-}
-
-/// Apart, for a global function, which gets numbers only and reads the addresses once more.
-#[inline(always)]
-pub fn apart<F, P, S, J>(p: &mut P, s: &S, what: u64, ports: u32, ends: Ends, judge: &J) -> Res<()>
-where
-    F: Family,
-    P: Packet,
-    S: CtEnv + Flows<F>,
-    J: Fn(Direction) -> Judged,
-{
-    let part = if what >> 8 & 1 != 0 { crate::family::Part::FIRST_LATER } else { crate::family::Part::WHOLE };
-    let (src, dst) = F::addresses(p, (what >> 40 & 0xff) as usize)?;
-    let ip = L3::<F> { src, dst, tos: 0, proto: what as u32 & 0xff, l4: (what >> 16 & 0x3fff) as usize, part };
-    let point = if what >> 32 & 0xff == Point::FromPod as u64 { Point::FromPod } else if what >> 32 & 0xff == Point::FromHost as u64 { Point::FromHost } else { Point::FromNetdev };
-    find(p, s, &ip, &Beside { ports: Ports::of(ports), ends, point }, judge)
-}
-
-/// What a packet's header does not say.
-struct Beside {
-    ports: Ports,
-    ends: Ends,
-    point: Point,
-}
-
-/// Out of line, so that nothing of it is left where it was called: the verifier would walk all that follows once for each way through here.
-#[inline(always)]
-fn find<F, P, S, J>(p: &mut P, s: &S, ip: &L3<F>, beside: &Beside, judge: &J) -> Res<()>
-where
-    F: Family,
-    P: Packet,
-    S: CtEnv + Flows<F>,
-    J: Fn(Direction) -> Judged,
-{
-    let Some(signal) = signal::read(p, ip, beside.ports)? else { return Ok(()) };
-    let (key, from_hi) = F::ct_key(&ip.src, &ip.dst, signal.rest);
-    let (ends, point) = (beside.ends, beside.point);
-    let seen = Seen { key, rest: signal.rest, said: signal.said, ends, from_hi, point };
+    let Some(signal) = signal::read(p, &ask)? else { return Ok(()) };
+    let (src, dst) = F::addresses(p, ask.l3())?;
+    let (key, from_hi) = F::ct_key(&src, &dst, signal.rest);
+    let seen = Seen { key, rest: signal.rest, said: signal.said, from_hi, ask };
     let found = s.flow(&seen.key);
     if let Some(flow) = found
         && let Some(cfg) = s.ct_config()
@@ -100,7 +58,7 @@ where
 #[inline(always)]
 fn needed<F: Family>(seen: &Seen<F>) -> u64 {
     let of = |id: u32, hi: bool| if id == 0 { 0 } else { allowed(hi) };
-    of(seen.ends.from, seen.from_hi) | of(seen.ends.to, !seen.from_hi)
+    of(seen.ask.ends.from, seen.from_hi) | of(seen.ask.ends.to, !seen.from_hi)
 }
 
 /// Whether the packet changes nothing: it says what its end has said before, and its flow was judged and renewed.
@@ -186,7 +144,7 @@ where
 {
     judge(Direction::Forth)?;
     if begins(seen.said) {
-        let charged = if seen.ends.from != 0 { seen.ends.from } else { seen.ends.to };
+        let charged = if seen.ask.ends.from != 0 { seen.ask.ends.from } else { seen.ask.ends.to };
         s.begin(&seen.key, &first(cfg, epoch, now, seen, charged));
     }
     Ok(())
@@ -205,12 +163,19 @@ fn first<F: Family>(cfg: &CtConfig, epoch: u32, now: u64, seen: &Seen<F>, charge
 fn settle<F: Family, S: CtEnv + Flows<F>>(s: &S, flow: &Flow, seen: &Seen<F>, view: &View) {
     let charged = flow.charged.get();
     if s.held(charged) >= u64::from(MAX_HELD) {
-        return s.note(seen.point, Outcome::CtQuota);
+        return note(s, seen, Outcome::CtQuota);
     }
     match s.promote(&seen.key, &entry::entry(view, seen.from_hi, charged)) {
         Promotion::Done => s.hold(charged),
         Promotion::Other => {}
-        Promotion::Full => return s.note(seen.point, Outcome::CtFull),
+        Promotion::Full => return note(s, seen, Outcome::CtFull),
     }
     s.forget(&seen.key);
+}
+
+#[inline(always)]
+fn note<F: Family, S: CtEnv>(s: &S, seen: &Seen<F>, what: Outcome) {
+    if let Some(point) = seen.ask.point() {
+        s.note(point, what);
+    }
 }

@@ -14,7 +14,8 @@ use cni_common::{
 
 use super::Fake;
 use crate::{
-    ct::{CtEnv, Flow, Flows, Promotion},
+    Packet,
+    ct::{self, Ask, CtEnv, Flow, Flows, Judged, Promotion, Track},
     family::{Family, V4, V6},
 };
 
@@ -201,3 +202,12 @@ fn bytes<K: Pod>(key: &K) -> &[u8] {
 }
 flows!(V4, ct4);
 flows!(V6, ct6);
+
+impl<P: Packet, F: Family> Track<P, F> for Fake
+where
+    Self: Flows<F>,
+{
+    fn track(&self, p: &mut P, ask: Ask) -> Judged {
+        ct::track::<F, _, _, _>(p, self, ask, &ct::allow)
+    }
+}

@@ -2,19 +2,21 @@
 use core::arch::asm;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST},
     helpers::bpf_jiffies64,
 };
 use cni_common::{
     drop::{Outcome, Point},
     maps::{CtConfig, CtEntry},
+    net::Ports,
 };
 use cni_ebpf::{
-    ct::{CtEnv, Flow, Flows, Promotion},
+    DropReason,
+    ct::{self, Ask, CtEnv, Ends, Flow, Flows, Judged, Promotion, Track},
     family::{Family, V4, V6},
 };
 
-use super::{Kernel, count, maps::*};
+use super::{Kernel, Skb, count, maps::*};
 
 /// The map has the key already (`linux/errno.h`).
 const EEXIST: i32 = -17;
@@ -105,26 +107,36 @@ macro_rules! flows {
 flows!(V4, CT4, CT_NEW4, CT_HELD4);
 flows!(V6, CT6, CT_NEW6, CT_HELD6);
 
-use aya_ebpf::bindings::__sk_buff;
-use super::Skb;
-use cni_ebpf::ct;
-
-/// Global: verified once, for any arguments.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn ct_track4(ctx: *mut __sk_buff, what: u64, ports: u32, from: u32, to: u32) -> i32 {
-    match ct::apart::<V4, _, _, _>(&mut Skb::new(ctx), &Kernel, what, ports, ct::Ends { from, to }, &ct::allow) {
-        Ok(()) => 0,
-        Err(e) => e as u64 as i32,
-    }
+/// `0`, or the packet is refused.
+#[inline(always)]
+fn answered(code: i32) -> Judged {
+    // Nothing is refused yet but what cannot be read.
+    if code == 0 { Ok(()) } else { Err(DropReason::Short) }
 }
 
-/// The same for IPv6.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn ct_track6(ctx: *mut __sk_buff, what: u64, ports: u32, from: u32, to: u32) -> i32 {
-    match ct::apart::<V6, _, _, _>(&mut Skb::new(ctx), &Kernel, what, ports, ct::Ends { from, to }, &ct::allow) {
-        Ok(()) => 0,
-        Err(e) => e as u64 as i32,
-    }
+macro_rules! track {
+    ($family:ty, $function:ident, $about:literal) => {
+        #[doc = $about]
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $function(ctx: *mut __sk_buff, what: u64, ports: u32, from: u32, to: u32) -> i32 {
+            let ask = Ask { what, ports: Ports::of(ports), ends: Ends { from, to } };
+            match ct::track::<$family, _, _, _>(&mut Skb::new(ctx), &Kernel, ask, &ct::allow) {
+                Ok(()) => 0,
+                Err(reason) => reason as i32,
+            }
+        }
+        impl Track<Skb, $family> for Kernel {
+            #[inline(always)]
+            fn track(&self, p: &mut Skb, ask: Ask) -> Judged {
+                answered($function(p.context(), ask.what, ask.ports.raw(), ask.ends.from, ask.ends.to))
+            }
+        }
+    };
 }
+track!(
+    V4,
+    ct_track4,
+    "Looks after the flow of an IPv4 packet. Arguments: [`Ask`]. Answers 0, or why the packet is refused."
+);
+track!(V6, ct_track6, "The same of an IPv6 packet.");

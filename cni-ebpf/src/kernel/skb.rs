@@ -56,11 +56,10 @@ impl Skb {
         Self { ctx }
     }
 
-    /// The context, for aya's own macros.
-    #[cfg(feature = "log")]
+    /// The context.
     #[inline(always)]
-    pub fn context(&self) -> aya_ebpf::programs::TcContext {
-        aya_ebpf::programs::TcContext::new(self.ctx)
+    pub fn context(&self) -> *mut __sk_buff {
+        self.ctx
     }
 
     /// `data` and `data_end` are 32-bit fields of the context that the verifier turns into 64-bit pointers. LLVM must not learn
@@ -111,10 +110,6 @@ impl Skb {
 }
 
 impl Packet for Skb {
-    #[inline(always)]
-    fn track(&mut self, f: u8, what: u64, ports: u32, from: u32, to: u32) -> i32 {
-        if f == 4 { super::flows::ct_track4(self.ctx, what, ports, from, to) } else { super::flows::ct_track6(self.ctx, what, ports, from, to) }
-    }
     #[inline(always)]
     fn len(&self) -> u32 {
         // SAFETY: a field of the program's context.

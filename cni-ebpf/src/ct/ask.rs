@@ -1,0 +1,98 @@
+//! What a program asks of conntrack, in numbers.
+//!
+//! The kernel verifies a function of global linkage once, for any arguments, and its callers as if it could answer anything: so conntrack
+//! costs each program the verifier's work of a call, not that of all ways through it. Linux 5.10 hands such a function the context and scalars only; the
+//! addresses are read once more.
+use cni_common::{drop::Point, net::Ports};
+
+use super::{Ends, Judged};
+use crate::family::{Family, L3};
+
+/// A packet, as conntrack needs to know it: numbers, of which none says more than a few bits' range to the verifier.
+#[derive(Clone, Copy)]
+pub struct Ask {
+    /// Where the headers are, and what they are: see the accessors.
+    pub what: u64,
+    /// Ports as the packet has them; none of protocols without, and of later fragments.
+    pub ports: Ports,
+    /// Endpoints.
+    pub ends: Ends,
+}
+
+const L4: u32 = 8;
+const LATER: u32 = 24;
+const L3_AT: u32 = 32;
+const POINT: u32 = 40;
+
+impl Ask {
+    /// Of the packet whose network header is at `at`, below 256.
+    #[inline(always)]
+    pub fn new<F: Family>(point: Point, at: usize, ip: &L3<F>, ports: Ports, ends: Ends) -> Self {
+        let what = u64::from(ip.proto & 0xff)
+            | (ip.l4 as u64) << L4
+            | u64::from(ip.part.is_later()) << LATER
+            | (at as u64) << L3_AT
+            | (point as u64) << POINT;
+        Self { what, ports, ends }
+    }
+    /// IP protocol.
+    #[inline(always)]
+    pub fn proto(&self) -> u32 {
+        self.what as u32 & 0xff
+    }
+    /// Offset of the transport header. Before 6.12 the verifier learns no packet range from a mask of 16 bits.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        (self.what >> L4) as usize & 0x3fff
+    }
+    /// Whether it is a fragment without the transport header.
+    #[inline(always)]
+    pub fn is_later(&self) -> bool {
+        self.what >> LATER & 1 != 0
+    }
+    /// Offset of the network header.
+    #[inline(always)]
+    pub fn l3(&self) -> usize {
+        (self.what >> L3_AT) as usize & 0xff
+    }
+    /// Where it was met.
+    #[inline(always)]
+    pub fn point(&self) -> Option<Point> {
+        Point::from_number((self.what >> POINT) as u8)
+    }
+}
+
+/// Who looks after the flows of one family's packets: [`track`](super::track()), in the kernel by way of a global function.
+pub trait Track<P, F: Family> {
+    /// Finds or begins the packet's flow.
+    ///
+    /// # Errors
+    /// Why the packet is refused.
+    fn track(&self, p: &mut P, ask: Ask) -> Judged;
+}
+
+#[cfg(test)]
+mod tests {
+    use cni_common::drop::Point;
+
+    use super::*;
+    use crate::family::{Part, V4, V6};
+
+    fn there_and_back<F: Family>(src: F::Addr) {
+        for point in Point::ALL {
+            for (at, l4, proto, later) in [(14, 34, 17, false), (64, 104, 6, true), (84, 0x3fff, 255, false)] {
+                let part = if later { Part::of_fragment(185, 1) } else { Part::of_fragment(0, 1) };
+                let ip = L3::<F> { src, dst: src, tos: 0xff, proto, l4, part };
+                let ask = Ask::new(point, at, &ip, Ports::NONE, Ends { from: 1, to: 2 });
+                assert_eq!((ask.point(), ask.l3(), ask.l4()), (Some(point), at, l4));
+                assert_eq!((ask.proto(), ask.is_later()), (proto, later));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_packed_is_unpacked() {
+        there_and_back::<V4>(bytemuck::Zeroable::zeroed());
+        there_and_back::<V6>(bytemuck::Zeroable::zeroed());
+    }
+}
