@@ -1,9 +1,5 @@
 //! The way of a packet: known and unchanged in a few loads, all else out of line.
-use cni_common::{
-    drop::Outcome,
-    maps::{CtConfig, CtEntry},
-    schema::MAX_HELD,
-};
+use cni_common::{drop::Outcome, maps::CtConfig, schema::MAX_HELD};
 
 use super::{
     Ask, Flow,
@@ -82,38 +78,39 @@ where
     // Before any look at policy: what is judged by an older one has an older epoch.
     let epoch = cfg.epoch;
     let now = s.jiffies();
-    let (flow, is_new) = match found {
-        Some(flow) => (flow, false),
+    // A flow may have moved between the look-ups: it is entered in the large table before it is taken out of the small one.
+    let (found, is_new) = match found {
+        Some(flow) => (Some(flow), false),
         None => match s.new_flow(&seen.key) {
-            Some(flow) => (flow, true),
-            // It may have moved between the two look-ups: it is entered there before it is taken out here.
+            Some(flow) => (Some(flow), true),
             None => match s.flow(&seen.key) {
-                Some(flow) => (flow, false),
-                None => return begin(s, cfg, epoch, now, seen, judge),
+                Some(flow) => (Some(flow), false),
+                None => (None, true),
             },
         },
     };
-    let before = flow.view(seen.from_hi);
-    let after = match before.place(seen.said, seen.from_hi, now) {
-        Place::Aside => return judge(Direction::Forth),
-        Place::First => {
-            judge(Direction::Forth)?;
-            let entry = first(cfg, epoch, now, seen, flow.charged.get());
-            if is_new {
-                s.begin(&seen.key, &entry);
-            } else {
-                s.replace(&seen.key, &entry);
+    let place = match found {
+        Some(flow) => {
+            let before = flow.view(seen.from_hi);
+            match before.place(seen.said, seen.from_hi, now) {
+                Place::Within => {
+                    let word = rejudged(&before, epoch, seen, judge)?;
+                    let after = View { verdicts: word, ..before.after(cfg, seen.rest, seen.said, now) };
+                    flow.write(seen.from_hi, &before, &after);
+                    if is_new && after != before && after.other != 0 && after.stage() != Stage::Closed {
+                        settle(s, flow, seen, &after);
+                    }
+                    return Ok(());
+                }
+                place => place,
             }
-            return Ok(());
         }
-        Place::Within => {
-            let word = rejudged(&before, epoch, seen, judge)?;
-            View { verdicts: word, ..before.after(cfg, seen.rest, seen.said, now) }
-        }
+        None if begins(seen.said) => Place::First,
+        None => Place::Aside,
     };
-    flow.write(seen.from_hi, &before, &after);
-    if is_new && after != before && after.other != 0 && after.stage() != Stage::Closed {
-        settle(s, flow, seen, &after);
+    judge(Direction::Forth)?;
+    if place == Place::First {
+        begin(s, cfg, epoch, now, seen, found, is_new);
     }
     Ok(())
 }
@@ -134,27 +131,25 @@ where
     Ok(verdicts(epoch, needed, seen.from_hi == opener))
 }
 
-/// The first packet of a flow.
+/// Enters a flow after its first packet, in the place of one that is over if there is any, and on its account.
 #[inline(always)]
-fn begin<F, S, J>(s: &S, cfg: &CtConfig, epoch: u32, now: u64, seen: &Seen<F>, judge: &J) -> Res<()>
+fn begin<F, S>(s: &S, cfg: &CtConfig, epoch: u32, now: u64, seen: &Seen<F>, over: Option<&Flow>, is_new: bool)
 where
     F: Family,
     S: CtEnv + Flows<F>,
-    J: Fn(Direction) -> Judged,
 {
-    judge(Direction::Forth)?;
-    if begins(seen.said) {
-        let charged = if seen.ask.ends.from != 0 { seen.ask.ends.from } else { seen.ask.ends.to };
-        s.begin(&seen.key, &first(cfg, epoch, now, seen, charged));
-    }
-    Ok(())
-}
-
-/// An entry after its first packet.
-#[inline(always)]
-fn first<F: Family>(cfg: &CtConfig, epoch: u32, now: u64, seen: &Seen<F>, charged: u32) -> CtEntry {
+    let charged = match over {
+        Some(flow) => flow.charged.get(),
+        None if seen.ask.ends.from != 0 => seen.ask.ends.from,
+        None => seen.ask.ends.to,
+    };
     let word = verdicts(epoch, needed(seen), seen.from_hi);
-    entry::entry(&View::first(cfg, seen.rest, seen.said, now, word), seen.from_hi, charged)
+    let entry = entry::entry(&View::first(cfg, seen.rest, seen.said, now, word), seen.from_hi, charged);
+    if is_new {
+        s.begin(&seen.key, &entry);
+    } else {
+        s.replace(&seen.key, &entry);
+    }
 }
 
 /// A flow in which both ends have spoken moves to the table that no flood empties. Without room it stays where it is, which may forget it; it

@@ -88,7 +88,9 @@ fn native_logic_and_loaded_program_agree_on_every_frame() {
         assert_eq!(difference(&settled, &in_kernel.settled), [], "{name}");
         assert_eq!(difference(&new, &in_kernel.new), [], "new in {name}");
         println!("{name}: {} flows settled, {} new", settled.len(), new.len());
-        assert!(!settled.is_empty() && !new.is_empty());
+        assert!(!new.is_empty());
+        // In a corpus so large somebody has answered.
+        assert!(!settled.is_empty() || size() < 2000);
     }
     let different = identifications.len();
     assert!(different * 10 > tunnelled * 9, "{different} identifications for {tunnelled} outer IPv4 headers");
