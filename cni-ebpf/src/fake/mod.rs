@@ -5,6 +5,7 @@ mod answers;
 pub mod corpus;
 pub mod flows;
 pub mod frame;
+pub mod nat;
 #[cfg(test)]
 mod tests;
 pub mod world;
@@ -57,6 +58,8 @@ pub struct Frame {
     pub encapsulated: bool,
     /// What the VXLAN device was told: to whom, VNI, DSCP.
     pub tunnel_out: Option<(TunnelEnd, u32, u32)>,
+    /// Whether the NIC is to make the L4 checksum (`CHECKSUM_PARTIAL`): its field holds the sum of the pseudo header.
+    pub partial: bool,
     /// What `linear` had to pull, for the test that nothing is pulled needlessly.
     pub pulls: Cell<u32>,
 }
@@ -77,6 +80,7 @@ impl Frame {
             inner_l2: false,
             encapsulated: false,
             tunnel_out: None,
+            partial: false,
             pulls: Cell::new(0),
         }
     }
