@@ -36,11 +36,11 @@ pub trait NatFamily: Family {
     /// A translation to the pod's end, made at this time.
     fn back(pod: &End<Self>, made: u64) -> Self::Back;
     /// The pod's end, and when the translation was made.
-    fn pod(back: &Self::Back) -> (End<Self>, u64);
+    fn pod_end(back: &Self::Back) -> (End<Self>, u64);
     /// A translation to the node's end.
     fn forth(node: &End<Self>) -> Self::Forth;
     /// The node's end.
-    fn node(forth: &Self::Forth) -> End<Self>;
+    fn node_end(forth: &Self::Forth) -> End<Self>;
     /// Whether both are one.
     fn is_same(a: &Self::Addr, b: &Self::Addr) -> bool;
     /// The change from one address to another.
@@ -94,7 +94,7 @@ impl NatFamily for V4 {
         bytemuck::must_cast([made, u64::from(pod.addr.raw()) | u64::from(pod.port.raw()) << 32])
     }
     #[inline(always)]
-    fn pod(back: &NatBack4) -> (End<Self>, u64) {
+    fn pod_end(back: &NatBack4) -> (End<Self>, u64) {
         (End { addr: back.pod, port: back.pod_port }, back.made)
     }
     #[inline(always)]
@@ -102,7 +102,7 @@ impl NatFamily for V4 {
         bytemuck::must_cast([node.addr.raw(), u32::from(node.port.raw())])
     }
     #[inline(always)]
-    fn node(forth: &NatForth4) -> End<Self> {
+    fn node_end(forth: &NatForth4) -> End<Self> {
         End { addr: forth.node, port: forth.node_port }
     }
     #[inline(always)]
@@ -167,7 +167,7 @@ impl NatFamily for V6 {
         bytemuck::must_cast([a0, a1, made, u64::from(pod.port.raw())])
     }
     #[inline(always)]
-    fn pod(back: &NatBack6) -> (End<Self>, u64) {
+    fn pod_end(back: &NatBack6) -> (End<Self>, u64) {
         (End { addr: back.pod, port: back.pod_port }, back.made)
     }
     #[inline(always)]
@@ -176,7 +176,7 @@ impl NatFamily for V6 {
         bytemuck::must_cast([a0, a1, u64::from(node.port.raw())])
     }
     #[inline(always)]
-    fn node(forth: &NatForth6) -> End<Self> {
+    fn node_end(forth: &NatForth6) -> End<Self> {
         End { addr: forth.node, port: forth.node_port }
     }
     #[inline(always)]

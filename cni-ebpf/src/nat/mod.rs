@@ -2,16 +2,28 @@
 //!
 //! | file | what changes it |
 //! |---|---|
+//! | `entry` | what a flow's translation is, in either direction, and for how long |
+//! | `port` | which port of the node a flow gets, and why no other flow has it |
+//! | `table` | what is asked of the maps and of the node's sockets |
 //! | `rewrite` | how one end of a packet is replaced, and its checksums with it |
 //! | `sum` | how a checksum follows a change |
 //! | `family` | what differs between IPv4 and IPv6 |
 //!
 //! No program calls it yet, and no map of it is declared.
+pub mod entry;
 pub mod family;
+#[cfg(test)]
+mod histories;
+pub mod port;
 pub mod rewrite;
 #[cfg(test)]
 mod rewrites;
 pub mod sum;
+pub mod table;
+#[cfg(test)]
+mod tests;
 
+pub use entry::{Pair, back, forth, give_way};
 pub use family::NatFamily;
 pub use rewrite::{End, Mend, Side, rewrite};
+pub use table::{Entered, NatEnv, NatSystem, Sockets, Translations};

@@ -1,0 +1,193 @@
+//! A flow's translation: which it is, in either direction, and for how long.
+//!
+//! It has two halves: *back*, by what the world writes, to the pod's end; and *forth*, by the flow, to the node's end. Each half's value with what
+//! is known of the packet is the other half's key, so they name each other. A translation holds while both halves do, and lives while its flow
+//! lives in conntrack: it has no time of its own. So it is looked at with every packet:
+//!
+//! - forth, a flow that is not known has none (the packet is dropped by name); one half without the other, or an address that the node no longer
+//!   uses there, is an orphan, and a new translation is made, with the old port if that is free;
+//! - back, an entry of a flow that is over is none, so the packet is the node's own; one whose flow has another by now is an orphan, and
+//!   the packet is dropped by name.
+//!
+//! The agent takes out the halves of flows that are over, as it takes out the flows; it enters the hold (see `port`) before.
+use cni_common::{
+    maps::{CT_HI_OPENED, CtConfig},
+    net::{Be16, Ports},
+};
+
+use super::{
+    family::{NatFamily, is_same_end},
+    port,
+    rewrite::End,
+    table::{NatSystem, Sockets},
+};
+use crate::{
+    DropReason as D, Res,
+    ct::{
+        Flow, Flows,
+        entry::{Stage, is_within},
+        key::{Asker, Rest},
+        lifetime::lifetime,
+    },
+};
+/// A masqueraded flow: its two real ends. Of an echo that the pod asks, both ports are the identifier.
+#[derive(Clone, Copy)]
+pub struct Pair<F: NatFamily> {
+    /// The pod, which opened it.
+    pub pod: End<F>,
+    /// The end outside of the cluster.
+    pub world: End<F>,
+    /// IP protocol.
+    pub proto: u32,
+}
+
+impl<F: NatFamily> Pair<F> {
+    #[inline(always)]
+    fn is_echo(&self) -> bool {
+        self.proto == u32::from(F::ICMP)
+    }
+    /// For conntrack's key.
+    #[inline(always)]
+    pub fn rest(&self) -> Rest {
+        let (pod, world) = (self.pod.port, self.world.port);
+        let (world, asker) = if self.is_echo() { (pod, Asker::SENDER) } else { (world, Asker::NONE) };
+        Rest { ports: Ports::new(pod, world), proto: self.proto, asker }
+    }
+    /// Conntrack's key, and whether the pod is the end that comes last in it.
+    #[inline(always)]
+    pub fn flow(&self) -> (F::CtKey, bool) {
+        F::ct_key(&self.pod.addr, &self.world.addr, self.rest())
+    }
+    /// The key of what the world writes to it at this end of the node.
+    #[inline(always)]
+    pub fn key(&self, node: &End<F>) -> F::Key {
+        let port = if self.is_echo() { Be16::ZERO } else { self.world.port };
+        F::key(&End { addr: self.world.addr, port }, node, self.proto)
+    }
+}
+
+/// Who has a translation.
+#[derive(Clone, Copy)]
+pub enum Holder<F: NatFamily> {
+    /// This pod.
+    Pod(End<F>),
+    /// The node itself, since then.
+    Node(u64),
+}
+
+/// Who has it: an entry without a pod is the node's own.
+#[inline(always)]
+pub fn holder<F: NatFamily>(back: &F::Back) -> Holder<F> {
+    let (pod, made) = F::pod_end(back);
+    if F::is_same(&pod.addr, &bytemuck::Zeroable::zeroed()) { Holder::Node(made) } else { Holder::Pod(pod) }
+}
+
+/// The flow, wherever it is: it may move from one table to the other between two look-ups.
+#[inline(always)]
+pub fn flow<'s, F: NatFamily, S: Flows<F>>(s: &'s S, key: &F::CtKey) -> Option<&'s Flow> {
+    match s.flow(key) {
+        None => match s.new_flow(key) {
+            None => s.flow(key),
+            found => found,
+        },
+        found => found,
+    }
+}
+
+/// The flow, if it is not over.
+#[inline(always)]
+pub fn living<'s, F: NatFamily, S: NatSystem<F>>(s: &'s S, key: &F::CtKey) -> Option<&'s Flow> {
+    let flow = flow::<F, S>(s, key)?;
+    if is_within(s.jiffies(), flow.seen.get(), flow.lifetime.get()) { Some(flow) } else { None }
+}
+
+/// Whether the translation belongs to a flow that may still be used: one that ends in this second is, as another CPU may just renew it.
+#[inline(always)]
+pub fn lives<F: NatFamily, S: NatSystem<F>>(s: &S, pair: &Pair<F>, back: &F::Back) -> bool {
+    let Some(cfg) = s.ct_config() else { return true };
+    match holder::<F>(back) {
+        Holder::Node(made) => is_within(s.jiffies(), made, claim(cfg, pair.rest())),
+        Holder::Pod(pod) => {
+            let (key, _) = Pair { pod, ..*pair }.flow();
+            flow::<F, S>(s, &key)
+                .is_some_and(|f| is_within(s.jiffies(), f.seen.get(), f.lifetime.get().saturating_add(cfg.second)))
+        }
+    }
+}
+
+/// For how long the node keeps what it has taken back, if it does not use it: as long as a flow that nobody has answered yet.
+#[inline(always)]
+fn claim(cfg: &CtConfig, rest: Rest) -> u32 {
+    lifetime(cfg, rest, Stage::Handshake)
+}
+
+/// Whether the entry under this key is this pod's.
+#[inline(always)]
+pub fn is_of<F: NatFamily, S: NatSystem<F>>(s: &S, key: &F::Key, pod: &End<F>) -> bool {
+    s.back(key).is_some_and(|b| is_same_end(&F::pod_end(&b).0, pod))
+}
+
+/// As what a packet from a pod to the world (of ICMP an echo request) appears there, `node` being the address to use. `None`: as itself, as the world has opened
+/// its flow, by the pod's own address.
+///
+/// The packet has been tracked before: so its flow lives, and nobody else takes what is its.
+///
+/// # Errors
+/// [`NatOrphan`](D::NatOrphan): the packet is of no flow that is known. [`NatExhausted`](D::NatExhausted) and [`NatFull`](D::NatFull).
+#[inline(always)]
+pub fn forth<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, node: &F::Addr) -> Res<Option<End<F>>>
+where
+    F: NatFamily,
+    S: NatSystem<F> + Sockets<P, F>,
+{
+    let (key, from_hi) = pair.flow();
+    let Some(flow) = living::<F, S>(s, &key) else { return Err(D::NatOrphan) };
+    if (flow.verdicts.get() & CT_HI_OPENED != 0) != from_hi {
+        return Ok(None);
+    }
+    let said = s.forth(&key).map(|f| F::node_end(&f));
+    if let Some(said) = said
+        && F::is_same(&said.addr, node)
+        && is_of::<F, S>(s, &pair.key(&said), &pair.pod)
+    {
+        return Ok(Some(said));
+    }
+    port::choose(p, s, pair, &key, node, said.map(|said| said.port)).map(Some)
+}
+
+/// The pod's end that is meant by what the world writes (of ICMP an echo reply) to an end of the node. `None`: the node itself.
+///
+/// # Errors
+/// [`NatOrphan`](D::NatOrphan).
+#[inline(always)]
+pub fn back<F: NatFamily, S: NatSystem<F>>(s: &S, world: &End<F>, node: &End<F>, proto: u32) -> Res<Option<End<F>>> {
+    // For the key alone: the pod's end is not part of it.
+    let asked = Pair { pod: *node, world: *world, proto };
+    let Some(found) = s.back(&asked.key(node)) else { return Ok(None) };
+    let Holder::Pod(pod) = holder::<F>(&found) else { return Ok(None) };
+    let (key, _) = Pair { pod, ..asked }.flow();
+    if living::<F, S>(s, &key).is_none() {
+        return Ok(None);
+    }
+    match s.forth(&key) {
+        Some(said) if is_same_end(&F::node_end(&said), node) => Ok(Some(pod)),
+        _ => Err(D::NatOrphan),
+    }
+}
+
+/// The node itself sends to the world: what a pod's flow has of its tuple it gives up, and goes on under another port. The caller knows that
+/// the packet is the node's own, and no masqueraded one that it meets once more.
+#[inline(always)]
+pub fn give_way<F: NatFamily, S: NatSystem<F>>(s: &S, world: &End<F>, node: &End<F>, proto: u32) {
+    // For the key alone, again.
+    let asked = Pair { pod: *node, world: *world, proto };
+    let key = asked.key(node);
+    let Some(found) = s.back(&key) else { return };
+    let (Some(cfg), now) = (s.ct_config(), s.jiffies()) else { return };
+    if let Holder::Node(made) = holder::<F>(&found)
+        && is_within(now, made, cfg.second)
+    {
+        return;
+    }
+    port::hand_over(s, &key);
+}
