@@ -9,7 +9,7 @@ use cni_common::{
     wire::{ETH_LEN, ICMP, ICMP6, SCTP, TCP, UDP},
 };
 
-use super::{End, NatFamily, Pair, Side, back, entry, forth, give_way, rewrite};
+use super::{End, NatFamily, Pair, Side, back, entry, error_back, error_forth, forth, give_way, related, rewrite};
 use crate::{
     DropReason as D, Res,
     ct::{Ask, Ends, allow, lifetime, track},
@@ -33,6 +33,9 @@ pub trait Tested: NatFamily<Addr: FromIp> {
     fn back_of(w: &Fake, world: &End<Self>, node: &End<Self>, proto: u32) -> Res<Option<End<Self>>>;
     fn give_way(w: &Fake, world: &End<Self>, node: &End<Self>, proto: u32);
     fn has_flow(w: &Fake, pair: &Pair<Self>) -> bool;
+    fn error_back_of(w: &Fake, f: &mut Frame) -> Res<Option<Self::Addr>>;
+    fn error_forth_of(w: &Fake, f: &mut Frame) -> Res<bool>;
+    fn is_related(w: &Fake, f: &mut Frame) -> bool;
 }
 macro_rules! tested {
     ($family:ty, $is_6:literal) => {
@@ -52,6 +55,17 @@ macro_rules! tested {
             }
             fn has_flow(w: &Fake, pair: &Pair<Self>) -> bool {
                 entry::living::<$family, _>(w, &pair.flow().0).is_some()
+            }
+            fn error_back_of(w: &Fake, f: &mut Frame) -> Res<Option<Self::Addr>> {
+                let ip = family::parse::<$family, _>(f, ETH_LEN, 8)?;
+                error_back(f, w, ETH_LEN, &ip)
+            }
+            fn error_forth_of(w: &Fake, f: &mut Frame) -> Res<bool> {
+                let ip = family::parse::<$family, _>(f, ETH_LEN, 8)?;
+                error_forth(f, w, ETH_LEN, &ip)
+            }
+            fn is_related(w: &Fake, f: &mut Frame) -> bool {
+                family::parse::<$family, _>(f, ETH_LEN, 8).is_ok_and(|ip| related(f, w, &ip).is_some())
             }
         }
     };
