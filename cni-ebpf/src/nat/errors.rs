@@ -176,6 +176,9 @@ fn a_pods_error_about_nothing_that_is_known_never_leaves<F: Tested>() {
     let (n, out, me) = (Node::<F>::new(), world::outside(F::IS_6), pod(F::IS_6, 11));
     let kind = kinds(F::IS_6)[0];
     n.out(&mut Node::<F>::frame(me, out, syn(40_000))).expect("leaves");
+    // Both of these are flows of their own.
+    n.out(&mut Node::<F>::frame(me, out, echo(F::IS_6, 7, false))).expect("leaves");
+    n.out(&mut Node::<F>::frame(pod(F::IS_6, 12), out, syn(40_000))).expect("leaves");
     let came = Node::<F>::frame(out, me, frame::tcp(443, 40_000, SYN | ACK, b""));
     let strange = Node::<F>::frame(out, me, frame::tcp(443, 40_001, SYN | ACK, b""));
     let asked = Node::<F>::frame(out, me, echo(F::IS_6, 7, false));
@@ -265,6 +268,7 @@ fn a_quoted_header_may_have_options_and_be_a_first_fragments<F: Tested>() {
     let extensions = vec![(60, vec![0; 8]), (44, vec![0, 0, 0, 1, 0, 0, 0, 9])];
     let ip = Ip { options: vec![1; 12], extensions, frag: 0x2000, ..Ip::default() };
     for (question, _) in talks(F::IS_6) {
+        let (left_proto, l4) = (question.0, question.1.len());
         let packet = ip.packet(me, out, frame::summed(me, out, question, false));
         let sent = Frame::new(frame::eth(Mac::WEFT, Mac::WEFT, packet), 1);
         let mut left = sent.clone();
@@ -272,9 +276,9 @@ fn a_quoted_header_may_have_options_and_be_a_first_fragments<F: Tested>() {
         let mut f = error(router(F::IS_6), n.here(), 3, &left, 200, b"");
         assert_eq!(n.error_back(&mut f), Ok(Some(me)));
         assert_eq!(f.data, error(router(F::IS_6), me, 3, &sent, 200, b"").data);
-        // A later one has no ports.
+        // A later one has no ports, whatever it looks like.
         let later = Ip { extensions: vec![(44, vec![0, 0, 0, 9, 0, 0, 0, 9])], frag: 0x2001, ..Ip::default() };
-        let packet = later.packet(n.here(), out, (UDP, vec![7; 20]));
+        let packet = later.packet(n.here(), out, (left_proto, left.data[left.data.len() - l4..].to_vec()));
         let middle = Frame::new(frame::eth(Mac::WEFT, Mac::WEFT, packet), 1);
         assert_eq!(n.error_back(&mut error(router(F::IS_6), n.here(), 3, &middle, 200, b"")), Ok(None));
     }

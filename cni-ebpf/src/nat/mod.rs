@@ -21,6 +21,8 @@ mod histories;
 pub mod icmp;
 pub mod port;
 pub mod quote;
+#[cfg(test)]
+mod races;
 pub mod rewrite;
 #[cfg(test)]
 mod rewrites;

@@ -129,7 +129,7 @@ fn take_over<F: NatFamily, S: NatSystem<F>>(
     held(s, key, || {
         // What was found before the hold may have been replaced before it.
         let is_there = s.back(key).is_some_and(|b| is_same_end(&F::pod_end(&b).0, &F::pod_end(there).0));
-        if !is_there || lives(s, pair, there) || !s.exchange(key, mine) {
+        if !is_there || !s.exchange(key, mine) {
             return false;
         }
         let begun_again = lives(s, pair, there);

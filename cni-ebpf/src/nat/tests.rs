@@ -274,6 +274,7 @@ fn a_port_that_a_socket_of_the_node_has_is_not_taken<F: Tested>() {
     assert!(u32::from(port) >= NAT_FIRST_PORT);
     let mut f = Node::<F>::frame(out, n.here(), frame::tcp(443, 40_000, SYN | ACK, b""));
     assert_eq!(n.incoming(&mut f), Ok(false), "the socket's");
+    assert_eq!(n.tables().back.borrow().len(), 1, "and nothing is noted of it");
 }
 
 fn what_cannot_change_its_port_is_refused_by_name_when_that_is_taken<F: Tested>() {
