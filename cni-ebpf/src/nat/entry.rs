@@ -30,28 +30,47 @@ use crate::{
         lifetime::lifetime,
     },
 };
-/// A masqueraded flow: its two real ends. Of an echo that the pod asks, both ports are the identifier.
+/// A masqueraded flow: its two real ends. Of an echo both ports are the identifier.
 #[derive(Clone, Copy)]
 pub struct Pair<F: NatFamily> {
-    /// The pod, which opened it.
+    /// The pod.
     pub pod: End<F>,
     /// The end outside of the cluster.
     pub world: End<F>,
     /// IP protocol.
     pub proto: u32,
+    /// Who asks, if it is an echo; the pod is the sender.
+    pub asker: Asker,
 }
 
 impl<F: NatFamily> Pair<F> {
+    /// Of a packet from the pod, as conntrack reads it.
     #[inline(always)]
-    fn is_echo(&self) -> bool {
-        self.proto == u32::from(F::ICMP)
+    pub fn sent(pod: &F::Addr, world: &F::Addr, rest: Rest) -> Self {
+        Self {
+            pod: End { addr: *pod, port: rest.ports.src() },
+            world: End { addr: *world, port: rest.ports.dst() },
+            proto: rest.proto,
+            asker: rest.asker,
+        }
+    }
+    /// Of a packet to the pod, as conntrack reads it.
+    #[inline(always)]
+    pub fn received(pod: &F::Addr, world: &F::Addr, rest: Rest) -> Self {
+        Self::sent(pod, world, turned(rest))
+    }
+    /// All ones of an echo, else 0: no branch, which the verifier would walk all that follows once for each.
+    #[inline(always)]
+    fn echo(&self) -> u16 {
+        let code = self.asker.code();
+        0u16.wrapping_sub(((code | code >> 1) & 1) as u16)
     }
     /// For conntrack's key.
     #[inline(always)]
     pub fn rest(&self) -> Rest {
-        let (pod, world) = (self.pod.port, self.world.port);
-        let (world, asker) = if self.is_echo() { (pod, Asker::SENDER) } else { (world, Asker::NONE) };
-        Rest { ports: Ports::new(pod, world), proto: self.proto, asker }
+        let (pod, world, echo) = (self.pod.port, self.world.port, self.echo());
+        let world = Be16::new((world.raw() & !echo | pod.raw() & echo).to_ne_bytes());
+        Rest { ports: Ports::new(pod, world), proto: self.proto, asker: self.asker }
     }
     /// Conntrack's key, and whether the pod is the end that comes last in it.
     #[inline(always)]
@@ -61,9 +80,18 @@ impl<F: NatFamily> Pair<F> {
     /// The key of what the world writes to it at this end of the node.
     #[inline(always)]
     pub fn key(&self, node: &End<F>) -> F::Key {
-        let port = if self.is_echo() { Be16::ZERO } else { self.world.port };
+        let port = Be16::new((self.world.port.raw() & !self.echo()).to_ne_bytes());
         F::key(&End { addr: self.world.addr, port }, node, self.proto)
     }
+}
+
+/// What conntrack reads of a packet, seen from its receiver.
+#[inline(always)]
+pub fn turned(rest: Rest) -> Rest {
+    let code = rest.asker.code();
+    // The sender and the receiver, 1 and 2, are exchanged.
+    let asker = Asker::of((code << 1) & 2 | code >> 1);
+    Rest { ports: Ports::new(rest.ports.dst(), rest.ports.src()), proto: rest.proto, asker }
 }
 
 /// Who has a translation.
@@ -127,7 +155,7 @@ pub fn is_of<F: NatFamily, S: NatSystem<F>>(s: &S, key: &F::Key, pod: &End<F>) -
     s.back(key).is_some_and(|b| is_same_end(&F::pod_end(&b).0, pod))
 }
 
-/// As what a packet from a pod to the world (of ICMP an echo request) appears there, `node` being the address to use. `None`: as itself, as the world has opened
+/// As what a packet from a pod to the world appears there, `node` being the address to use. `None`: as itself, as the world has opened
 /// its flow, by the pod's own address.
 ///
 /// The packet has been tracked before: so its flow lives, and nobody else takes what is its.
@@ -155,37 +183,45 @@ where
     port::choose(p, s, pair, &key, node, said.map(|said| said.port)).map(Some)
 }
 
-/// The pod's end that is meant by what the world writes (of ICMP an echo reply) to an end of the node. `None`: the node itself.
+/// The pod's end that is meant by a packet from the world to the node, as conntrack reads it. `None`: the node itself.
 ///
 /// # Errors
 /// [`NatOrphan`](D::NatOrphan).
 #[inline(always)]
-pub fn back<F: NatFamily, S: NatSystem<F>>(s: &S, world: &End<F>, node: &End<F>, proto: u32) -> Res<Option<End<F>>> {
-    // For the key alone: the pod's end is not part of it.
-    let asked = Pair { pod: *node, world: *world, proto };
-    let Some(found) = s.back(&asked.key(node)) else { return Ok(None) };
+pub fn back<F: NatFamily, S: NatSystem<F>>(s: &S, world: &F::Addr, node: &F::Addr, rest: Rest) -> Res<Option<End<F>>> {
+    // The node's end stands for the pod's, which is no part of the key.
+    let asked = Pair::<F>::received(node, world, rest);
+    if rest.asker == Asker::SENDER {
+        // A pod only asks; whom the world asks is the node.
+        return Ok(None);
+    }
+    let Some(found) = s.back(&asked.key(&asked.pod)) else { return Ok(None) };
     let Holder::Pod(pod) = holder::<F>(&found) else { return Ok(None) };
     let (key, _) = Pair { pod, ..asked }.flow();
     if living::<F, S>(s, &key).is_none() {
         return Ok(None);
     }
     match s.forth(&key) {
-        Some(said) if is_same_end(&F::node_end(&said), node) => Ok(Some(pod)),
+        Some(said) if is_same_end(&F::node_end(&said), &asked.pod) => Ok(Some(pod)),
         _ => Err(D::NatOrphan),
     }
 }
 
-/// The node itself sends to the world: what a pod's flow has of its tuple it gives up, and goes on under another port. The caller knows that
-/// the packet is the node's own, and no masqueraded one that it meets once more.
+/// The node itself sends to the world, as conntrack reads the packet: what a pod's flow has of its tuple it gives up, and goes on under
+/// another port. The caller knows that the packet is the node's own, and no masqueraded one that it meets once more.
 #[inline(always)]
-pub fn give_way<F: NatFamily, S: NatSystem<F>>(s: &S, world: &End<F>, node: &End<F>, proto: u32) {
-    // For the key alone, again.
-    let asked = Pair { pod: *node, world: *world, proto };
-    let key = asked.key(node);
+pub fn give_way<F: NatFamily, S: NatSystem<F>>(s: &S, node: &F::Addr, world: &F::Addr, rest: Rest) {
+    // As above.
+    let own = Pair::<F>::sent(node, world, rest);
+    if rest.asker == Asker::RECEIVER {
+        // Nobody translates what the world asks the node.
+        return;
+    }
+    let key = own.key(&own.pod);
     let Some(found) = s.back(&key) else { return };
-    let (Some(cfg), now) = (s.ct_config(), s.jiffies()) else { return };
+    let Some(cfg) = s.ct_config() else { return };
     if let Holder::Node(made) = holder::<F>(&found)
-        && is_within(now, made, cfg.second)
+        && is_within(s.jiffies(), made, cfg.second)
     {
         return;
     }

@@ -7,7 +7,7 @@ use cni_common::{
 };
 use proptest::prelude::*;
 
-use super::tests::{ACK, Node, SYN, Tested, echo, pod, syn};
+use super::rig::{ACK, Node, SYN, Tested, echo, pod, syn};
 use crate::{
     DropReason as D, Packet, Res,
     ct::lifetime,

@@ -6,19 +6,18 @@ use std::{
 
 use cni_common::{
     maps::NatConfig,
-    net::Be16,
     wire::{ICMP, TCP, UDP},
 };
 use proptest::prelude::*;
 
 use super::{
-    End, Pair,
+    Pair,
     port::{PROBES, probe},
-    tests::{ACK, HZ, Node, SYN, Tested, echo, pod, syn},
+    rig::{ACK, HZ, Node, SYN, Tested, echo, pod, syn},
 };
 use crate::{
     DropReason as D,
-    fake::{frame, nat::addr, world},
+    fake::{frame, world},
     family::{V4, V6},
 };
 
@@ -67,10 +66,10 @@ fn no_two_flows_share<F: Tested>(history: &[(u8, u16, bool, u8, u64)]) {
     for &(who, port, far, proto, seconds) in history {
         n.after(seconds);
         let has_flow = |u: &User| {
-            let world_port = if proto == TCP { 443 } else { 4000 };
-            let end = |a, port| End::<F> { addr: addr(a), port: Be16::from_host(port) };
-            let (pod, world) = (end(pod(F::IS_6, u.who), u.port), end(peer(F::IS_6, far), world_port));
-            F::has_flow(&n.w, &Pair { pod, world, proto: question(F::IS_6, proto, 0).0.into() })
+            let (proto, body) = question(F::IS_6, proto, u.port);
+            let mut f = Node::<F>::frame(pod(F::IS_6, u.who), peer(F::IS_6, far), (proto, body));
+            let (ip, rest) = Node::<F>::read(&mut f);
+            F::has_flow(&n.w, &Pair::sent(&ip.src, &ip.dst, rest))
         };
         let living = || -> BTreeSet<User> {
             users.iter().filter(|((f, p, _), u)| (*f, *p) == (far, proto) && has_flow(u)).map(|(_, u)| *u).collect()

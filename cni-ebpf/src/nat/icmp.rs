@@ -6,7 +6,7 @@
 use cni_common::{net::Be16, wire::UDP};
 
 use super::{
-    entry::{self, Pair, is_of, living},
+    entry::{self, Pair, is_of, living, turned},
     family::NatFamily,
     quote::{self, Quote},
     rewrite::{Cover, End, Layout, Mend, Side},
@@ -31,13 +31,10 @@ where
     S: NatSystem<F>,
 {
     let Some(quote) = quote::read(p, ip) else { return Ok(None) };
-    // The node answers echoes under its own name; a pod only asks.
-    if !F::is_same(&quote.ip.src, &ip.dst) || quote.rest.asker == Asker::RECEIVER {
+    if !F::is_same(&quote.ip.src, &ip.dst) {
         return Ok(None);
     }
-    let node = End { addr: quote.ip.src, port: quote.rest.ports.src() };
-    let world = End { addr: quote.ip.dst, port: quote.rest.ports.dst() };
-    let Some(pod) = entry::back(s, &world, &node, quote.ip.proto)? else { return Ok(None) };
+    let Some(pod) = entry::back(s, &quote.ip.dst, &quote.ip.src, turned(quote.rest))? else { return Ok(None) };
     translate(p, at, ip, &quote, (Side::SOURCE, Side::DESTINATION), &pod)?;
     Ok(Some(pod.addr))
 }
@@ -57,9 +54,7 @@ where
     if !F::is_same(&quote.ip.dst, &ip.src) || quote.rest.asker == Asker::SENDER {
         return Err(D::NatOrphan);
     }
-    let pod = End { addr: quote.ip.dst, port: quote.rest.ports.dst() };
-    let world = End { addr: quote.ip.src, port: quote.rest.ports.src() };
-    let pair = Pair::<F> { pod, world, proto: quote.ip.proto };
+    let pair = Pair::<F>::received(&quote.ip.dst, &quote.ip.src, quote.rest);
     let (key, _) = pair.flow();
     let node = match s.forth(&key) {
         Some(said) if living::<F, S>(s, &key).is_some() => F::node_end(&said),

@@ -26,6 +26,10 @@ mod races;
 pub mod rewrite;
 #[cfg(test)]
 mod rewrites;
+#[cfg(test)]
+mod rig;
+#[cfg(test)]
+mod steps;
 pub mod sum;
 pub mod table;
 #[cfg(test)]

@@ -75,8 +75,8 @@ where
     Err(D::NatExhausted)
 }
 
-/// Makes the pod's entry under `key`, or finds that it has it. `Other`: the port is not free.
-#[inline(always)]
+/// Makes the pod's entry under `key`, or finds that it has it. `Other`: the port is not free. Out of line: once, not for each probe.
+#[inline(never)]
 fn secure<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, key: &F::Key, mine: &F::Back) -> Entered
 where
     F: NatFamily,

@@ -1,46 +1,31 @@
-//! Several CPUs with packets of flows that want one port: every order of their look-ups and updates.
-//!
-//! It is the logic itself that runs, over maps of which each access is one step. A run is taken up again by running it from the start with the
-//! answers that it has had, and broken off after the next one; so all orders are tried without threads, and equal states once.
-use std::{
-    cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet},
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-};
+//! Several CPUs with packets of flows that want one port: every order of their look-ups and updates, and equal states once.
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::bytes_of;
 use cni_common::{
-    drop::{Outcome, Point},
-    maps::{CtConfig, CtEntry, CtKey4, NAT_FIRST_PORT, NAT_PORTS, NatBack4, NatConfig, NatForth4, NatKey4},
-    net::{Be16, Ip4},
-    shared::Shared,
+    net::{Be16, Ip4, Ports},
     wire::UDP,
 };
 
-use super::{End, Entered, NatEnv, NatFamily, Pair, Sockets, Translations, back, forth, give_way};
+use super::{
+    End, NatFamily, Pair, back, forth, give_way,
+    steps::{Answer, Cpu, Maps, one_step},
+};
 use crate::{
     DropReason as D,
-    ct::{CtEnv, Flow, Flows, Promotion, lifetime},
+    ct::{
+        Flows,
+        key::{Asker, Rest},
+    },
     family::V4,
 };
 
-const NOW: u64 = 1 << 33;
 const NODE: Ip4 = Ip4::new([10, 77, 0, 1]);
-const WORLD: End<V4> = End { addr: Ip4::new([198, 51, 100, 9]), port: Be16::from_host(53) };
+const WORLD: Ip4 = Ip4::new([198, 51, 100, 9]);
 const PORT: Be16 = Be16::from_host(4000);
-
-/// The maps.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Maps {
-    back: BTreeMap<Vec<u8>, Vec<u8>>,
-    forth: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Flows that are not over.
-    alive: BTreeSet<Vec<u8>>,
-    /// What sockets of the node would receive.
-    sockets: BTreeSet<Vec<u8>>,
-    /// Whether the range is so large that second choices do not meet: for three there would be too many orders.
-    roomy: bool,
-}
+/// Of what is sent to the world; what comes from there is the same, as both ports are.
+const REST: Rest =
+    Rest { ports: Ports::of(u32::from_ne_bytes([0x0f, 0xa0, 0x0f, 0xa0])), proto: UDP as u32, asker: Asker::NONE };
 
 /// What a CPU does: in the end a port, if it is to have one.
 #[derive(Clone, Copy, Debug)]
@@ -57,150 +42,13 @@ enum Job {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Run {
     answers: Vec<Answer>,
-    end: Option<End_>,
+    end: Option<Outcome>,
 }
-type End_ = Result<Option<u16>, D>;
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Answer {
-    Value(Option<Vec<u8>>),
-    Entered(Entered),
-    Flag(bool),
-}
-
-/// The system, as one CPU sees it: answers from its record, then one of the maps, then no more.
-struct Cpu<'a> {
-    record: &'a [Answer],
-    at: Cell<usize>,
-    maps: RefCell<&'a mut Maps>,
-    news: Cell<Option<Answer>>,
-    cfg: CtConfig,
-    nat: NatConfig,
-    alive: Flow,
-    dead: Flow,
-}
-
-/// The step is made.
-struct Stop;
-
-impl Cpu<'_> {
-    fn step(&self, access: impl FnOnce(&mut Maps) -> Answer) -> Answer {
-        let at = self.at.get();
-        self.at.set(at + 1);
-        match self.record.get(at) {
-            Some(answer) => answer.clone(),
-            None => {
-                self.news.set(Some(access(&mut self.maps.borrow_mut())));
-                resume_unwind(Box::new(Stop));
-            }
-        }
-    }
-    fn value<T: bytemuck::AnyBitPattern>(&self, access: impl FnOnce(&mut Maps) -> Option<Vec<u8>>) -> Option<T> {
-        match self.step(|m| Answer::Value(access(m))) {
-            Answer::Value(v) => v.map(|v| bytemuck::pod_read_unaligned(&v)),
-            other => panic!("{other:?}"),
-        }
-    }
-    fn entered(&self, access: impl FnOnce(&mut Maps) -> Entered) -> Entered {
-        match self.step(|m| Answer::Entered(access(m))) {
-            Answer::Entered(e) => e,
-            other => panic!("{other:?}"),
-        }
-    }
-    fn flag(&self, access: impl FnOnce(&mut Maps) -> bool) -> bool {
-        match self.step(|m| Answer::Flag(access(m))) {
-            Answer::Flag(f) => f,
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-fn enter(map: &mut BTreeMap<Vec<u8>, Vec<u8>>, key: &[u8], value: &[u8]) -> Entered {
-    if map.contains_key(key) {
-        return Entered::Other;
-    }
-    map.insert(key.to_vec(), value.to_vec());
-    Entered::Done
-}
-
-impl CtEnv for Cpu<'_> {
-    fn ct_config(&self) -> Option<&CtConfig> {
-        Some(&self.cfg)
-    }
-    fn jiffies(&self) -> u64 {
-        NOW
-    }
-    fn note(&self, _: Point, _: Outcome) {}
-}
-impl NatEnv for Cpu<'_> {
-    fn nat_config(&self) -> Option<&NatConfig> {
-        Some(&self.nat)
-    }
-}
-impl Flows<V4> for Cpu<'_> {
-    fn flow(&self, key: &CtKey4) -> Option<&Flow> {
-        // One that is over stays for a while.
-        Some(if self.flag(|m| m.alive.contains(bytes_of(key))) { &self.alive } else { &self.dead })
-    }
-    fn new_flow(&self, _: &CtKey4) -> Option<&Flow> {
-        None
-    }
-    fn begin(&self, key: &CtKey4, _: &CtEntry) {
-        self.flag(|m| m.alive.insert(bytes_of(key).to_vec()));
-    }
-    fn replace(&self, _: &CtKey4, _: &CtEntry) {
-        panic!("conntrack's own");
-    }
-    fn promote(&self, _: &CtKey4, _: &CtEntry) -> Promotion {
-        panic!("conntrack's own");
-    }
-    fn forget(&self, _: &CtKey4) {
-        panic!("conntrack's own");
-    }
-    fn held(&self, _: u32) -> u64 {
-        panic!("conntrack's own");
-    }
-    fn hold(&self, _: u32) {
-        panic!("conntrack's own");
-    }
-}
-impl Translations<V4> for Cpu<'_> {
-    fn back(&self, key: &NatKey4) -> Option<NatBack4> {
-        self.value(|m| m.back.get(bytes_of(key)).cloned())
-    }
-    fn enter(&self, key: &NatKey4, back: &NatBack4) -> Entered {
-        self.entered(|m| enter(&mut m.back, bytes_of(key), bytes_of(back)))
-    }
-    fn exchange(&self, key: &NatKey4, back: &NatBack4) -> bool {
-        self.flag(|m| {
-            m.back.insert(bytes_of(key).to_vec(), bytes_of(back).to_vec());
-            true
-        })
-    }
-    fn release(&self, hold: &NatKey4) {
-        self.flag(|m| m.back.remove(bytes_of(hold)).is_some());
-    }
-    fn forth(&self, flow: &CtKey4) -> Option<NatForth4> {
-        self.value(|m| m.forth.get(bytes_of(flow)).cloned())
-    }
-    fn enter_forth(&self, flow: &CtKey4, forth: &NatForth4) -> Entered {
-        self.entered(|m| enter(&mut m.forth, bytes_of(flow), bytes_of(forth)))
-    }
-    fn replace_forth(&self, flow: &CtKey4, forth: &NatForth4) -> bool {
-        self.flag(|m| {
-            m.forth.insert(bytes_of(flow).to_vec(), bytes_of(forth).to_vec());
-            true
-        })
-    }
-}
-impl Sockets<(), V4> for Cpu<'_> {
-    fn has_socket(&self, (): &mut (), key: &NatKey4) -> bool {
-        self.flag(|m| m.sockets.contains(bytes_of(key)))
-    }
-}
+/// A port, or to whom an answer goes.
+type Outcome = Result<Option<u16>, D>;
 
 fn pair(pod: u8) -> Pair<V4> {
-    Pair { pod: End { addr: Ip4::new([10, 244, 0, pod]), port: PORT }, world: WORLD, proto: UDP.into() }
+    Pair::sent(&Ip4::new([10, 244, 0, pod]), &WORLD, REST)
 }
 fn node(port: Be16) -> End<V4> {
     End { addr: NODE, port }
@@ -211,7 +59,7 @@ fn bytes<T: bytemuck::NoUninit>(v: &T) -> Vec<u8> {
 
 impl Job {
     /// From its first to its last step.
-    fn run(self, cpu: &Cpu<'_>) -> End_ {
+    fn run(self, cpu: &Cpu<'_>) -> Outcome {
         match self {
             Self::Sends(pod) => {
                 let pair = pair(pod);
@@ -221,50 +69,24 @@ impl Job {
             }
             Self::Binds => {
                 cpu.flag(|m| m.sockets.insert(bytes(&pair(0).key(&node(PORT)))));
-                give_way::<V4, _>(cpu, &WORLD, &node(PORT), UDP.into());
+                give_way::<V4, _>(cpu, &NODE, &WORLD, REST);
                 Ok(Some(PORT.to_host()))
             }
             Self::Answer => {
                 // To whom it goes: no port.
-                back::<V4, _>(cpu, &WORLD, &node(PORT), UDP.into()).map(|pod| pod.map(|p| p.addr.bytes[3].into()))
+                back::<V4, _>(cpu, &WORLD, &NODE, REST).map(|pod| pod.map(|p| p.addr.bytes[3].into()))
             }
         }
     }
 
     /// One step further.
     fn step(self, run: &mut Run, maps: &mut Maps) {
-        let flow = |lifetime| Flow {
-            verdicts: Shared::new(if pair(1).flow().1 { cni_common::maps::CT_HI_OPENED } else { 0 }),
-            seen: Shared::new(NOW - 1000),
-            lifetime: Shared::new(lifetime),
-            charged: Shared::new(0),
-            lo_sent: Shared::new(0),
-            hi_sent: Shared::new(0),
-            pad: Shared::new([0; 6]),
-        };
-        let cpu = Cpu {
-            record: &run.answers,
-            at: Cell::new(0),
-            nat: NatConfig { first_port: NAT_FIRST_PORT, ports: if maps.roomy { NAT_PORTS } else { 2 } },
-            maps: RefCell::new(maps),
-            news: Cell::new(None),
-            cfg: lifetime::config(1, 250),
-            alive: flow(10_000),
-            dead: flow(1),
-        };
-        match catch_unwind(AssertUnwindSafe(|| self.run(&cpu))) {
-            Ok(end) => run.end = Some(end),
-            Err(stop) if stop.is::<Stop>() => {
-                let news = cpu.news.take().expect("a step was made");
-                run.answers.push(news);
-            }
-            Err(panic) => resume_unwind(panic),
-        }
+        run.end = one_step(&mut run.answers, maps, |cpu| self.run(cpu));
     }
 }
 
 /// All ends that some order of the jobs' steps leads to.
-fn every_order(maps: Maps, jobs: &[Job]) -> BTreeSet<(Maps, Vec<End_>)> {
+fn every_order(maps: Maps, jobs: &[Job]) -> BTreeSet<(Maps, Vec<Outcome>)> {
     let mut ends = BTreeSet::new();
     let mut seen = BTreeSet::new();
     let mut todo = vec![(maps, vec![Run::default(); jobs.len()])];
@@ -293,7 +115,7 @@ fn every_order(maps: Maps, jobs: &[Job]) -> BTreeSet<(Maps, Vec<End_>)> {
 }
 
 /// Each job alone, one after the other.
-fn serial(maps: &mut Maps, jobs: &[Job]) -> Vec<End_> {
+fn serial(maps: &mut Maps, jobs: &[Job]) -> Vec<Outcome> {
     let mut ends = Vec::new();
     for job in jobs {
         let mut run = Run::default();
@@ -320,7 +142,7 @@ fn has(maps: &Maps, port: u16) -> Option<u8> {
 }
 
 /// That no two of them left under one port, and that the next packet of each leaves under the port that the last one did.
-fn nobody_shares(ends: &BTreeSet<(Maps, Vec<End_>)>, jobs: &[Job], start: &str) {
+fn nobody_shares(ends: &BTreeSet<(Maps, Vec<Outcome>)>, jobs: &[Job], start: &str) {
     for (maps, results) in ends {
         let mut users: BTreeMap<u16, u8> = BTreeMap::new();
         for (job, result) in jobs.iter().zip(results) {

@@ -102,29 +102,42 @@ pub trait Mend: Packet {
 
 /// Where a protocol keeps what is rewritten, in one register: offsets in the L4 header. All 0: nothing but the address may change, as the
 /// CRC of SCTP covers the ports, and cannot be adjusted without all the bytes.
+///
+/// Looked up without a branch: the verifier would walk all that follows once for each protocol.
 #[derive(Clone, Copy)]
 pub struct Layout {
     packed: u32,
 }
+
+/// Bits of the kinds, by protocol: 1 TCP, 2 UDP, 3 the family's ICMP.
+const KIND_LOW: u64 = 1 << TCP;
+const KIND_HIGH: u64 = 1 << UDP;
+
 impl Layout {
     /// Nothing but the address changes.
     pub const NONE: Self = Self { packed: 0 };
 
-    const fn new(csum: u32, source: u32, destination: u32, cover: Cover) -> Self {
-        Self { packed: csum | source << 8 | destination << 16 | cover.bits << 24 }
+    /// All are even, and `needed` is where the last of them ends.
+    const fn packed(csum: u64, source: u64, destination: u64, needed: u64, cover: Cover) -> u64 {
+        assert!(
+            (csum | source | destination | needed) & 1 == 0 && csum < 32 && needed < 32 && source | destination < 8
+        );
+        (csum >> 1) | (needed >> 1) << 4 | (source >> 1) << 8 | (destination >> 1) << 10 | (cover.bits as u64) << 12
+    }
+    const fn table<F: NatFamily>() -> u64 {
+        Self::packed(16, 0, 2, 18, F::PSEUDO) << 16
+            | Self::packed(6, 0, 2, 8, F::PSEUDO.or_none()) << 32
+            | Self::packed(2, 4, 4, 6, F::ICMP_COVER) << 48
     }
     /// Of a protocol of this family; of its ICMP only echo has an identifier.
     #[inline(always)]
     pub fn of<F: NatFamily>(proto: u32) -> Self {
-        if proto == u32::from(TCP) {
-            Self::new(16, 0, 2, F::PSEUDO)
-        } else if proto == u32::from(UDP) {
-            Self::new(6, 0, 2, F::PSEUDO.or_none())
-        } else if proto == u32::from(F::ICMP) {
-            Self::new(2, 4, 4, F::ICMP_COVER)
-        } else {
-            Self::NONE
-        }
+        let (icmp, table) = const { (1 << F::ICMP, Self::table::<F>()) };
+        let bit = |mask: u64| (mask >> (proto & 63)) & 1;
+        // All ones below 64, else 0.
+        let known = u64::from((((proto & 0xff) >> 6) + 3) >> 2).wrapping_sub(1);
+        let kind = (bit(KIND_LOW | icmp) | bit(KIND_HIGH | icmp) << 1) & known;
+        Self { packed: (table >> (16 * kind)) as u32 & 0xffff }
     }
     /// Whether a port may be rewritten.
     #[inline(always)]
@@ -134,17 +147,22 @@ impl Layout {
     /// The checksum.
     #[inline(always)]
     pub fn csum(self) -> usize {
-        (self.packed & 0xff) as usize
+        2 * (self.packed & 15) as usize
+    }
+    /// Where the last of it ends.
+    #[inline(always)]
+    pub fn needed(self) -> usize {
+        2 * (self.packed >> 4 & 15) as usize
     }
     /// The port of that end.
     #[inline(always)]
     pub fn port(self, side: Side) -> usize {
-        ((self.packed >> 8 >> (8 * side.number)) & 0xff) as usize
+        2 * (self.packed >> (8 + 2 * side.number) & 3) as usize
     }
     /// How the checksum covers an address.
     #[inline(always)]
     pub fn cover(self) -> Cover {
-        Cover { bits: self.packed >> 24 }
+        Cover { bits: self.packed >> 12 }
     }
 }
 
@@ -160,7 +178,7 @@ pub fn rewrite<F: NatFamily, P: Mend>(p: &mut P, at: usize, ip: &L3<F>, side: Si
         return Ok(());
     }
     let (csum_at, port_at) = (ip.l4 + layout.csum(), ip.l4 + layout.port(side));
-    p.linear((ip.l4 + if csum_at > port_at { layout.csum() } else { layout.port(side) } + 2) as u32);
+    p.linear((ip.l4 + layout.needed()) as u32);
     let port: Be16 = p.read(port_at)?;
     p.read::<Be16>(csum_at)?;
     F::set_address(p, at, side, &to.addr)?;

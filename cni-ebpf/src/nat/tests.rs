@@ -1,192 +1,24 @@
 //! Translations by example.
-use std::{cell::Cell, net::IpAddr};
+use std::net::IpAddr;
 
 use bytemuck::Zeroable;
 use cni_common::{
-    drop::Point,
     maps::NAT_FIRST_PORT,
-    net::{Be16, Mac},
-    wire::{ETH_LEN, ICMP, ICMP6, SCTP, TCP, UDP},
+    net::Be16,
+    wire::{ICMP, ICMP6, TCP, UDP},
 };
 
-use super::{End, NatFamily, Pair, Side, back, entry, error_back, error_forth, forth, give_way, related, rewrite};
+use super::{
+    End, NatFamily, Side, entry,
+    rewrite::{Cover, Layout},
+    rig::{ACK, Node, RST, SYN, Tested, echo, pod, syn},
+};
 use crate::{
-    DropReason as D, Res,
-    ct::{Ask, Ends, allow, lifetime, track},
-    fake::{
-        Fake, Frame,
-        frame::{self, Ip},
-        nat::{FromIp, addr},
-        world,
-    },
-    family::{self, Family, V4, V6},
+    DropReason as D,
+    ct::{Ends, lifetime},
+    fake::{frame, nat::addr, world},
+    family::{V4, V6},
 };
-
-pub const HZ: u64 = 250;
-
-/// The families, with what tests of both need.
-pub trait Tested: NatFamily<Addr: FromIp> {
-    /// IPv6.
-    const IS_6: bool;
-    fn track(w: &Fake, f: &mut Frame, ask: Ask) -> Res<()>;
-    fn forth_of(w: &Fake, f: &mut Frame, pair: &Pair<Self>, node: &Self::Addr) -> Res<Option<End<Self>>>;
-    fn back_of(w: &Fake, world: &End<Self>, node: &End<Self>, proto: u32) -> Res<Option<End<Self>>>;
-    fn give_way(w: &Fake, world: &End<Self>, node: &End<Self>, proto: u32);
-    fn has_flow(w: &Fake, pair: &Pair<Self>) -> bool;
-    fn error_back_of(w: &Fake, f: &mut Frame) -> Res<Option<Self::Addr>>;
-    fn error_forth_of(w: &Fake, f: &mut Frame) -> Res<bool>;
-    fn is_related(w: &Fake, f: &mut Frame) -> bool;
-}
-macro_rules! tested {
-    ($family:ty, $is_6:literal) => {
-        impl Tested for $family {
-            const IS_6: bool = $is_6;
-            fn track(w: &Fake, f: &mut Frame, ask: Ask) -> Res<()> {
-                track::<$family, _, _, _>(f, w, ask, &allow)
-            }
-            fn forth_of(w: &Fake, f: &mut Frame, pair: &Pair<Self>, node: &Self::Addr) -> Res<Option<End<Self>>> {
-                forth(f, w, pair, node)
-            }
-            fn back_of(w: &Fake, world: &End<Self>, node: &End<Self>, proto: u32) -> Res<Option<End<Self>>> {
-                back(w, world, node, proto)
-            }
-            fn give_way(w: &Fake, world: &End<Self>, node: &End<Self>, proto: u32) {
-                give_way(w, world, node, proto);
-            }
-            fn has_flow(w: &Fake, pair: &Pair<Self>) -> bool {
-                entry::living::<$family, _>(w, &pair.flow().0).is_some()
-            }
-            fn error_back_of(w: &Fake, f: &mut Frame) -> Res<Option<Self::Addr>> {
-                let ip = family::parse::<$family, _>(f, ETH_LEN, 8)?;
-                error_back(f, w, ETH_LEN, &ip)
-            }
-            fn error_forth_of(w: &Fake, f: &mut Frame) -> Res<bool> {
-                let ip = family::parse::<$family, _>(f, ETH_LEN, 8)?;
-                error_forth(f, w, ETH_LEN, &ip)
-            }
-            fn is_related(w: &Fake, f: &mut Frame) -> bool {
-                family::parse::<$family, _>(f, ETH_LEN, 8).is_ok_and(|ip| related(f, w, &ip).is_some())
-            }
-        }
-    };
-}
-tested!(V4, false);
-tested!(V6, true);
-
-/// A node that masquerades: the way of packets through conntrack and translation.
-pub struct Node<F: Tested> {
-    pub w: Fake,
-    pub address: Cell<F::Addr>,
-}
-
-impl<F: Tested> Node<F> {
-    pub fn new() -> Self {
-        Self { w: Fake::default(), address: Cell::new(addr(world::underlay(F::IS_6, 0))) }
-    }
-    pub fn frame(src: IpAddr, dst: IpAddr, l4: (u8, Vec<u8>)) -> Frame {
-        let packet = Ip::default().packet(src, dst, frame::summed(src, dst, l4, false));
-        Frame::new(frame::eth(Mac::WEFT, Mac::WEFT, packet), 1)
-    }
-    /// Ends of the packet as conntrack reads them; an echo's identifier twice.
-    fn ends(f: &mut Frame) -> (family::L3<F>, End<F>, End<F>) {
-        let ip = family::parse::<F, _>(f, ETH_LEN, 8).expect("parses");
-        let l4 = &f.data[ip.l4..];
-        let port = |at: usize| Be16::new([l4[at], l4[at + 1]]);
-        let (s, d) = match ip.proto as u8 {
-            TCP | UDP | SCTP => (port(0), port(2)),
-            proto if proto == F::ICMP => (port(4), port(4)),
-            _ => (Be16::ZERO, Be16::ZERO),
-        };
-        (ip, End { addr: ip.src, port: s }, End { addr: ip.dst, port: d })
-    }
-    pub fn track(&self, f: &mut Frame, ends: Ends) -> Res<()> {
-        let ip = family::parse::<F, _>(f, ETH_LEN, 4)?;
-        let ports = family::ports(f, &ip)?;
-        F::track(&self.w, f, Ask::new(Point::FromPod, ETH_LEN, &ip, ports, ends))
-    }
-    /// A packet from a pod to the world.
-    pub fn out(&self, f: &mut Frame) -> Res<()> {
-        self.track(f, Ends { from: 11, to: 0 })?;
-        let (ip, pod, world) = Self::ends(f);
-        let pair = Pair::<F> { pod, world, proto: ip.proto };
-        match F::forth_of(&self.w, f, &pair, &self.address.get())? {
-            Some(node) => rewrite(f, ETH_LEN, &ip, Side::SOURCE, &node),
-            None => Ok(()),
-        }
-    }
-    /// A packet from the world to the node; false: it is the node's own.
-    pub fn incoming(&self, f: &mut Frame) -> Res<bool> {
-        let is_a_pods = self.translate_back(f)?;
-        if is_a_pods {
-            self.track(f, Ends { from: 0, to: 11 })?;
-        }
-        Ok(is_a_pods)
-    }
-    pub fn translate_back(&self, f: &mut Frame) -> Res<bool> {
-        let (ip, world, node) = Self::ends(f);
-        let Some(pod) = F::back_of(&self.w, &world, &node, ip.proto)? else { return Ok(false) };
-        rewrite(f, ETH_LEN, &ip, Side::DESTINATION, &pod)?;
-        Ok(true)
-    }
-    /// The node itself sends this.
-    fn own(&self, f: &mut Frame) {
-        let (ip, node, world) = Self::ends(f);
-        F::give_way(&self.w, &world, &node, ip.proto);
-    }
-    pub fn after(&self, seconds: u64) -> &Self {
-        self.w.now.set(self.w.now.get() + seconds * HZ);
-        self
-    }
-    /// A socket of the node has what the world writes so.
-    fn bind(&self, proto: u8, world: (IpAddr, u16), port: u16) {
-        let end = |addr, port| End::<F> { addr, port: Be16::from_host(port) };
-        let key = F::key(&end(addr(world.0), world.1), &end(self.address.get(), port), proto.into());
-        self.tables().sockets.borrow_mut().insert(bytemuck::bytes_of(&key).to_vec());
-    }
-    pub fn tables(&self) -> &crate::fake::nat::NatTables {
-        if F::IS_6 { &self.w.nat6 } else { &self.w.nat4 }
-    }
-    fn flows(&self) -> &crate::fake::flows::FlowTables {
-        if F::IS_6 { &self.w.ct6 } else { &self.w.ct4 }
-    }
-    pub fn here(&self) -> IpAddr {
-        world::underlay(F::IS_6, 0)
-    }
-    /// The pod's packet, and the port that it went out with; it is what the node's own would have been.
-    pub fn port_of(&self, pod: IpAddr, l4: (u8, Vec<u8>), dst: IpAddr) -> Res<u16> {
-        let mut f = Self::frame(pod, dst, l4.clone());
-        self.out(&mut f)?;
-        let (ip, from, _) = Self::ends(&mut f);
-        assert!(F::is_same(&ip.src, &self.address.get()), "left under another address");
-        let (proto, mut body) = l4;
-        let at = if proto == F::ICMP { 4 } else { 0 };
-        body[at..at + 2].copy_from_slice(&from.port.bytes);
-        assert_eq!(f.data, Self::frame(self.here(), dst, (proto, body)).data);
-        Ok(from.port.to_host())
-    }
-}
-
-pub const SYN: u8 = 0x02;
-pub const ACK: u8 = 0x10;
-const RST: u8 = 0x04;
-
-pub fn pod(v6: bool, n: u8) -> IpAddr {
-    world::pod(v6, 0, n)
-}
-pub fn syn(sport: u16) -> (u8, Vec<u8>) {
-    frame::tcp(sport, 443, SYN, b"")
-}
-pub fn echo(v6: bool, id: u16, reply: bool) -> (u8, Vec<u8>) {
-    let (proto, mut body) = frame::ping(v6);
-    body[0] = match (v6, reply) {
-        (false, false) => 8,
-        (false, true) => 0,
-        (true, false) => 128,
-        (true, true) => 129,
-    };
-    body[4..6].copy_from_slice(&id.to_be_bytes());
-    (proto, body)
-}
 
 /// Each test below, of either family.
 macro_rules! of_both_families {
@@ -210,6 +42,15 @@ of_both_families! {
     one_half_without_the_other_is_made_anew_or_dropped
     the_nodes_own_flow_takes_its_port_back
     a_hold_that_is_not_to_be_had_is_not_waited_for
+}
+
+impl<F: Tested> Node<F> {
+    /// A socket of the node has what the world writes so.
+    fn bind(&self, proto: u8, world: (IpAddr, u16), port: u16) {
+        let end = |addr, port| End::<F> { addr, port: Be16::from_host(port) };
+        let key = F::key(&end(addr(world.0), world.1), &end(self.address.get(), port), proto.into());
+        self.tables().sockets.borrow_mut().insert(bytemuck::bytes_of(&key).to_vec());
+    }
 }
 
 fn a_pods_port_is_kept_and_the_answer_finds_it<F: Tested>() {
@@ -436,10 +277,23 @@ fn a_hold_that_is_not_to_be_had_is_not_waited_for<F: Tested>() {
 }
 
 #[test]
-fn protocols_are_named_as_the_families_name_them() {
-    assert_eq!((V4::ICMP, V6::ICMP), (ICMP, ICMP6));
-    assert!([TCP, UDP].iter().all(|p| rewrite::Layout::of::<V4>((*p).into()).has_port()));
-    assert!([SCTP, ICMP6, 47].iter().all(|p| !rewrite::Layout::of::<V4>((*p).into()).has_port()));
-    assert!([SCTP, ICMP, 47].iter().all(|p| !rewrite::Layout::of::<V6>((*p).into()).has_port()));
-    assert_eq!(V4::NUMBER, 4);
+fn every_protocol_has_the_layout_of_its_own() {
+    fn check<F: Tested>() {
+        for proto in 0..=255_u8 {
+            let layout = Layout::of::<F>(proto.into());
+            let ends = (layout.port(Side::SOURCE), layout.port(Side::DESTINATION));
+            let got = layout.has_port().then_some((layout.csum(), ends, layout.needed(), layout.cover()));
+            let want = match proto {
+                TCP => Some((16, (0, 2), 18, F::PSEUDO)),
+                UDP => Some((6, (0, 2), 8, F::PSEUDO.or_none())),
+                _ if proto == if F::IS_6 { ICMP6 } else { ICMP } => Some((2, (4, 4), 6, F::ICMP_COVER)),
+                _ => None,
+            };
+            assert_eq!(got, want, "{proto}");
+        }
+    }
+    check::<V4>();
+    check::<V6>();
+    assert_eq!((V4::PSEUDO, V4::ICMP_COVER), (Cover::PSEUDO4, Cover::CONTENT));
+    assert_eq!((V6::PSEUDO, V6::ICMP_COVER), (Cover::PSEUDO6, Cover::PSEUDO6));
 }
