@@ -87,6 +87,8 @@ drop_reasons! {
     NatFull = 26, "the table of masqueraded flows is full";
     /// Masquerade: one half of a translation without the other, or without its flow.
     NatOrphan = 27, "to be masqueraded, or translated back, but its flow is not known or has another translation by now: a late packet, or an error about one";
+    /// Masquerade: the pod has its share of the table.
+    NatQuota = 28, "the pod has its share of the table of masqueraded flows, which no other pod can do without; those that are over count until the agent takes them out";
 }
 
 /// Which program saw the packet.

@@ -338,6 +338,11 @@ pub const NAT_FIRST_PORT: u32 = 61_000;
 /// `NatConfig::ports` by default: up to 65535.
 pub const NAT_PORTS: u32 = 65_536 - NAT_FIRST_PORT;
 
+/// Masqueraded flows in a family: those that conntrack has room for, and nearly as many that are over and not yet taken out.
+pub const MAX_TRANSLATIONS: u32 = 262_144;
+/// Of those, the ones that one endpoint may have: a pod that floods the world must not keep the others from it.
+pub const MAX_TRANSLATED: u32 = MAX_TRANSLATIONS / 4;
+
 /// The configuration was written.
 pub const CONFIG_READY: u32 = 1;
 /// `bpf_skb_adjust_room` takes `BPF_F_ADJ_ROOM_ENCAP_L2_ETH` (Linux 5.13, commit d01b59c9ae94); NICs need it to offload.

@@ -7,7 +7,7 @@ use std::{
 
 use bytemuck::{Pod, bytes_of};
 use cni_common::{
-    maps::NatConfig,
+    maps::{MAX_TRANSLATIONS, NatConfig},
     net::{Be16, Ip4, Ip6},
 };
 
@@ -42,6 +42,8 @@ pub struct NatTables {
     pub back: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
     /// By flow.
     pub forth: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
+    /// Translations by the endpoint on whose account they are.
+    pub held: RefCell<BTreeMap<u32, u64>>,
     /// What sockets of the node would receive.
     pub sockets: RefCell<BTreeSet<Vec<u8>>>,
     /// Entries of each.
@@ -49,7 +51,13 @@ pub struct NatTables {
 }
 impl Default for NatTables {
     fn default() -> Self {
-        Self { back: RefCell::default(), forth: RefCell::default(), sockets: RefCell::default(), room: usize::MAX }
+        Self {
+            back: RefCell::default(),
+            forth: RefCell::default(),
+            held: RefCell::default(),
+            sockets: RefCell::default(),
+            room: MAX_TRANSLATIONS as usize,
+        }
     }
 }
 
@@ -108,6 +116,12 @@ macro_rules! translations {
             }
             fn replace_forth(&self, flow: &<$family as Family>::CtKey, forth: &<$family as NatFamily>::Forth) -> bool {
                 put(&self.$tables.forth, self.$tables.room, flow, forth)
+            }
+            fn translated(&self, endpoint: u32) -> u64 {
+                self.$tables.held.borrow().get(&endpoint).copied().unwrap_or(0)
+            }
+            fn count_translated(&self, endpoint: u32) {
+                *self.$tables.held.borrow_mut().entry(endpoint).or_default() += 1;
             }
         }
         impl<P> Sockets<P, $family> for Fake {

@@ -17,7 +17,7 @@ use cni_common::{
 
 use super::{
     family::{NatFamily, is_same_end},
-    port,
+    port::{self, Wanted},
     rewrite::End,
     table::{NatSystem, Sockets},
 };
@@ -161,7 +161,8 @@ pub fn is_of<F: NatFamily, S: NatSystem<F>>(s: &S, key: &F::Key, pod: &End<F>) -
 /// The packet has been tracked before: so its flow lives, and nobody else takes what is its.
 ///
 /// # Errors
-/// [`NatOrphan`](D::NatOrphan): the packet is of no flow that is known. [`NatExhausted`](D::NatExhausted) and [`NatFull`](D::NatFull).
+/// [`NatOrphan`](D::NatOrphan): the packet is of no flow that is known. [`NatExhausted`](D::NatExhausted), [`NatFull`](D::NatFull) and
+/// [`NatQuota`](D::NatQuota).
 #[inline(always)]
 pub fn forth<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, node: &F::Addr) -> Res<Option<End<F>>>
 where
@@ -180,7 +181,8 @@ where
     {
         return Ok(Some(said));
     }
-    port::choose(p, s, pair, &key, node, said.map(|said| said.port)).map(Some)
+    let wanted = Wanted { node: *node, before: said.map(|said| said.port), account: flow.charged.get() };
+    port::choose(p, s, pair, &key, &wanted).map(Some)
 }
 
 /// The pod's end that is meant by a packet from the world to the node, as conntrack reads it. `None`: the node itself.

@@ -11,7 +11,10 @@
 //!
 //! What is left: two packets of one flow at a time may make two entries, of which one is said to be the flow's, the other stays until the flow
 //! is over. A program cannot be stopped halfway; a hold that the agent finds twice, a second apart, is one of an agent that was.
-use cni_common::{maps::NatConfig, net::Be16};
+use cni_common::{
+    maps::{MAX_TRANSLATED, NatConfig},
+    net::Be16,
+};
 
 use super::{
     entry::{Pair, is_of, lives},
@@ -38,39 +41,44 @@ pub fn probe(cfg: &NatConfig, hash: u32, n: u32) -> Be16 {
     Be16::from_host((u64::from(cfg.first_port) + offset) as u16)
 }
 
-/// Finds a port for the flow, under `key` in conntrack, and makes its translation; `before`: the port that it had, to be asked for first, or
-/// else its own is.
+/// What a flow is to get.
+pub struct Wanted<F: NatFamily> {
+    /// The node's address.
+    pub node: F::Addr,
+    /// The port that it had, to be asked for first; else its own is.
+    pub before: Option<Be16>,
+    /// The endpoint on whose account it is.
+    pub account: u32,
+}
+
+/// Finds a port for the flow, under `key` in conntrack, and makes its translation.
 ///
 /// # Errors
-/// [`NatExhausted`](D::NatExhausted) and [`NatFull`](D::NatFull).
+/// [`NatExhausted`](D::NatExhausted), [`NatFull`](D::NatFull) and [`NatQuota`](D::NatQuota).
 #[inline(always)]
-pub fn choose<F, P, S>(
-    p: &mut P,
-    s: &S,
-    pair: &Pair<F>,
-    key: &F::CtKey,
-    node: &F::Addr,
-    before: Option<Be16>,
-) -> Res<End<F>>
+pub fn choose<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, key: &F::CtKey, wanted: &Wanted<F>) -> Res<End<F>>
 where
     F: NatFamily,
     S: NatSystem<F> + Sockets<P, F>,
 {
     let cfg = s.nat_config().ok_or(D::NoConfig)?;
+    if wanted.before.is_none() && s.translated(wanted.account) >= u64::from(MAX_TRANSLATED) {
+        return Err(D::NatQuota);
+    }
     let rest = pair.rest();
     let hash = flow_hash(F::hash(&pair.pod.addr), F::hash(&pair.world.addr), rest.ports.raw() ^ rest.proto);
     let more = Layout::of::<F>(pair.proto).has_port() && cfg.ports != 0;
     let mine = F::back(&pair.pod, s.jiffies());
     for n in 0..PROBES + 1 {
-        let port = if n == 0 { before.unwrap_or(pair.pod.port) } else { probe(cfg, hash, n) };
-        let end = End { addr: *node, port };
+        let port = if n == 0 { wanted.before.unwrap_or(pair.pod.port) } else { probe(cfg, hash, n) };
+        let end = End { addr: wanted.node, port };
         match secure(p, s, pair, &pair.key(&end), &mine) {
             Entered::Done => {}
             Entered::Full => return Err(D::NatFull),
             Entered::Other if more => continue,
             Entered::Other => return Err(D::NatExhausted),
         }
-        return say(s, pair, key, &end, before.is_some());
+        return say(s, pair, key, &end, wanted);
     }
     Err(D::NatExhausted)
 }
@@ -156,13 +164,22 @@ pub fn held<F: NatFamily, S: NatSystem<F>>(s: &S, key: &F::Key, what: impl FnOnc
 
 /// Says of the flow that this is its end at the node. If another CPU has just said another of a flow that had none, that one is its end.
 #[inline(always)]
-fn say<F: NatFamily, S: NatSystem<F>>(s: &S, pair: &Pair<F>, key: &F::CtKey, end: &End<F>, again: bool) -> Res<End<F>> {
+fn say<F: NatFamily, S: NatSystem<F>>(
+    s: &S,
+    pair: &Pair<F>,
+    key: &F::CtKey,
+    end: &End<F>,
+    wanted: &Wanted<F>,
+) -> Res<End<F>> {
     let forth = F::forth(end);
-    if again {
+    if wanted.before.is_some() {
         return if s.replace_forth(key, &forth) { Ok(*end) } else { Err(D::NatFull) };
     }
     match s.enter_forth(key, &forth) {
-        Entered::Done => Ok(*end),
+        Entered::Done => {
+            s.count_translated(wanted.account);
+            Ok(*end)
+        }
         Entered::Full => Err(D::NatFull),
         Entered::Other => match s.forth(key).map(|f| F::node_end(&f)) {
             Some(said) if is_of::<F, S>(s, &pair.key(&said), &pair.pod) => Ok(said),

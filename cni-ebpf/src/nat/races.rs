@@ -229,6 +229,18 @@ fn the_node_that_binds_at_the_same_time_wins() {
 }
 
 #[test]
+fn where_all_holds_meet_the_node_has_the_port_with_its_next_packet() {
+    let maps = Maps { roomy: true, ..left_behind(9) };
+    let jobs = [Job::Sends(1), Job::Sends(2), Job::Binds];
+    for (mut maps, results) in every_order(maps, &jobs) {
+        // Who could not hand it over for want of the hold has gone elsewhere all the same.
+        let answer = serial(&mut maps, &[Job::Answer]);
+        assert!([Ok(None), Err(D::NatOrphan)].contains(&answer[0]) || results[..2].contains(&Ok(Some(PORT.to_host()))));
+        assert_eq!(serial(&mut maps, &[Job::Binds, Job::Answer])[1], Ok(None), "{results:?}");
+    }
+}
+
+#[test]
 fn an_answer_goes_to_who_has_the_port_or_to_nobody() {
     let mut maps = Maps::default();
     serial(&mut maps, &[Job::Sends(9)]);

@@ -168,6 +168,10 @@ impl Translations<V4> for Cpu<'_> {
             true
         })
     }
+    fn translated(&self, _: u32) -> u64 {
+        0
+    }
+    fn count_translated(&self, _: u32) {}
 }
 impl Sockets<(), V4> for Cpu<'_> {
     fn has_socket(&self, (): &mut (), key: &NatKey4) -> bool {

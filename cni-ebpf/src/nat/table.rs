@@ -39,6 +39,11 @@ pub trait Translations<F: NatFamily> {
     fn enter_forth(&self, flow: &F::CtKey, forth: &F::Forth) -> Entered;
     /// Says so, in the place of what was said.
     fn replace_forth(&self, flow: &F::CtKey, forth: &F::Forth) -> bool;
+    /// Translations on an endpoint's account, those of flows that are over included until the agent takes them out, and counts anew. Several CPUs
+    /// count at a time, so it may be a few off.
+    fn translated(&self, endpoint: u32) -> u64;
+    /// One more.
+    fn count_translated(&self, endpoint: u32);
 }
 
 /// The sockets of the node; `P` is the packet, by whose device the kernel finds the namespace.

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use bytemuck::Zeroable;
 use cni_common::{
-    maps::NAT_FIRST_PORT,
+    maps::{MAX_TRANSLATED, NAT_FIRST_PORT},
     net::Be16,
     wire::{ICMP, ICMP6, TCP, UDP},
 };
@@ -35,6 +35,7 @@ of_both_families! {
     what_cannot_change_its_port_is_refused_by_name_when_that_is_taken
     a_destination_without_ports_left_is_a_drop_of_its_own_and_the_others_go_on
     a_full_table_is_a_drop_of_its_own
+    a_pod_with_its_share_of_the_table_gets_no_more_of_it
     a_translation_lives_as_long_as_its_flow
     a_packet_of_no_flow_never_leaves_untranslated
     what_the_world_has_opened_goes_as_it_is
@@ -161,6 +162,20 @@ fn a_full_table_is_a_drop_of_its_own<F: Tested>() {
     assert_eq!(n.port_of(pod(F::IS_6, 11), syn(1), out), Ok(1));
 }
 
+fn a_pod_with_its_share_of_the_table_gets_no_more_of_it<F: Tested>() {
+    let (n, out) = (Node::<F>::new(), world::outside(F::IS_6));
+    n.tables().held.borrow_mut().insert(11, u64::from(MAX_TRANSLATED) - 2);
+    for port in [1, 2, 1] {
+        assert_eq!(n.port_of(pod(F::IS_6, 11), syn(port), out), Ok(port), "a flow counts once");
+    }
+    assert_eq!(n.port_of(pod(F::IS_6, 11), syn(3), out), Err(D::NatQuota));
+    n.tables().back.borrow_mut().clear();
+    assert_eq!(n.port_of(pod(F::IS_6, 11), syn(1), out), Ok(1), "made anew, no other one");
+    n.tables().held.borrow_mut().insert(11, 0);
+    n.tables().held.borrow_mut().insert(12, u64::from(MAX_TRANSLATED));
+    assert_eq!(n.port_of(pod(F::IS_6, 11), syn(3), out), Ok(3), "another pod's account");
+}
+
 fn a_translation_lives_as_long_as_its_flow<F: Tested>() {
     let (n, out) = (Node::<F>::new(), world::outside(F::IS_6));
     let answer = || Node::<F>::frame(out, n.here(), frame::tcp(443, 40_000, SYN | ACK, b""));
@@ -195,12 +210,23 @@ fn a_packet_of_no_flow_never_leaves_untranslated<F: Tested>() {
 
 fn what_the_world_has_opened_goes_as_it_is<F: Tested>() {
     let (n, out) = (Node::<F>::new(), world::outside(F::IS_6));
-    let mut f = Node::<F>::frame(out, pod(F::IS_6, 11), frame::tcp(443, 80, SYN, b""));
-    n.track(&mut f, Ends { from: 0, to: 11 }).expect("is allowed");
-    let mut f = Node::<F>::frame(pod(F::IS_6, 11), out, frame::tcp(80, 443, SYN | ACK, b""));
-    let before = f.data.clone();
-    assert_eq!((n.out(&mut f), f.data), (Ok(()), before));
+    for (asked, answer) in [
+        (frame::tcp(443, 80, SYN, b""), frame::tcp(80, 443, SYN | ACK, b"")),
+        (echo(F::IS_6, 7, false), echo(F::IS_6, 7, true)),
+    ] {
+        let mut f = Node::<F>::frame(pod(F::IS_6, 11), out, answer);
+        let before = f.data.clone();
+        assert_eq!(n.out(&mut f), Err(D::NatOrphan), "an answer to nothing");
+        let mut question = Node::<F>::frame(out, pod(F::IS_6, 11), asked);
+        n.track(&mut question, Ends { from: 0, to: 11 }).expect("is allowed");
+        assert_eq!((n.out(&mut f), f.data), (Ok(()), before));
+    }
     assert_eq!(n.tables().back.borrow().len(), 0);
+    // Whom the world asks under a pod's identifier is the node.
+    assert_eq!(n.port_of(pod(F::IS_6, 11), echo(F::IS_6, 8, false), out), Ok(8));
+    assert_eq!(n.incoming(&mut Node::<F>::frame(out, n.here(), echo(F::IS_6, 8, false))), Ok(false));
+    n.own(&mut Node::<F>::frame(n.here(), out, echo(F::IS_6, 8, true)));
+    assert_eq!(n.incoming(&mut Node::<F>::frame(out, n.here(), echo(F::IS_6, 8, true))), Ok(true), "still the pod's");
 }
 
 fn a_flow_follows_the_nodes_address<F: Tested>() {
