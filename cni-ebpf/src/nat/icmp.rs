@@ -13,7 +13,7 @@ use super::{
     sum::Diff,
     table::NatSystem,
 };
-use crate::{DropReason as D, Packet, Res, ct::key::Asker, family::L3};
+use crate::{DropReason as D, Packet, Res, family::L3};
 
 /// The ICMP checksum, in the message.
 const CSUM: usize = 2;
@@ -51,7 +51,7 @@ where
     S: NatSystem<F>,
 {
     let Some(quote) = quote::read(p, ip) else { return Ok(false) };
-    if !F::is_same(&quote.ip.dst, &ip.src) || quote.rest.asker == Asker::SENDER {
+    if !F::is_same(&quote.ip.dst, &ip.src) {
         return Err(D::NatOrphan);
     }
     let pair = Pair::<F>::received(&quote.ip.dst, &quote.ip.src, quote.rest);

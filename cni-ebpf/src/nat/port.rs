@@ -45,7 +45,7 @@ pub fn probe(cfg: &NatConfig, hash: u32, n: u32) -> Be16 {
 pub struct Wanted<F: NatFamily> {
     /// The node's address.
     pub node: F::Addr,
-    /// The port that it had, to be asked for first; else its own is.
+    /// The port that it had, to be asked for first; then its own is.
     pub before: Option<Be16>,
     /// The endpoint on whose account it is.
     pub account: u32,
@@ -69,8 +69,13 @@ where
     let hash = flow_hash(F::hash(&pair.pod.addr), F::hash(&pair.world.addr), rest.ports.raw() ^ rest.proto);
     let more = Layout::of::<F>(pair.proto).has_port() && cfg.ports != 0;
     let mine = F::back(&pair.pod, s.jiffies());
-    for n in 0..PROBES + 1 {
-        let port = if n == 0 { wanted.before.unwrap_or(pair.pod.port) } else { probe(cfg, hash, n) };
+    for n in 0..PROBES + 2 {
+        let port = match n {
+            0 => wanted.before.unwrap_or(pair.pod.port),
+            1 if wanted.before.is_none() => continue,
+            1 => pair.pod.port,
+            n => probe(cfg, hash, n - 1),
+        };
         let end = End { addr: wanted.node, port };
         match secure(p, s, pair, &pair.key(&end), &mine) {
             Entered::Done => {}

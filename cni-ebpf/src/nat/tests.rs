@@ -37,6 +37,7 @@ of_both_families! {
     a_full_table_is_a_drop_of_its_own
     a_pod_with_its_share_of_the_table_gets_no_more_of_it
     a_translation_lives_as_long_as_its_flow
+    a_flow_that_has_lost_its_port_may_have_its_own
     a_packet_of_no_flow_never_leaves_untranslated
     what_the_world_has_opened_goes_as_it_is
     a_flow_follows_the_nodes_address
@@ -198,6 +199,17 @@ fn a_translation_lives_as_long_as_its_flow<F: Tested>() {
     assert_eq!(n.port_of(pod(F::IS_6, 14), syn(40_000), out), Ok(40_000));
 }
 
+fn a_flow_that_has_lost_its_port_may_have_its_own<F: Tested>() {
+    let (mut n, out) = (Node::<F>::new(), world::outside(F::IS_6));
+    (n.w.nat_config.first_port, n.w.nat_config.ports) = (61_000, 1);
+    assert_eq!(n.port_of(pod(F::IS_6, 11), syn(40_000), out), Ok(40_000));
+    assert_eq!(n.port_of(pod(F::IS_6, 12), syn(40_000), out), Ok(61_000));
+    n.after(u64::from(lifetime::HANDSHAKE) + 1);
+    assert_eq!(n.port_of(pod(F::IS_6, 13), syn(61_000), out), Ok(61_000), "its own");
+    assert_eq!(n.port_of(pod(F::IS_6, 12), syn(40_000), out), Ok(40_000), "free by now");
+    assert_eq!(n.port_of(pod(F::IS_6, 11), syn(40_000), out), Err(D::NatExhausted));
+}
+
 fn a_packet_of_no_flow_never_leaves_untranslated<F: Tested>() {
     let (n, out) = (Node::<F>::new(), world::outside(F::IS_6));
     let reset = || frame::tcp(40_000, 443, RST, b"");
@@ -222,7 +234,9 @@ fn what_the_world_has_opened_goes_as_it_is<F: Tested>() {
         assert_eq!((n.out(&mut f), f.data), (Ok(()), before));
     }
     assert_eq!(n.tables().back.borrow().len(), 0);
-    // Whom the world asks under a pod's identifier is the node.
+    // Whom the world asks under a pod's identifier is the node, also while it asks the pod under it.
+    let mut question = Node::<F>::frame(out, pod(F::IS_6, 11), echo(F::IS_6, 8, false));
+    n.track(&mut question, Ends { from: 0, to: 11 }).expect("is allowed");
     assert_eq!(n.port_of(pod(F::IS_6, 11), echo(F::IS_6, 8, false), out), Ok(8));
     assert_eq!(n.incoming(&mut Node::<F>::frame(out, n.here(), echo(F::IS_6, 8, false))), Ok(false));
     n.own(&mut Node::<F>::frame(n.here(), out, echo(F::IS_6, 8, true)));
