@@ -91,6 +91,8 @@ impl NatEnv for Fake {
     fn nat_config(&self) -> Option<&NatConfig> {
         Some(&self.nat_config)
     }
+    /// There is one CPU.
+    fn fence(&self) {}
 }
 
 macro_rules! translations {

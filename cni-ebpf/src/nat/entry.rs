@@ -30,6 +30,7 @@ use crate::{
         lifetime::lifetime,
     },
 };
+
 /// A masqueraded flow: its two real ends. Of an echo both ports are the identifier.
 #[derive(Clone, Copy)]
 pub struct Pair<F: NatFamily> {
@@ -155,6 +156,9 @@ pub fn is_of<F: NatFamily, S: NatSystem<F>>(s: &S, key: &F::Key, pod: &End<F>) -
     s.back(key).is_some_and(|b| is_same_end(&F::pod_end(&b).0, pod))
 }
 
+/// A flow that this very packet has begun was seen in this jiffy or, if that has just ended, in the last one.
+const BEGUN: u32 = 2;
+
 /// As what a packet from a pod to the world appears there, `node` being the address to use. `None`: as itself, as the world has opened
 /// its flow, by the pod's own address.
 ///
@@ -173,6 +177,9 @@ where
     let Some(flow) = living::<F, S>(s, &key) else { return Err(D::NatOrphan) };
     if (flow.verdicts.get() & CT_HI_OPENED != 0) != from_hi {
         return Ok(None);
+    }
+    if is_within(s.jiffies(), flow.seen.get(), BEGUN) {
+        s.fence();
     }
     let said = s.forth(&key).map(|f| F::node_end(&f));
     if let Some(said) = said

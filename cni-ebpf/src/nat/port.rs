@@ -5,9 +5,8 @@
 //! again. So an entry is never replaced by two, and never absent for a moment in which a third could make one.
 //!
 //! The flow that is over may begin again at that very time. It enters conntrack first, and looks at its entry then; who replaces that does so
-//! first, looks whether the flow lives then, and gives the entry back if it does. Whatever their order, one of the two sees the other. (The kernel's map
-//! updates hold a lock of the bucket; a look-up that follows is not moved before it on x86-64. On arm64 its acquiring and releasing
-//! accesses keep that order as well.) `races` tries every order.
+//! first, looks whether the flow lives then, and gives the entry back if it does. Whatever their order, one of the two sees the other, as
+//! both have a fence between. `races` tries every order; that the fences are there it cannot see.
 //!
 //! What is left: two packets of one flow at a time may make two entries, of which one is said to be the flow's, the other stays until the flow
 //! is over. A program cannot be stopped halfway; a hold that the agent finds twice, a second apart, is one of an agent that was.
@@ -22,7 +21,7 @@ use super::{
     rewrite::{End, Layout},
     table::{Entered, NatSystem, Sockets},
 };
-use crate::{DropReason as D, Res, encap::flow_hash};
+use crate::{DropReason as D, Res};
 
 /// Ports of the range that are tried when the pod's own is not free. Where half of the range is in use towards a destination, one flow of
 /// 65,536 finds none; where nine tenths are, one of five. Each costs a look-up or two.
@@ -31,6 +30,18 @@ pub const PROBES: u32 = 16;
 /// The golden ratio as a fraction of 2^32: its multiples spread evenly (Knuth, The Art of Computer Programming, volume 3, section 6.4), so
 /// no two of a flow's probes meet unless the range is about as small as their number.
 const GOLDEN: u32 = 0x9e37_79b9;
+
+/// Where a flow's probes begin. Not the hash of the tunnel's source port: that is the same of both directions, and so of all identifiers of an
+/// echo.
+#[inline(always)]
+fn hash<F: NatFamily>(pair: &Pair<F>) -> u32 {
+    // Multipliers and shifts of MurmurHash3.
+    let rest = pair.rest();
+    let ends = F::hash(&pair.pod.addr).wrapping_mul(0xcc9e_2d51).rotate_left(15) ^ F::hash(&pair.world.addr);
+    let h = (ends ^ rest.ports.raw()).wrapping_mul(0x85eb_ca6b);
+    let h = (h ^ (h >> 13) ^ rest.proto).wrapping_mul(0xc2b2_ae35);
+    h ^ (h >> 16)
+}
 
 /// The port of a probe, from 1 on.
 #[inline(always)]
@@ -65,8 +76,7 @@ where
     if wanted.before.is_none() && s.translated(wanted.account) >= u64::from(MAX_TRANSLATED) {
         return Err(D::NatQuota);
     }
-    let rest = pair.rest();
-    let hash = flow_hash(F::hash(&pair.pod.addr), F::hash(&pair.world.addr), rest.ports.raw() ^ rest.proto);
+    let hash = hash(pair);
     let more = Layout::of::<F>(pair.proto).has_port() && cfg.ports != 0;
     let mine = F::back(&pair.pod, s.jiffies());
     for n in 0..PROBES + 2 {
@@ -116,7 +126,11 @@ where
         Some(_) => Entered::Other,
     };
     // A socket binds first and looks for the entry when it sends (`entry::give_way`): here it is the other way round, so one sees the other.
-    if entered == Entered::Done && s.has_socket(p, key) {
+    if entered != Entered::Done {
+        return entered;
+    }
+    s.fence();
+    if s.has_socket(p, key) {
         hand_over(s, key);
         return Entered::Other;
     }
@@ -145,6 +159,7 @@ fn take_over<F: NatFamily, S: NatSystem<F>>(
         if !is_there || !s.exchange(key, mine) {
             return false;
         }
+        s.fence();
         let begun_again = lives(s, pair, there);
         if begun_again {
             // Without memory it stays ours, and unused.

@@ -112,6 +112,8 @@ impl NatEnv for Cpu<'_> {
     fn nat_config(&self) -> Option<&NatConfig> {
         Some(&self.nat)
     }
+    /// Each step is seen at once.
+    fn fence(&self) {}
 }
 impl Flows<V4> for Cpu<'_> {
     fn flow(&self, key: &CtKey4) -> Option<&Flow> {

@@ -21,6 +21,9 @@ pub enum Entered {
 pub trait NatEnv: CtEnv {
     /// What the agent says; all zero until it has written it.
     fn nat_config(&self) -> Option<&NatConfig>;
+    /// What was written before is seen by all other CPUs before anything is looked up after. On x86-64 `lock *(u64 *) += …` does that, on
+    /// arm64 an atomic that fetches (Linux 5.12). A map's update alone does not: its store may wait in the CPU while a later look-up is answered.
+    fn fence(&self);
 }
 
 /// The tables of one family. Entries are replaced whole, so a look-up gives a copy of one that was meant as it is.

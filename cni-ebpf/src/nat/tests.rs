@@ -1,5 +1,5 @@
 //! Translations by example.
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use bytemuck::Zeroable;
 use cni_common::{
@@ -31,6 +31,7 @@ of_both_families! {
     a_pods_port_is_kept_and_the_answer_finds_it
     each_protocol_is_translated_there_and_back
     two_pods_with_one_port_get_two_and_towards_another_end_one
+    many_flows_of_two_pods_with_the_same_ports_all_find_one
     a_port_that_a_socket_of_the_node_has_is_not_taken
     what_cannot_change_its_port_is_refused_by_name_when_that_is_taken
     a_destination_without_ports_left_is_a_drop_of_its_own_and_the_others_go_on
@@ -108,6 +109,22 @@ fn two_pods_with_one_port_get_two_and_towards_another_end_one<F: Tested>() {
     let mut f = Node::<F>::frame(out, n.here(), echo(F::IS_6, id, true));
     assert_eq!(n.incoming(&mut f), Ok(true));
     assert_eq!(f.data, Node::<F>::frame(out, pod(F::IS_6, 12), echo(F::IS_6, 7, true)).data);
+}
+
+fn many_flows_of_two_pods_with_the_same_ports_all_find_one<F: Tested>() {
+    let (n, out) = (Node::<F>::new(), world::outside(F::IS_6));
+    for talk in [syn as fn(u16) -> (u8, Vec<u8>), |port| echo(F::IS_6, port, false), |port| frame::udp(port, port, b"")]
+    {
+        let mut given = BTreeSet::new();
+        for who in [11, 12] {
+            for port in 1..=200 {
+                let to = n.port_of(pod(F::IS_6, who), talk(port), out).expect("leaves");
+                // Datagrams to another port may have the same one here.
+                assert!(given.insert((if talk(1).0 == UDP { port } else { 0 }, to)));
+                assert!(who == 12 || to == port);
+            }
+        }
+    }
 }
 
 fn a_port_that_a_socket_of_the_node_has_is_not_taken<F: Tested>() {
