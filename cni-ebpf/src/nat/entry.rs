@@ -24,7 +24,7 @@ use super::{
 use crate::{
     DropReason as D, Res,
     ct::{
-        Flow, Flows,
+        CtEnv, Flow, Flows,
         entry::{Stage, is_within},
         key::{Asker, Rest},
         lifetime::lifetime,
@@ -125,7 +125,7 @@ pub fn flow<'s, F: NatFamily, S: Flows<F>>(s: &'s S, key: &F::CtKey) -> Option<&
 
 /// The flow, if it is not over.
 #[inline(always)]
-pub fn living<'s, F: NatFamily, S: NatSystem<F>>(s: &'s S, key: &F::CtKey) -> Option<&'s Flow> {
+pub fn living<'s, F: NatFamily, S: CtEnv + Flows<F>>(s: &'s S, key: &F::CtKey) -> Option<&'s Flow> {
     let flow = flow::<F, S>(s, key)?;
     if is_within(s.jiffies(), flow.seen.get(), flow.lifetime.get()) { Some(flow) } else { None }
 }

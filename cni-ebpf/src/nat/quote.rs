@@ -4,11 +4,11 @@ use cni_common::{
     wire::{Icmp, SCTP, TCP, UDP},
 };
 
-use super::{entry::living, family::NatFamily, table::NatSystem};
+use super::{entry::living, family::NatFamily};
 use crate::{
     Packet,
     ct::{
-        Flow,
+        CtEnv, Flow, Flows,
         key::{Asker, Rest},
     },
     family::{self, L3},
@@ -67,7 +67,7 @@ fn rest<F: NatFamily, P: Packet>(p: &P, ip: &L3<F>) -> Option<Rest> {
 /// The flow that an ICMP error belongs to: that of the packet which it quotes, if it goes to who sent that. So it passes where the flow
 /// does. Of a masqueraded flow only between the pod and its node's translation, which is where the quoted ends are the real ones.
 #[inline(always)]
-pub fn related<'s, F: NatFamily, P: Packet, S: NatSystem<F>>(p: &mut P, s: &'s S, ip: &L3<F>) -> Option<&'s Flow> {
+pub fn related<'s, F: NatFamily, P: Packet, S: CtEnv + Flows<F>>(p: &mut P, s: &'s S, ip: &L3<F>) -> Option<&'s Flow> {
     let quote = read(p, ip)?;
     if !F::is_same(&quote.ip.src, &ip.dst) {
         return None;
