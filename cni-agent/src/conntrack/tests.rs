@@ -209,3 +209,48 @@ fn states_are_those_of_the_programs_and_one_for_who_waits() {
         assert_eq!(serde_json::to_value(state).unwrap(), state.name());
     }
 }
+
+#[test]
+fn a_filter_takes_what_fits_each_kind_and_any_value_of_one() {
+    let flow = Flow::of(bytes_of(&key(4000)), &entry(0, 7), NOW).unwrap();
+    let pods = BTreeSet::from(["10.244.1.3".parse().unwrap()]);
+    let takes = |query: Query| Filter::try_from(&query).unwrap().takes(&flow, &pods);
+    let all = Query::default;
+    assert!(takes(all()));
+    for (right, wrong) in [
+        (Query { pod: "web".into(), ..all() }, None),
+        (
+            Query { address: "10.9.9.9,10.244.1.2".into(), ..all() },
+            Some(Query { address: "10.244.1.4".into(), ..all() }),
+        ),
+        (Query { port: "81,80".into(), ..all() }, Some(Query { port: "8".into(), ..all() })),
+        (Query { protocol: "UDP,tcp".into(), ..all() }, Some(Query { protocol: "17".into(), ..all() })),
+        (Query { state: "established".into(), ..all() }, Some(Query { state: "closed,closing".into(), ..all() })),
+        (Query { family: "4,6".into(), ..all() }, Some(Query { family: "6".into(), ..all() })),
+    ] {
+        assert!(takes(right.clone()), "{right:?}");
+        let both = |wrong: Query| Query { pod: right.pod.clone(), ..wrong };
+        assert!(wrong.is_none_or(|wrong| !takes(both(wrong))), "beside {right:?}");
+    }
+    let elsewhere = Filter { pods: vec!["web".into()], ..Filter::default() };
+    assert!(!elsewhere.takes(&flow, &BTreeSet::from(["10.244.1.9".parse().unwrap()])));
+}
+
+#[test]
+fn a_filter_and_its_query_are_the_same_and_what_is_none_is_told() {
+    let filter = Filter {
+        pods: vec!["shop/web".into(), "client".into()],
+        addresses: vec!["fd00::1".parse().unwrap()],
+        ports: vec![80, 443],
+        protocols: vec![6, 47],
+        states: vec![State::Closing],
+        families: vec![6],
+    };
+    assert_eq!(Filter::try_from(&filter.query()).unwrap(), filter);
+    assert!(!filter.takes_all() && Filter::try_from(&Query::default()).unwrap().takes_all());
+    let wrong = |query| Filter::try_from(&query).unwrap_err();
+    assert!(wrong(Query { protocol: "quic".into(), ..Query::default() }).contains("`quic` is no protocol"));
+    assert!(wrong(Query { port: "65536".into(), ..Query::default() }).contains("`65536` is no port"));
+    assert!(wrong(Query { state: "open".into(), ..Query::default() }).contains("`open` is no state"));
+    assert!(wrong(Query { family: "5".into(), ..Query::default() }).contains("`5` is no address family"));
+}
