@@ -61,6 +61,7 @@ fn flows_that_a_dead_agents_pod_has_left_are_gone_before_another_has_its_address
         probe::tcp(&near, &place, family).unwrap();
     }
     // The namespace goes while no agent sees it, and so does the record.
+    drop(place);
     lab.stop_agent(ORDINARY, lab::Ending::Killed).unwrap();
     netns::delete(&first.netns).unwrap();
     let node = lab.node(ORDINARY).unwrap();
