@@ -28,6 +28,7 @@ use crate::{
         server::{Server, ServerConfig},
     },
     compile::Facts,
+    conntrack::{Sweeper, Viewer},
     datapath::{Datapath, attach, features, features::Features, load::LoadError, object},
     endpoint::{EndpointManager, Parts, Restored, mtu, record::RecordStore},
     fault::{self, Point},
@@ -89,11 +90,14 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     let records = RecordStore::open(&settings.state_dir, boot_id.trim())?;
     let served = served(&datapath).context("read the endpoints that a former agent left")?;
+    let sweeper = Sweeper::start(Arc::clone(&datapath), &features).context("start the sweep of conntrack")?;
+    let flows = Viewer::new(Arc::clone(&datapath), Arc::clone(&tables), sweeper.clone(), &features, facts.hz);
     let parts = Parts {
         tables: Arc::clone(&tables),
         facts: facts.clone(),
         records: records.clone(),
         datapath: Arc::clone(&datapath),
+        sweeper,
         tombstones: settings.run_dir.join(tombstone::DIRECTORY),
     };
     let Restored { manager, dead } = EndpointManager::restore(parts, &served)?;
@@ -142,6 +146,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         install: Arc::clone(&installing),
         began,
         features,
+        flows,
     };
     info!(node = settings.node_name, took = ?began.elapsed(), "weft-agent is up");
 

@@ -6,19 +6,24 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use cni_common::schema::{self, MapType};
+use cni_common::{
+    drop::Outcome,
+    schema::{self, MapType},
+};
 use tokio::sync::broadcast;
 
 use crate::{
     api::{
         Inspect, MapError,
         types::{
-            Attachment, Audit, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus, IpamAddress, MapEntry,
-            MapInfo, NodeStatus, PodStatus, ReconcilerStatus, Status, VerdictCount,
+            Attachment, Audit, ConntrackStatus, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus,
+            FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo, NodeStatus, PodStatus, ReconcilerStatus, Status,
+            TableFill, VerdictCount,
         },
     },
     audit::gather::Auditor,
     compile::Facts,
+    conntrack::{self, FlowError},
     datapath::{Datapath, RawMap, attach::How, counters, features::Features, object},
     drift,
     endpoint::{self, EndpointManager, record::RecordStore},
@@ -49,6 +54,7 @@ pub struct Inspector {
     pub(crate) install: Arc<install::Running>,
     pub(crate) began: Instant,
     pub(crate) features: Features,
+    pub(crate) flows: conntrack::Viewer,
 }
 
 impl Inspector {
@@ -77,6 +83,18 @@ impl Inspector {
         }
         all.extend(report.devices.iter().map(|(device, how)| at(object::FROM_NETDEV, device, text(*how))));
         all
+    }
+}
+
+impl Inspector {
+    fn conntrack(&self) -> ConntrackStatus {
+        // What cannot be read is left out; `weft ct count` says why.
+        let fills = self.flows.fill().unwrap_or_default();
+        let tables =
+            fills.into_iter().map(|f| TableFill { family: f.family.to_string(), flows: f.flows, size: f.size });
+        let outcomes = counters::outcomes(&self.datapath).unwrap_or_default();
+        let times = |what| outcomes.iter().filter(|c| c.what == what).map(|c| c.count.packets).sum();
+        ConntrackStatus { tables: tables.collect(), full: times(Outcome::CtFull), quota: times(Outcome::CtQuota) }
     }
 }
 
@@ -145,6 +163,7 @@ impl Inspect for Inspector {
             pods,
             endpoints,
             addresses: self.manager.ipam_usage(),
+            conntrack: self.conntrack(),
             dropped_packets: counters::drops(&self.datapath).map_or(0, |d| d.iter().map(|c| c.count.packets).sum()),
         }
     }
@@ -248,6 +267,18 @@ impl Inspect for Inspector {
                 .map(|c| VerdictCount::new(c.what, c.point, c.count))
                 .collect(),
         })
+    }
+
+    fn flows(&self, filter: &conntrack::Filter, limit: usize) -> Result<FlowList, FlowError> {
+        self.flows.list(filter, limit)
+    }
+
+    fn flow_counts(&self) -> Result<FlowCounts, FlowError> {
+        self.flows.counts()
+    }
+
+    fn flush_flows(&self, filter: &conntrack::Filter) -> Result<u64, FlowError> {
+        self.flows.flush(filter)
     }
 
     fn observe(&self) -> broadcast::Receiver<Arc<DropEvent>> {

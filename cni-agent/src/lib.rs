@@ -2,7 +2,8 @@
 //!
 //! One direction of flow: [`sources`], [`node::watch`] and [`cni`] requests change [`tables`]; [`compile`] turns rows into map entries and
 //! routes; [`reconcile`] alone makes the kernel follow them, through [`datapath`] (the only module that knows aya) and [`netlink`]
-//! (the only one that knows rtnetlink); [`api`] and [`cli`] show both. [`app`] wires the parts.
+//! (the only one that knows rtnetlink); [`api`] and [`cli`] show both. [`conntrack`] takes
+//! out of the kernel what the programs have entered there and is over. [`app`] wires the parts.
 
 pub mod api;
 pub mod app;
@@ -10,6 +11,7 @@ pub mod audit;
 pub mod cli;
 pub mod cni;
 pub mod compile;
+pub mod conntrack;
 pub mod datapath;
 pub mod drift;
 pub mod endpoint;

@@ -64,7 +64,7 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System<P> + Tables<U> + Tables<
     outer: &Outer<U>,
 ) -> Res<Verdict> {
     let at = ETH_LEN + (U::HEADER + TAIL) as usize;
-    let ip = family::parse::<F, P>(p, at, L4_WANT)?;
+    let ip = family::parse::<F, P>(p, at, 0)?;
     sent_by::<U, F, S>(s, &outer.src, &ip)?;
     // The kernel's tunnel GSO marks outlive our decapsulation, and a socket would take the packet for a tunnel's: what is not TCP
     // goes through the device. So does what is not for a pod here.
@@ -72,8 +72,7 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System<P> + Tables<U> + Tables<
         return Ok(Verdict::Pass);
     }
     let Some(l) = <S as Tables<F>>::local(s, &ip.dst) else { return Ok(Verdict::Pass) };
-    let ports = family::ports(p, &ip)?;
-    <S as Track<P, F>>::track(s, p, Ask::new(Point::FromNetdev, at, &ip, ports, Ends { from: 0, to: l.id }))?;
+    <S as Track<P, F>>::track(s, p, Ask::new(Point::FromNetdev, at, &ip, Ends { from: 0, to: l.id }))?;
     let (outer_ecn, inner_ecn) = (ecn::bits(outer.tos), ecn::bits(ip.tos));
     if outer_ecn != ecn::NOT_ECT && outer_ecn != inner_ecn {
         ecn::carry::<F, P>(p, at, outer_ecn, inner_ecn)?;
@@ -130,8 +129,7 @@ fn overlay<F: Family, P: Packet, S: System<P> + Tables<F> + Track<P, F>>(
         TunnelEnd::V6(a) => sent_by::<V6, F, S>(s, &a, &ip)?,
     }
     if let Some(l) = <S as Tables<F>>::local(s, &ip.dst) {
-        let ports = family::ports(p, &ip)?;
-        <S as Track<P, F>>::track(s, p, Ask::new(Point::FromOverlay, ETH_LEN, &ip, ports, Ends { from: 0, to: l.id }))?;
+        <S as Track<P, F>>::track(s, p, Ask::new(Point::FromOverlay, ETH_LEN, &ip, Ends { from: 0, to: l.id }))?;
         p.for_this_host();
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));

@@ -86,7 +86,7 @@ fn pod<F: Family, P: Packet, S: Env + Tables<F> + Track<P, F>>(
     };
     // One call: the verifier walks it anew for each.
     let to = near.map_or(0, |l| l.id);
-    s.track(p, Ask::new(Point::FromPod, ETH_LEN, &ip, ports, Ends { from: ep.id, to }))?;
+    s.track(p, Ask::new(Point::FromPod, ETH_LEN, &ip, Ends { from: ep.id, to }))?;
     if let Some(l) = near {
         F::dec_ttl(p, ETH_LEN)?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
@@ -133,7 +133,7 @@ fn host<F: Family, P: Packet, S: Env + Tables<F> + Track<P, F>>(p: &mut P, s: &S
     let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     let ports = family::ports(p, &ip)?;
     if let Some(l) = s.local(&ip.dst) {
-        s.track(p, Ask::new(Point::FromHost, ETH_LEN, &ip, ports, Ends { from: 0, to: l.id }))?;
+        s.track(p, Ask::new(Point::FromHost, ETH_LEN, &ip, Ends { from: 0, to: l.id }))?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         p.for_this_host();
         return Ok(Verdict::Peer(l.ifindex));

@@ -10,10 +10,13 @@
 //! | `/v1/ipam/audit` | [`types::Audit`] |
 //! | `/v1/verify` | [`Verified`]: compares everything with the kernel now, and repairs |
 //! | `/v1/drops` | [`types::Drops`] |
+//! | `/v1/flows`, `/v1/flows/count` | [`types::FlowList`], [`types::FlowCounts`] |
+//! | `DELETE /v1/flows` | [`types::Flushed`]: removes them |
 //! | `/v1/observe` | an endless stream of lines, each a [`types::Observed`] |
 //!
 //! Everything else, and everything that fails, is answered by [`types::ErrorBody`]. The API only reads, through [`Inspect`];
-//! what `verify` repairs, the agent would have repaired some minutes later.
+//! what `verify` repairs, the agent would have repaired some minutes later, and a flow that is removed is judged anew.
+mod flows;
 mod socket;
 pub mod types;
 
@@ -31,12 +34,18 @@ use futures_util::stream;
 use serde::Serialize;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-pub use self::socket::{BindError, Listener, bind};
 use self::types::{
-    Audit, DropEvent, Drops, EndpointStatus, ErrorBody, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed,
-    PodStatus, Status,
+    Audit, DropEvent, Drops, EndpointStatus, ErrorBody, FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo,
+    NodeStatus, Observed, PodStatus, Status,
 };
-use crate::drift::Verified;
+pub use self::{
+    flows::LIMIT as FLOWS_LIMIT,
+    socket::{BindError, Listener, bind},
+};
+use crate::{
+    conntrack::{Filter, FlowError},
+    drift::Verified,
+};
 
 /// What the API shows. Methods may take a few milliseconds: they run on threads made for that.
 pub trait Inspect: Send + Sync + 'static {
@@ -62,6 +71,12 @@ pub trait Inspect: Send + Sync + 'static {
     fn map_dump(&self, name: &str) -> Result<Vec<MapEntry>, MapError>;
     /// The counters that are not zero.
     fn drops(&self) -> Result<Drops, MapError>;
+    /// The flows that a filter takes, so many at most.
+    fn flows(&self, filter: &Filter, limit: usize) -> Result<FlowList, FlowError>;
+    /// How many flows there are.
+    fn flow_counts(&self) -> Result<FlowCounts, FlowError>;
+    /// Removes the flows that a filter takes; how many they were.
+    fn flush_flows(&self, filter: &Filter) -> Result<u64, FlowError>;
     /// Drop events from now on.
     fn observe(&self) -> Receiver<Arc<DropEvent>>;
 }
@@ -122,6 +137,8 @@ fn router(inspect: Arc<dyn Inspect>) -> Router {
             get(async |i: Shared, name: UrlPath<String>| read(i, move |i| i.map_dump(&name)).await),
         )
         .route("/v1/drops", get(async |i: Shared| read(i, |i| i.drops()).await))
+        .route("/v1/flows", get(flows::list).delete(flows::flush))
+        .route("/v1/flows/count", get(flows::count))
         .route("/v1/observe", get(observe))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -188,13 +205,13 @@ async fn observe(State(inspect): Shared) -> Response {
 }
 
 async fn no_such_path(uri: Uri) -> Failure {
-    let known = "known are healthz, status, endpoints, nodes, pods, ipam, ipam/audit, verify, maps, maps/{name}, drops and observe under /v1/";
+    let known = "known are healthz, status, endpoints, nodes, pods, ipam, ipam/audit, verify, maps, maps/{name}, drops, flows, flows/count and observe under /v1/";
     Failure(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()), known.into())
 }
 
 async fn no_such_method(method: Method, uri: Uri) -> Failure {
     let error = format!("{} does not take {method}", uri.path());
-    Failure(StatusCode::METHOD_NOT_ALLOWED, error, "the API only reads: use GET".into())
+    Failure(StatusCode::METHOD_NOT_ALLOWED, error, "the API only reads, but for DELETE of /v1/flows: use GET".into())
 }
 
 /// An answer that is none: status, what is wrong, what cures it.

@@ -1,11 +1,14 @@
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Mutex};
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{sync::broadcast, task::JoinHandle};
 
-use super::*;
+use super::{
+    types::{FlowStatus, FlowTable, Flushed},
+    *,
+};
 use crate::cli::client::{Client, ClientError};
 
 /// An agent for tests: answers that can be told apart, and events by hand.
@@ -14,6 +17,9 @@ pub(crate) struct Fake {
     pub not_ready: Option<String>,
     pub drops: Drops,
     pub verified: Verified,
+    pub flows: Vec<FlowStatus>,
+    /// What was to be removed last.
+    pub flushed: Arc<Mutex<Option<Filter>>>,
     pub events: broadcast::Sender<Arc<DropEvent>>,
 }
 impl Default for Fake {
@@ -22,6 +28,8 @@ impl Default for Fake {
             not_ready: None,
             drops: Drops::default(),
             verified: Verified::default(),
+            flows: Vec::new(),
+            flushed: Arc::default(),
             events: broadcast::channel(2).0,
         }
     }
@@ -73,6 +81,25 @@ impl Inspect for Fake {
     }
     fn drops(&self) -> Result<Drops, MapError> {
         Ok(self.drops.clone())
+    }
+    fn flows(&self, filter: &Filter, limit: usize) -> Result<FlowList, FlowError> {
+        match filter.pods.first() {
+            Some(pod) if pod.ends_with("/nobody") => Err(FlowError::NoSuchPod(pod.clone())),
+            _ => Ok(FlowList {
+                flows: self.flows.iter().take(limit).cloned().collect(),
+                matched: self.flows.len() as u64,
+            }),
+        }
+    }
+    fn flow_counts(&self) -> Result<FlowCounts, FlowError> {
+        let states = [("established".to_owned(), self.flows.len() as u64)].into();
+        let (family, table, flows, size) = ("IPv4".into(), "settled".into(), self.flows.len() as u64, 131_072);
+        Ok(FlowCounts { tables: vec![FlowTable { family, table, flows, size, states }] })
+    }
+    fn flush_flows(&self, filter: &Filter) -> Result<u64, FlowError> {
+        self.flows(filter, 0)?;
+        *self.flushed.lock().unwrap() = Some(filter.clone());
+        Ok(self.flows.len() as u64)
     }
     fn observe(&self) -> Receiver<Arc<DropEvent>> {
         self.events.subscribe()
@@ -163,6 +190,49 @@ async fn errors_have_a_status_a_cause_and_a_cure() {
         assert!(status == wanted && error.contains(cause) && cure.contains(remedy), "{path}: {status} {error}: {cure}");
     }
     assert_eq!(served.client().health().await.unwrap(), Ok(()), "the server lives on");
+}
+
+pub(crate) fn flow(port: u16) -> FlowStatus {
+    FlowStatus {
+        family: "IPv4".into(),
+        protocol: 6,
+        source: "10.1.0.1".parse().unwrap(),
+        source_port: Some(port),
+        destination: "10.1.0.2".parse().unwrap(),
+        destination_port: Some(80),
+        echo_id: None,
+        state: "established".into(),
+        seconds_left: 7999,
+        source_pod: Some("shop/client".into()),
+        destination_pod: None,
+        table: "settled".into(),
+    }
+}
+
+#[tokio::test]
+async fn flows_are_listed_up_to_a_limit_and_removed_only_as_asked() {
+    let fake = Fake { flows: vec![flow(4000), flow(4001)], ..Fake::default() };
+    let served = Served::new(fake.clone());
+    let client = served.client();
+    let list = client.get::<FlowList>("/v1/flows?limit=1&state=established").await.unwrap();
+    assert_eq!((list.flows.as_slice(), list.matched), ([flow(4000)].as_slice(), 2));
+    assert_eq!(client.get::<FlowCounts>("/v1/flows/count").await.unwrap().tables[0].flows, 2);
+    for (path, status, part) in [
+        ("/v1/flows", StatusCode::BAD_REQUEST, "nothing says which flows"),
+        ("/v1/flows?port=none", StatusCode::BAD_REQUEST, "`none` is no port"),
+        ("/v1/flows?colour=red", StatusCode::BAD_REQUEST, "unknown field `colour`"),
+        ("/v1/flows?pod=shop%2Fnobody", StatusCode::NOT_FOUND, "there is no pod `shop/nobody`"),
+    ] {
+        let refused = client.delete::<Flushed>(path).await;
+        let ClientError::Refused { status: got, error, .. } = refused.unwrap_err() else { panic!("{path}") };
+        assert!(got == status && error.contains(part), "{path}: {got} {error}");
+    }
+    assert_eq!(*fake.flushed.lock().unwrap(), None);
+    assert_eq!(client.delete::<Flushed>("/v1/flows?protocol=udp").await.unwrap(), Flushed { flushed: 2 });
+    let asked = fake.flushed.lock().unwrap().take().unwrap();
+    assert_eq!(asked, Filter { protocols: vec![17], ..Filter::default() });
+    client.delete::<Flushed>("/v1/flows?all=true").await.unwrap();
+    assert!(fake.flushed.lock().unwrap().take().unwrap().takes_all());
 }
 
 #[tokio::test]

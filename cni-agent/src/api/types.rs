@@ -15,6 +15,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod flows;
+
+pub use self::flows::{ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, TableFill};
 pub use crate::{
     audit::{Audit, Difference},
     datapath::features::MissingFeature,
@@ -62,6 +65,9 @@ pub struct Status {
     pub addresses: Vec<Usage>,
     /// Packets dropped by the programs since the counters were made.
     pub dropped_packets: u64,
+    /// Flows that conntrack knows.
+    #[serde(default)]
+    pub conntrack: ConntrackStatus,
 }
 
 /// How packets go.

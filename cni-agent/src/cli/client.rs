@@ -6,7 +6,7 @@ use std::{
 
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::{Request, StatusCode, body::Incoming, client::conn::http1, header};
+use hyper::{Method, Request, StatusCode, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -88,13 +88,22 @@ impl Client {
     /// The decoded answer to `GET path`.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let bytes = self.open(path).await?.all().await?;
-        serde_json::from_slice(&bytes)
-            .map_err(|e| ClientError::Answer { request: path.to_owned(), cause: e.to_string() })
+        decoded(path, &bytes)
+    }
+
+    /// The decoded answer to `DELETE path`.
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let bytes = self.opened(Method::DELETE, path).await?.all().await?;
+        decoded(path, &bytes)
     }
 
     /// The answer to `GET path` as it comes in; the head is there already, and good.
     pub async fn open(&self, path: &str) -> Result<Stream, ClientError> {
-        let (status, stream) = self.ask(path).await?;
+        self.opened(Method::GET, path).await
+    }
+
+    async fn opened(&self, method: Method, path: &str) -> Result<Stream, ClientError> {
+        let (status, stream) = self.ask(method, path).await?;
         if status == StatusCode::OK {
             return Ok(stream);
         }
@@ -108,12 +117,12 @@ impl Client {
 
     /// Whether the agent is ready; if not, its reason.
     pub async fn health(&self) -> Result<Result<(), String>, ClientError> {
-        let (status, stream) = self.ask("/v1/healthz").await?;
+        let (status, stream) = self.ask(Method::GET, "/v1/healthz").await?;
         let text = String::from_utf8_lossy(&stream.all().await?).trim().to_owned();
         Ok(if status == StatusCode::OK { Ok(()) } else { Err(text) })
     }
 
-    async fn ask(&self, path: &str) -> Result<(StatusCode, Stream), ClientError> {
+    async fn ask(&self, method: Method, path: &str) -> Result<(StatusCode, Stream), ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|cause| {
             let path = self.socket.clone();
             match cause.kind() {
@@ -130,7 +139,9 @@ impl Client {
                 tracing::debug!(%error, "connection to the agent ended");
             }
         });
-        let request = Request::get(path)
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             // HTTP/1.1 demands a host; a socket has none.
             .header(header::HOST, "localhost")
             .body(Empty::<Bytes>::new())
@@ -139,6 +150,10 @@ impl Client {
         let (head, body) = response.into_parts();
         Ok((head.status, Stream { socket: self.socket.clone(), body, rest: Vec::new() }))
     }
+}
+
+fn decoded<T: DeserializeOwned>(path: &str, bytes: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(bytes).map_err(|e| ClientError::Answer { request: path.to_owned(), cause: e.to_string() })
 }
 
 /// An answer that comes in.

@@ -1,6 +1,7 @@
 //! The `weft` command: asks the agent of this node through its API and shows the answers.
 pub mod client;
 mod doctor;
+mod flows;
 mod observe;
 mod show;
 mod table;
@@ -22,8 +23,8 @@ use crate::drift::Verified;
 
 const ABOUT: &str = "\
 weft shows what the Weft agent of this node does: its state, the endpoints, the cluster's objects as it knows them, the \
-BPF maps that the programs read, the packets that they dropped, and what on the node hinders it. All but uninstall only read; all \
-but doctor and uninstall talk to nobody but the agent, over the agent's unix socket.";
+BPF maps that the programs read, the packets that they dropped, the flows that they know, and what on the node hinders it. All but ct flush and uninstall only \
+read; all but doctor and uninstall talk to nobody but the agent, over the agent's unix socket.";
 
 const AFTER: &str = "\
 Output:
@@ -43,6 +44,7 @@ Examples:
   weft ipam audit
   weft map dump endpoints_v1
   weft drops
+  weft ct list --pod shop/web --protocol tcp
   weft observe --pod default/web --reason NoPod
   weft doctor
   weft --socket /run/weft-lab/node-1/run/api.sock status --json";
@@ -81,6 +83,9 @@ enum Command {
     Map(Map),
     /// Show what was dropped, why and where, since the counters were made
     Drops(Output),
+    /// Show the flows that conntrack knows, or remove some
+    #[command(subcommand, long_about = flows::ABOUT)]
+    Ct(flows::Flows),
     /// Follow drops as they happen, one line each
     #[command(long_about = observe::ABOUT)]
     Observe(observe::Observe),
@@ -173,11 +178,13 @@ enum Failure {
     Unwell,
     #[error("{0}")]
     Uninstall(String),
+    #[error("{0}")]
+    Usage(String),
 }
 impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Client(ClientError::NotRunning { .. }) => ExitCode::from(2),
+            Self::Client(ClientError::NotRunning { .. }) | Self::Usage(_) => ExitCode::from(2),
             _ => ExitCode::FAILURE,
         }
     }
@@ -219,6 +226,7 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
             show(&client, *output, &path, |l: &Vec<MapEntry>| show::entries(l), out).await
         }
         Command::Drops(o) => show(&client, *o, "/v1/drops", show::drops, out).await,
+        Command::Ct(flows) => flows::run(&client, flows, out).await,
         Command::Observe(observe) => observe::run(&client, observe, out).await,
         Command::Doctor(options) => {
             if doctor::run(&client, options, out).await? {

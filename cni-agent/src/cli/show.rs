@@ -1,9 +1,12 @@
 //! Answers of the API as text for people. Pure.
+mod flows;
+
 use std::fmt::Display;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
+pub(super) use self::flows::{flow_counts, flows, flushed};
 use super::table::Table;
 use crate::api::types::{
     Audit, DropEvent, Drops, EndpointStatus, InstallStatus, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed,
@@ -81,6 +84,7 @@ pub(super) fn status(s: &Status) -> String {
         let kinds: Vec<String> = r.drift.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
         lines.push(("Drift", format!("found and repaired since the start: {}; the log has each", kinds.join(", "))));
     }
+    lines.extend(flows::status(&s.conntrack));
     let drops = match s.dropped_packets {
         0 => "none".to_owned(),
         n => format!("{n} packets; `weft drops` says why"),

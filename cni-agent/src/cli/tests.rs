@@ -4,9 +4,10 @@ use clap::CommandFactory;
 
 use super::*;
 use crate::api::{
-    tests::{Fake, Served, event},
+    tests::{Fake, Served, event, flow},
     types::{DropCount, DropEvent, Drops},
 };
+use crate::conntrack::{Filter, State};
 
 #[test]
 fn the_command_line_is_consistent_and_documented() {
@@ -78,6 +79,52 @@ async fn drops_show_only_what_was_counted() {
     assert!(text.contains("Short") && text.contains("it is so") && !text.contains("Vlan"), "{text}");
     let served = Served::new(Fake::default());
     assert_eq!(weft(&served, &["drops"]).await.unwrap(), "No packet was dropped.\n");
+}
+
+#[tokio::test]
+async fn flows_are_shown_with_their_pods_and_what_is_left_out_is_told() {
+    let fake = Fake { flows: vec![flow(4000), flow(4001)], ..Fake::default() };
+    let served = Served::new(fake.clone());
+    let text = weft(&served, &["ct", "list", "--limit", "1"]).await.unwrap();
+    let line = "TCP       10.1.0.1:4000  shop/client  10.1.0.2:80  -    established  2h 13m  settled";
+    assert!(text.lines().any(|l| l == line), "{text}");
+    assert!(text.ends_with("1 more: narrow it down by filters, or raise --limit.\n"), "{text}");
+    assert!(!weft(&served, &["ct", "list"]).await.unwrap().contains("more"));
+    let counts = weft(&served, &["ct", "count"]).await.unwrap();
+    assert!(counts.lines().any(|l| l == "IPv4    settled      2  131072  established 2"), "{counts}");
+    let json: serde_json::Value =
+        serde_json::from_str(&weft(&served, &["ct", "list", "--json"]).await.unwrap()).unwrap();
+    assert_eq!((&json["matched"], &json["flows"][1]["source_port"]), (&2.into(), &4001.into()));
+    let served = Served::new(Fake::default());
+    assert_eq!(weft(&served, &["ct", "list"]).await.unwrap(), "No flow was found.\n");
+}
+
+#[tokio::test]
+async fn flush_asks_for_what_its_filters_say_and_for_nothing_without_one() {
+    let fake = Fake { flows: vec![flow(4000)], ..Fake::default() };
+    let served = Served::new(fake.clone());
+    let refused = weft(&served, &["ct", "flush"]).await.unwrap_err();
+    assert!(refused.to_string().contains("--all") && fake.flushed.lock().unwrap().is_none(), "{refused}");
+    assert_eq!(format!("{:?}", refused.exit_code()), format!("{:?}", ExitCode::from(2)));
+    let arguments =
+        ["ct", "flush", "--pod=shop/web", "--address=fd00::1", "--port=80", "--port=443", "--protocol=icmpv6"];
+    let text = weft(&served, &[&arguments[..], &["--state=closing", "-4", "-6"]].concat()).await.unwrap();
+    assert_eq!(text, "removed 1 flow\n");
+    let filter = Filter {
+        pods: vec!["shop/web".into()],
+        addresses: vec!["fd00::1".parse().unwrap()],
+        ports: vec![80, 443],
+        protocols: vec![58],
+        states: vec![State::Closing],
+        families: vec![4, 6],
+    };
+    assert_eq!(fake.flushed.lock().unwrap().take(), Some(filter));
+    assert_eq!(weft(&served, &["ct", "flush", "--all", "--json"]).await.unwrap(), "{\n  \"flushed\": 1\n}\n");
+    assert_eq!(fake.flushed.lock().unwrap().take(), Some(Filter::default()));
+    for (option, part) in [("--state=open", "a flow is unanswered"), ("--protocol=quic", "`quic` is no protocol")] {
+        let wrong = Cli::try_parse_from(["weft", "ct", "list", option]).unwrap_err().to_string();
+        assert!(wrong.contains(part), "{wrong}");
+    }
 }
 
 #[tokio::test]

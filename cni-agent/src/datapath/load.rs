@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd},
+    panic::resume_unwind,
     path::Path,
     thread,
     time::{SystemTime, UNIX_EPOCH},
@@ -182,8 +183,8 @@ impl Datapath {
             loader.load(object).map_err(LoadError::Maps)
         };
         let mut ebpf = create(VerifierLogLevel::STATS)?;
-        for name in object::HOOKS {
-            classifier(&mut ebpf, name)?.load().map_err(|e| {
+        for (name, loaded) in load_all(&mut ebpf)? {
+            loaded.map_err(|e| {
                 // Its reason is in the short log for certain; the way to it only in the long one, for which a buffer may be too small.
                 let long = || match classifier(&mut create(VerifierLogLevel::DEBUG).ok()?, name).ok()?.load() {
                     Err(ProgramError::LoadError { verifier_log, .. }) => Some(verifier_log.to_string()),
@@ -314,6 +315,24 @@ impl LoadError {
 }
 
 /// What a load that failed says, and at length if the kernel did not like the program.
+/// A program, and what became of its load.
+type Attempt = (&'static str, Result<(), ProgramError>);
+
+/// Loads the programs, each on a thread of its own: a start waits for little else, and the verifier has no lock for who may load programs.
+/// In the order of [`object::HOOKS`].
+fn load_all(ebpf: &mut Ebpf) -> Result<Vec<Attempt>, LoadError> {
+    let mut programs: BTreeMap<&str, &mut SchedClassifier> =
+        ebpf.programs_mut().filter_map(|(name, program)| Some((name, program.try_into().ok()?))).collect();
+    let ours = object::HOOKS.map(|name| programs.remove(name).map(|p| (name, p)).ok_or(LoadError::Missing(name)));
+    let ours = ours.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(thread::scope(|scope| {
+        let loads = ours.into_iter().map(|(name, program)| (name, scope.spawn(|| program.load())));
+        // All are under way before the first is waited for.
+        let loads: Vec<_> = loads.collect();
+        loads.into_iter().map(|(name, load)| (name, load.join().unwrap_or_else(|panic| resume_unwind(panic)))).collect()
+    }))
+}
+
 fn refused(name: &'static str, e: ProgramError, long: impl FnOnce() -> Option<String>) -> LoadError {
     let ProgramError::LoadError { io_error, verifier_log } = &e else { return failed(name)(e) };
     let may_pass = refusal::may_pass(io_error);

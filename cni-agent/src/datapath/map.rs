@@ -40,6 +40,15 @@ impl RawMap {
         Ok(Self { fd, id: facts.id, spec, width })
     }
 
+    /// Makes one that goes with the value: for measurements.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn create(spec: MapSpec) -> io::Result<Self> {
+        super::load::raise_memlock_limit();
+        Self::new(syscall::create_map(&spec)?, spec)
+    }
+
     /// Its descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -8,6 +8,7 @@
 
 pub mod assembly;
 pub mod attach;
+pub mod clock;
 pub mod counters;
 pub mod events;
 pub mod features;
@@ -21,6 +22,8 @@ pub mod programs;
 pub mod refusal;
 #[expect(unsafe_code, reason = "field guide, rule 11: bpf(2) is called here and nowhere else")]
 pub mod syscall;
+pub mod walk;
 
+pub use clock::Clock;
 pub use load::Datapath;
 pub use map::RawMap;

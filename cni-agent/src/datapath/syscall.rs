@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytemuck::{Pod, Zeroable};
+use cni_common::schema::MapSpec;
 
 // Numbers of `enum bpf_cmd`.
 const MAP_CREATE: u32 = 0;
@@ -395,15 +396,43 @@ pub fn create_probe_map(kind: u32, key_size: u32, flags: u32) -> io::Result<Owne
     unsafe { bpf(MAP_CREATE, &mut attr) }.map(owned)
 }
 
+/// Makes a map without type information. It goes with its descriptor.
+pub(super) fn create_map(spec: &MapSpec) -> io::Result<OwnedFd> {
+    let MapSpec { key_size, value_size, max_entries, flags, .. } = *spec;
+    let mut attr = MapCreate {
+        kind: spec.kind as u32,
+        key_size,
+        value_size,
+        max_entries,
+        flags,
+        name: short(spec.name.as_bytes()),
+        ..MapCreate::zeroed()
+    };
+    // SAFETY: no pointers in it.
+    unsafe { bpf(MAP_CREATE, &mut attr) }.map(owned)
+}
+
+/// A name as the kernel takes it: 15 bytes and a NUL.
+fn short(name: &[u8]) -> [u8; 16] {
+    let mut padded = [0; 16];
+    padded.iter_mut().take(15).zip(name).for_each(|(to, from)| *to = *from);
+    padded
+}
+
 /// Loads a program for tc. It goes with its descriptor.
 pub fn load_probe(insns: &[Insn]) -> io::Result<OwnedFd> {
+    load_small(c"weft_probe", insns)
+}
+
+/// The same, of another name, which has at most 15 characters.
+pub(super) fn load_small(name: &CStr, insns: &[Insn]) -> io::Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let mut attr = ProgLoad {
         prog_type: SCHED_CLS,
         insn_cnt: insns.len() as u32,
         insns: address(insns.as_ptr()),
         license: address(license.as_ptr()),
-        prog_name: PROBE,
+        prog_name: short(name.to_bytes()),
         ..ProgLoad::zeroed()
     };
     // SAFETY: `insns` and `license` are alive, and the kernel gets the number of the former.
@@ -422,6 +451,50 @@ pub(super) fn test_run(prog: BorrowedFd<'_>, frame: &[u8]) -> io::Result<i32> {
     // SAFETY: the kernel reads as many bytes as `frame` has, and writes none.
     unsafe { bpf(PROG_TEST_RUN, &mut attr) }?;
     Ok(attr.retval.cast_signed())
+}
+
+/// Runs a program for tc once on a frame, and leaves there what it has made of it.
+pub(super) fn test_run_on(prog: BorrowedFd<'_>, frame: &mut [u8]) -> io::Result<()> {
+    let mut attr = TestRun {
+        prog_fd: raw(prog),
+        data_size_in: frame.len() as u32,
+        data_size_out: frame.len() as u32,
+        data_in: address(frame.as_ptr()),
+        data_out: address(frame.as_mut_ptr()),
+        repeat: 1,
+        ..TestRun::zeroed()
+    };
+    // SAFETY: the kernel copies as many bytes as `frame` has, in before the run and out after it.
+    unsafe { bpf(PROG_TEST_RUN, &mut attr) }.map(drop)
+}
+
+/// Reads a lot of entries of a hash (Linux 5.6), as many as `values` has room for, from `cursor` on, which is none at first. How many it
+/// were, and the cursor for the rest, if there is any. ENOSPC: the next bucket has more. `keys` and `values` are so many times the
+/// sizes of the map's key and value: that is the caller's duty, as with [`lookup`].
+pub(super) fn lookup_lot(
+    map: BorrowedFd<'_>,
+    cursor: Option<u32>,
+    most: u32,
+    keys: &mut [u8],
+    values: &mut [u8],
+) -> io::Result<(u32, Option<u32>)> {
+    let from = cursor.unwrap_or(0);
+    let mut next = 0_u32;
+    let mut attr = Batch {
+        in_batch: cursor.map_or(0, |_| address(std::ptr::from_ref(&from))),
+        out_batch: address(std::ptr::from_mut(&mut next)),
+        keys: address(keys.as_mut_ptr()),
+        values: address(values.as_mut_ptr()),
+        count: most,
+        map_fd: raw(map),
+        ..Batch::zeroed()
+    };
+    // SAFETY: `keys` and `values` have room for so many entries, as the caller says, and a hash's cursor is the number of a bucket.
+    match unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) } {
+        Ok(_) => Ok((attr.count, Some(next))),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok((attr.count, None)),
+        Err(e) => Err(e),
+    }
 }
 
 /// Reads up to one entry of a map that [`create_probe_map`] made, by the command for many.

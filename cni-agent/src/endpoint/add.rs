@@ -67,6 +67,7 @@ impl EndpointManager {
             return Ok(answer(&connected));
         }
         let wish = Wish::read(request, &self.tables.read().node_addresses)?;
+        self.remove_orphans();
         let (id, lease) = steps::timed("address", || self.reserve(&wish.addresses))?;
         fault::pass(Point::AddReserved);
         let mut endpoint = self.describe(request, id, lease, wish);

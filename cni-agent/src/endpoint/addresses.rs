@@ -12,7 +12,7 @@ use crate::ipam::{IpamError, Lease, State, Usage};
 
 /// Why an address was not taken.
 enum Refused {
-    /// Its former device is about to be deleted.
+    /// Its former device is about to be deleted, or the flows behind it.
     Quarantined(CniError),
     /// For good.
     Other(CniError),
@@ -25,7 +25,8 @@ impl From<CniError> for Refused {
 }
 
 impl EndpointManager {
-    /// Takes an id and addresses. One that is asked for by name and whose former device is being deleted is waited for.
+    /// Takes an id and addresses. One that is asked for by name and whose former device is being deleted is waited for,
+    /// and so are that one's flows.
     pub(super) fn reserve(&self, wanted: &Addresses) -> Result<(u16, Lease), CniError> {
         let attempt = || -> Result<(u16, Lease), Refused> {
             let mut ids = self.ids();
@@ -41,7 +42,9 @@ impl EndpointManager {
             Ok((id, lease))
         };
         match attempt() {
-            Err(Refused::Quarantined(_)) if self.reaper.flush(APPLIED_WITHIN) => attempt(),
+            Err(Refused::Quarantined(_)) if self.reaper.flush(APPLIED_WITHIN) && self.sweeper.flush(APPLIED_WITHIN) => {
+                attempt()
+            }
             other => other,
         }
         .map_err(|e| match e {

@@ -23,7 +23,7 @@ use crate::{
 
 impl EndpointManager {
     /// CNI DEL: the row goes, the endpoint entry first → rules in the pod → the record → the answer; the device is deleted after it,
-    /// and only then is the address free. Where another IPAM plugin gives the address, it frees it when we have answered: so the device
+    /// then its flows are removed, and only then is the address free: who gets it next must not find what was judged for another. Where another IPAM plugin gives the address, it frees it when we have answered: so the device
     /// goes first.
     ///
     /// Everything is tried; the first failure is the answer, and the runtime's next DEL tries what is left.
@@ -75,7 +75,7 @@ impl EndpointManager {
         }
     }
 
-    /// Takes id and addresses back. Where a device may still hold them they are free only when it is gone.
+    /// Takes id and addresses back. Where a device may still hold them they are free only when it is gone, and their flows with it.
     pub(super) fn give_back(&self, id: u16, lease: Lease, device: Option<Device>) {
         self.ids().release(lease);
         let state = Arc::clone(&self.state);
@@ -85,23 +85,29 @@ impl EndpointManager {
             ids.settle(lease);
         };
         match device {
-            Some(device) => self.reaper.delete(device, settle),
+            // The device first: what it still sends would be entered anew.
+            Some(device) => {
+                let sweeper = self.sweeper.clone();
+                self.reaper.delete(device, move || sweeper.forget(lease.addresses(), settle));
+            }
             None => settle(),
         }
     }
 
-    /// Waits until the devices of an attachment with another plugin's addresses are gone.
+    /// Waits until the devices of an attachment with another plugin's addresses are gone, and their flows.
     pub(super) fn await_gone(&self, attachment: &Attachment) -> Result<(), CniError> {
         let leaving = self.ids().leaving_of(attachment);
         let deadline = Instant::now() + APPLIED_WITHIN;
-        let waits = leaving.into_iter().map(|Leaving { id, device, .. }| {
+        let waits = leaving.into_iter().map(|Leaving { id, device, lease }| {
             let (tell, gone) = mpsc::channel();
             let (state, key) = (Arc::clone(&self.state), attachment.clone());
-            self.reaper.delete(device, move || {
+            let settle = move || {
                 state.lock().unwrap_or_else(PoisonError::into_inner).gone(&key, id);
                 // Nobody waits any more when it took too long.
                 let _told = tell.send(());
-            });
+            };
+            let sweeper = self.sweeper.clone();
+            self.reaper.delete(device, move || sweeper.forget(lease.addresses(), settle));
             (device, gone)
         });
         // All are under way before the first is waited for.

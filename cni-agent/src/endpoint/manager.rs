@@ -22,6 +22,7 @@ use super::{
 use crate::{
     cni::CniHandler,
     compile::Facts,
+    conntrack::Sweeper,
     datapath::Datapath,
     fault::{self, Point},
     ipam::{self, Ipam, Lease, Usage},
@@ -42,6 +43,9 @@ pub struct EndpointManager {
     pub(super) records: RecordStore,
     pub(super) datapath: Arc<Datapath>,
     pub(super) reaper: Reaper,
+    pub(super) sweeper: Sweeper,
+    /// Whether the flows that a former agent's pods have left are gone.
+    pub(super) orphans_removed: Mutex<bool>,
     pub(super) state: Arc<Mutex<Ids>>,
     /// The directory of tombstones.
     pub(super) tombstones: PathBuf,
@@ -59,6 +63,8 @@ pub struct Parts {
     pub records: RecordStore,
     /// Programs and maps: CHECK and STATUS compare with them.
     pub datapath: Arc<Datapath>,
+    /// Takes the flows of deleted pods out.
+    pub sweeper: Sweeper,
     /// The directory of tombstones, beside the socket.
     pub tombstones: PathBuf,
 }
@@ -166,7 +172,7 @@ impl EndpointManager {
     /// exchanged). It is left alone, its addresses are not given again, and because the records are then not in sync, nothing is
     /// pruned from the maps: its packets flow on.
     pub fn restore(parts: Parts, served: &BTreeMap<u32, Vec<IpAddr>>) -> Result<Restored, RestoreError> {
-        let Parts { tables, facts, records, datapath, tombstones } = parts;
+        let Parts { tables, facts, records, datapath, sweeper, tombstones } = parts;
         let (reaper, state) = (Reaper::start()?, Arc::default());
         let manager = Self {
             tables,
@@ -174,6 +180,8 @@ impl EndpointManager {
             records,
             datapath,
             reaper,
+            sweeper,
+            orphans_removed: Mutex::new(false),
             state,
             tombstones,
             ready_by: Instant::now() + READY_WITHIN,
@@ -278,7 +286,9 @@ impl EndpointManager {
 
     /// Waits until the device of a container that DEL was called for is gone, and its addresses are free; whether that came in time.
     pub fn await_deleted(&self, netns: &str, ifname: &str, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         self.reaper.flush_peer(netns, ifname, timeout)
+            && self.sweeper.flush(deadline.saturating_duration_since(Instant::now()))
     }
 
     /// The endpoint of an attachment.

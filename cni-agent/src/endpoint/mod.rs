@@ -9,6 +9,7 @@ mod gc;
 mod liveness;
 mod manager;
 pub mod mtu;
+mod orphans;
 pub mod reaper;
 pub mod record;
 mod status;

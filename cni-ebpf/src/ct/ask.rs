@@ -3,7 +3,7 @@
 //! The kernel verifies a function of global linkage once, for any arguments, and its callers as if it could answer anything: so conntrack
 //! costs each program the verifier's work of a call, not that of all ways through it. Linux 5.10 hands such a function the context and scalars only; the
 //! addresses are read once more.
-use cni_common::{drop::Point, net::Ports};
+use cni_common::drop::Point;
 
 use super::{Ends, Judged};
 use crate::family::{Family, L3};
@@ -13,8 +13,6 @@ use crate::family::{Family, L3};
 pub struct Ask {
     /// Where the headers are, and what they are: see the accessors.
     pub what: u64,
-    /// Ports as the packet has them; none of protocols without, and of later fragments.
-    pub ports: Ports,
     /// Endpoints.
     pub ends: Ends,
 }
@@ -27,13 +25,13 @@ const POINT: u32 = 40;
 impl Ask {
     /// Of the packet whose network header is at `at`, below 256.
     #[inline(always)]
-    pub fn new<F: Family>(point: Point, at: usize, ip: &L3<F>, ports: Ports, ends: Ends) -> Self {
+    pub fn new<F: Family>(point: Point, at: usize, ip: &L3<F>, ends: Ends) -> Self {
         let what = u64::from(ip.proto & 0xff)
             | (ip.l4 as u64) << L4
             | u64::from(ip.part.is_later()) << LATER
             | (at as u64) << L3_AT
             | (point as u64) << POINT;
-        Self { what, ports, ends }
+        Self { what, ends }
     }
     /// IP protocol.
     #[inline(always)]
@@ -83,7 +81,7 @@ mod tests {
             for (at, l4, proto, later) in [(14, 34, 17, false), (64, 104, 6, true), (84, 0x3fff, 255, false)] {
                 let part = if later { Part::of_fragment(185, 1) } else { Part::of_fragment(0, 1) };
                 let ip = L3::<F> { src, dst: src, tos: 0xff, proto, l4, part };
-                let ask = Ask::new(point, at, &ip, Ports::NONE, Ends { from: 1, to: 2 });
+                let ask = Ask::new(point, at, &ip, Ends { from: 1, to: 2 });
                 assert_eq!((ask.point(), ask.l3(), ask.l4()), (Some(point), at, l4));
                 assert_eq!((ask.proto(), ask.is_later()), (proto, later));
             }

@@ -184,6 +184,18 @@ impl View {
         stage(self.own, self.other)
     }
 
+    /// Whether both ends have spoken, and none has reset it.
+    #[inline(always)]
+    pub fn is_answered(&self) -> bool {
+        self.other != 0 && (self.own | self.other) & RESET == 0
+    }
+
+    /// Whether a packet that left this said something new, or renewed the entry.
+    #[inline(always)]
+    pub fn is_news(&self, before: &Self) -> bool {
+        u64::from(self.own ^ before.own) | (self.seen ^ before.seen) != 0
+    }
+
     /// Whether the sender opened the flow.
     #[inline(always)]
     pub fn is_opener(&self, from_hi: bool) -> bool {
@@ -211,7 +223,7 @@ impl View {
 
     /// After a packet of its own.
     #[inline(always)]
-    pub fn after(&self, cfg: &CtConfig, rest: Rest, said: u32, now: u64) -> Self {
+    pub fn after(&self, cfg: &CtConfig, rest: Rest, said: u32, now: u64, blur: impl Fn(u32) -> u32) -> Self {
         let own = if said == ANSWER && self.other & !OPEN == 0 {
             // What a late packet of the flow before has left.
             self.own & OPEN | ANSWER
@@ -221,15 +233,15 @@ impl View {
         } else {
             self.own | said
         };
-        let lifetime = lifetime(cfg, rest, stage(own, self.other));
+        let lifetime = lifetime(cfg, rest, stage(own, self.other), blur);
         let renew = lifetime != self.lifetime || !is_within(now, self.seen, cfg.second);
         Self { seen: if renew { now } else { self.seen }, lifetime, own, ..*self }
     }
 
     /// After the first packet of a flow, with the verdict word of that.
     #[inline(always)]
-    pub fn first(cfg: &CtConfig, rest: Rest, said: u32, now: u64, verdicts: u64) -> Self {
-        Self { verdicts, seen: now, lifetime: lifetime(cfg, rest, stage(said, 0)), own: said, other: 0 }
+    pub fn first(cfg: &CtConfig, rest: Rest, said: u32, now: u64, verdicts: u64, blur: impl Fn(u32) -> u32) -> Self {
+        Self { verdicts, seen: now, lifetime: lifetime(cfg, rest, stage(said, 0), blur), own: said, other: 0 }
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! RFC 5382, 4787 and 5508 say what a NAT must keep at least; Cilium's figures (`bpf/node_config.h`, `CT_*`) stand beside them. A flow that
 //! is over costs its next packet a judgement, no more: one that is still allowed goes on.
+use core::mem::offset_of;
+
 use cni_common::{
     maps::CtConfig,
     net::Ports,
@@ -48,27 +50,43 @@ pub const fn config(epoch: u32, hz: u32) -> CtConfig {
 /// The first port that is not well-known (RFC 6335 section 6).
 const USER_PORTS: u16 = 1024;
 
-/// Of a flow of this protocol at this stage, in jiffies.
+/// Of a flow of this protocol at this stage, in jiffies. `blur` gives the number back that it gets, and the verifier does not know it: it
+/// would walk all that follows once for each kind of flow.
 #[inline(always)]
-pub fn lifetime(cfg: &CtConfig, rest: Rest, stage: Stage) -> u32 {
+pub fn lifetime(cfg: &CtConfig, rest: Rest, stage: Stage, blur: impl Fn(u32) -> u32) -> u32 {
+    let [_, _, lifetimes @ ..]: &[u32; size_of::<CtConfig>() / 4] = bytemuck::must_cast_ref(cfg);
+    // Eight there are.
+    lifetimes[(blur(place(rest, blur(stage as u32))) & 7) as usize]
+}
+
+/// Which of the lifetimes in [`CtConfig`] it is.
+#[inline(always)]
+fn place(rest: Rest, stage: u32) -> u32 {
     const TCP_: u32 = TCP as u32;
     const SCTP_: u32 = SCTP as u32;
     const UDP_: u32 = UDP as u32;
     const ICMP_: u32 = ICMP as u32;
     const ICMP6_: u32 = ICMP6 as u32;
     match rest.proto {
-        TCP_ | SCTP_ => match stage {
-            Stage::Handshake => cfg.handshake,
-            Stage::Established => cfg.established,
-            Stage::Closing => cfg.closing,
-            Stage::Closed => cfg.closed,
-        },
-        UDP_ if is_service(rest.ports) => cfg.udp_service,
-        UDP_ => cfg.udp,
-        ICMP_ | ICMP6_ => cfg.echo,
-        _ => cfg.other,
+        TCP_ | SCTP_ => stage,
+        UDP_ if is_service(rest.ports) => place_of(offset_of!(CtConfig, udp_service)),
+        UDP_ => place_of(offset_of!(CtConfig, udp)),
+        ICMP_ | ICMP6_ => place_of(offset_of!(CtConfig, echo)),
+        _ => place_of(offset_of!(CtConfig, other)),
     }
 }
+
+const fn place_of(offset: usize) -> u32 {
+    ((offset - offset_of!(CtConfig, handshake)) / 4) as u32
+}
+const _: () = assert!(
+    offset_of!(CtConfig, handshake) == 8
+        && size_of::<CtConfig>() == 8 + 8 * 4
+        && place_of(offset_of!(CtConfig, handshake)) == Stage::Handshake as u32
+        && place_of(offset_of!(CtConfig, established)) == Stage::Established as u32
+        && place_of(offset_of!(CtConfig, closing)) == Stage::Closing as u32
+        && place_of(offset_of!(CtConfig, closed)) == Stage::Closed as u32
+);
 
 #[inline(always)]
 fn is_service(ports: Ports) -> bool {

@@ -60,10 +60,10 @@ impl Packet {
             Place::Aside => Change::Store(*before),
             Place::First => {
                 let word = verdicts(self.epoch, NEEDED, self.from_hi);
-                Change::Replace(View::first(&cfg, REST, self.said, self.now, word))
+                Change::Replace(View::first(&cfg, REST, self.said, self.now, word, |n| n))
             }
             Place::Within => {
-                let after = before.after(&cfg, REST, self.said, self.now);
+                let after = before.after(&cfg, REST, self.said, self.now, |n| n);
                 let judged = is_judged(before.verdicts, self.epoch, NEEDED);
                 let opened = before.verdicts & CT_HI_OPENED != 0;
                 let verdicts = if judged { before.verdicts } else { verdicts(self.epoch, NEEDED, opened) };
@@ -192,7 +192,7 @@ fn flow(lo: u32, hi: u32) -> Memory {
     Memory {
         verdicts: verdicts(1, NEEDED, false),
         seen: NOW - 125,
-        lifetime: lifetime::lifetime(&cfg, REST, stage(lo, hi)).into(),
+        lifetime: lifetime::lifetime(&cfg, REST, stage(lo, hi), |n| n).into(),
         lo: lo.into(),
         hi: hi.into(),
     }

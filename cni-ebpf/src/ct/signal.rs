@@ -1,8 +1,9 @@
 //! What a packet says of its flow, whatever its protocol.
+use bytemuck::Pod;
 use cni_common::{
     maps::{CT_SENT_ANSWER, CT_SENT_DATA, CT_SENT_END, CT_SENT_OPEN, CT_SENT_RESET},
     net::{Be16, Ports},
-    wire::{ICMP, ICMP6, Icmp, SCTP, TCP, icmp, icmp6},
+    wire::{ICMP, ICMP6, SCTP, TCP, UDP, icmp, icmp6},
 };
 
 use super::{
@@ -53,11 +54,11 @@ pub struct Signal {
 /// Reads it. `None`: the packet is of no flow that is tracked, as a later fragment, which has no ports, and any ICMP but echo, which is about
 /// another flow or about none.
 #[inline(always)]
-pub fn read<P: Packet>(p: &mut P, ask: &Ask) -> Res<Option<Signal>> {
+pub fn read<P: Packet>(p: &mut P, ask: &Ask, blur: impl Fn(u64) -> u64) -> Res<Option<Signal>> {
     if ask.is_later() {
         return Ok(None);
     }
-    let heard = hear(p, ask);
+    let heard = blur(hear(p, *ask));
     let said = (heard & 0xff) as u32;
     if said == 0 {
         return if heard == CUT { Err(D::Short) } else { Ok(None) };
@@ -75,20 +76,25 @@ const NOTHING: u64 = 0;
 /// What is said, asker, protocol and ports, in one register from the lowest byte up, or [`CUT`] or [`NOTHING`].
 ///
 /// One register, as a pair with a discriminant would make the verifier walk all that follows once for each protocol.
-#[inline(always)]
-fn hear<P: Packet>(p: &mut P, ask: &Ask) -> u64 {
+#[inline(never)]
+fn hear<P: Packet>(p: &mut P, ask: Ask) -> u64 {
     const TCP_: u32 = TCP as u32;
     const SCTP_: u32 = SCTP as u32;
+    const UDP_: u32 = UDP as u32;
     const ICMP_: u32 = ICMP as u32;
     const ICMP6_: u32 = ICMP6 as u32;
     let (proto, l4) = (ask.proto(), ask.l4());
     let said = match proto {
         TCP_ => tcp(p, l4),
         SCTP_ => sctp(p, l4),
+        UDP_ => Ok(DATA),
         ICMP_ | ICMP6_ => return echo(p, proto, l4).unwrap_or(CUT),
-        _ => Ok(DATA),
+        _ => return heard(DATA, Asker::NONE, proto, Ports::NONE),
     };
-    said.map_or(CUT, |said| heard(said, Asker::NONE, proto, ask.ports))
+    match (said, at::<Ports, P>(p, l4)) {
+        (Ok(said), Ok(ports)) => heard(said, Asker::NONE, proto, ports),
+        _ => CUT,
+    }
 }
 
 #[inline(always)]
@@ -96,19 +102,19 @@ fn heard(said: u32, asker: Asker, proto: u32, ports: Ports) -> u64 {
     u64::from(said) | u64::from(asker.code()) << 8 | u64::from(proto) << 16 | u64::from(ports.raw()) << 32
 }
 
-/// The byte at `off`, pulled if it is not linear.
+/// What is at `off`, pulled if it is not linear.
 #[inline(always)]
-fn byte<P: Packet>(p: &mut P, off: usize) -> Res<u8> {
-    if let Ok(b) = p.read(off) {
-        return Ok(b);
+fn at<T: Pod, P: Packet>(p: &mut P, off: usize) -> Res<T> {
+    if let Ok(v) = p.read(off) {
+        return Ok(v);
     }
-    p.linear(off as u32 + 1);
+    p.linear((off + size_of::<T>()) as u32);
     p.read(off)
 }
 
 #[inline(always)]
 fn tcp<P: Packet>(p: &mut P, l4: usize) -> Res<u32> {
-    Ok(of_flags(byte(p, l4 + FLAGS_AT)?))
+    Ok(of_flags(at::<u8, P>(p, l4 + FLAGS_AT)?))
 }
 
 /// What each combination of ACK, RST, SYN and FIN says, RST apart: 4 bits each, FIN being the lowest bit of the index.
@@ -148,7 +154,7 @@ fn sctp<P: Packet>(p: &mut P, l4: usize) -> Res<u32> {
         // Its chunks are in other packets of a list, out of which nothing may be pulled (see `family::parse`); only data is sent so.
         return Ok(DATA);
     }
-    Ok(of_chunk(byte(p, l4 + CHUNK_AT)?))
+    Ok(of_chunk(at::<u8, P>(p, l4 + CHUNK_AT)?))
 }
 
 /// What each of the first 16 chunk types says, ABORT apart: 4 bits each.
@@ -179,9 +185,12 @@ pub fn of_chunk(kind: u8) -> u32 {
     (BY_CHUNK >> (4 * index)) as u32 & 0xf | (abort * RESET)
 }
 
+/// Of the identifier in ICMP's header.
+const ID_AT: usize = 4;
+
 #[inline(always)]
 fn echo<P: Packet>(p: &mut P, proto: u32, l4: usize) -> Res<u64> {
-    let kind = u32::from(byte(p, l4)?);
+    let kind = u32::from(at::<u8, P>(p, l4)?);
     // Types that differ by one bit: 8 and 0, 128 and 129.
     let (is_echo, is_reply) = if proto == u32::from(ICMP) {
         (kind & !u32::from(icmp::ECHO) == 0, !kind >> 3 & 1)
@@ -191,8 +200,7 @@ fn echo<P: Packet>(p: &mut P, proto: u32, l4: usize) -> Res<u64> {
     if !is_echo {
         return Ok(NOTHING);
     }
-    p.linear((l4 + size_of::<Icmp>()) as u32);
-    let id: Be16 = p.read(l4 + 4)?;
+    let id: Be16 = at(p, l4 + ID_AT)?;
     let (said, asker) = (DATA >> is_reply, Asker::of(1 + is_reply));
     Ok(heard(said, asker, proto, Ports::new(id, id)))
 }

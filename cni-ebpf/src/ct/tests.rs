@@ -60,12 +60,11 @@ impl Pair {
         Fake: Flows<F>,
     {
         let ip = family::parse::<F, _>(f, ETH_LEN, 4)?;
-        let ports = family::ports(f, &ip)?;
         let judge = |direction| {
             self.asked.borrow_mut().push(direction);
             self.refuse.get().map_or(Ok(()), Err)
         };
-        track::<F, _, _, _>(f, &self.w, Ask::new(Point::FromPod, ETH_LEN, &ip, ports, ends), &judge)
+        track::<F, _, _, _>(f, &self.w, Ask::new(Point::FromPod, ETH_LEN, &ip, ends), &judge)
     }
 
     fn send_frame(&self, f: &mut Frame, ends: Ends) -> Res<()> {
@@ -519,6 +518,9 @@ fn a_flow_that_another_cpu_moves_between_two_look_ups_is_found() {
         looked: Cell<u32>,
     }
     impl CtEnv for Moving<'_> {
+        fn blur(&self, n: u64, _: u64) -> u64 {
+            n
+        }
         fn ct_config(&self) -> Option<&cni_common::maps::CtConfig> {
             self.pair.w.ct_config()
         }
@@ -560,15 +562,9 @@ fn a_flow_that_another_cpu_moves_between_two_look_ups_is_found() {
     let packet = Ip::default().packet(world::server(false), world::client(false), tcp_back(ACK));
     let mut f = Frame::new(frame::eth(Mac::WEFT, Mac::WEFT, packet), 1);
     let ip = family::parse::<V4, _>(&mut f, ETH_LEN, 4).expect("parses");
-    let ports = family::ports(&f, &ip).expect("has some");
     let refuse = |_| Err(DropReason::Unroutable);
     assert_eq!(
-        track::<V4, _, _, _>(
-            &mut f,
-            &s,
-            Ask::new(Point::FromPod, ETH_LEN, &ip, ports, Ends { from: 12, to: 11 }),
-            &refuse
-        ),
+        track::<V4, _, _, _>(&mut f, &s, Ask::new(Point::FromPod, ETH_LEN, &ip, Ends { from: 12, to: 11 }), &refuse),
         Ok(())
     );
 }

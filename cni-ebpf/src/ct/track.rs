@@ -3,7 +3,7 @@ use cni_common::{drop::Outcome, maps::CtConfig, schema::MAX_HELD};
 
 use super::{
     Ask, Flow,
-    entry::{self, Place, Stage, View, allowed, begins, is_judged, is_within, verdicts},
+    entry::{self, Place, View, allowed, begins, is_judged, is_within, verdicts},
     key::Rest,
     signal::{self, OPEN, RESET},
     table::{CtEnv, Direction, Flows, Judged, Promotion},
@@ -16,8 +16,16 @@ pub struct Seen<F: Family> {
     key: F::CtKey,
     rest: Rest,
     said: u32,
-    from_hi: bool,
+    /// Whether the sender is the end that comes last in the key, 0 or 1: see [`Seen::is_hi`].
+    from_hi: u64,
     ask: Ask,
+}
+impl<F: Family> Seen<F> {
+    /// Whether the sender is the end that comes last. Asked anew each time: what the verifier learns in one branch, it does not know in the next.
+    #[inline(always)]
+    fn is_hi<S: CtEnv>(&self, s: &S) -> bool {
+        s.blur(self.from_hi, self.ask.what) & 1 != 0
+    }
 }
 
 /// Finds or begins the packet's flow. A packet that its flow's verdict does not cover, one of a flow that is not known among them, is put to
@@ -36,14 +44,14 @@ where
     S: CtEnv + Flows<F>,
     J: Fn(Direction) -> Judged,
 {
-    let Some(signal) = signal::read(p, &ask)? else { return Ok(()) };
+    let Some(signal) = signal::read(p, &ask, |n| s.blur(n, ask.what))? else { return Ok(()) };
     let (src, dst) = F::addresses(p, ask.l3())?;
     let (key, from_hi) = F::ct_key(&src, &dst, signal.rest);
-    let seen = Seen { key, rest: signal.rest, said: signal.said, from_hi, ask };
+    let seen = Seen { key, rest: signal.rest, said: signal.said, from_hi: s.blur(from_hi.into(), ask.what), ask };
     let found = s.flow(&seen.key);
     if let Some(flow) = found
         && let Some(cfg) = s.ct_config()
-        && is_unchanged(flow, cfg, s.jiffies(), &seen)
+        && is_unchanged(s, flow, cfg, &seen)
     {
         return Ok(());
     }
@@ -52,18 +60,22 @@ where
 
 /// Which ends' verdicts the packet needs.
 #[inline(always)]
-fn needed<F: Family>(seen: &Seen<F>) -> u64 {
+fn needed<F: Family, S: CtEnv>(s: &S, seen: &Seen<F>) -> u64 {
+    let from_hi = seen.is_hi(s);
     let of = |id: u32, hi: bool| if id == 0 { 0 } else { allowed(hi) };
-    of(seen.ask.ends.from, seen.from_hi) | of(seen.ask.ends.to, !seen.from_hi)
+    s.blur(of(seen.ask.ends.from, from_hi) | of(seen.ask.ends.to, !from_hi), seen.ask.what)
 }
 
 /// Whether the packet changes nothing: it says what its end has said before, and its flow was judged and renewed.
 #[inline(always)]
-fn is_unchanged<F: Family>(flow: &Flow, cfg: &CtConfig, now: u64, seen: &Seen<F>) -> bool {
-    let own = u32::from(flow.sent(seen.from_hi).get());
+fn is_unchanged<F: Family, S: CtEnv>(s: &S, flow: &Flow, cfg: &CtConfig, seen: &Seen<F>) -> bool {
+    let now = s.jiffies();
+    let own = u32::from(flow.sent(seen.is_hi(s)).get());
     let news = seen.said & !own | own & RESET | seen.said & OPEN;
     // No lifetime is shorter than a second, so it has not expired either.
-    news == 0 && is_judged(flow.verdicts.get(), cfg.epoch, needed(seen)) && is_within(now, flow.seen.get(), cfg.second)
+    news == 0
+        && is_judged(flow.verdicts.get(), cfg.epoch, needed(s, seen))
+        && is_within(now, flow.seen.get(), cfg.second)
 }
 
 /// A packet that changes something.
@@ -89,27 +101,28 @@ where
             },
         },
     };
+    let blur = |n| s.blur(n, seen.ask.what);
     let place = match found {
         Some(flow) => {
-            let before = flow.view(seen.from_hi);
-            match before.place(seen.said, seen.from_hi, now) {
-                Place::Within => {
-                    let word = rejudged(&before, epoch, seen, judge)?;
-                    let after = View { verdicts: word, ..before.after(cfg, seen.rest, seen.said, now) };
-                    flow.write(seen.from_hi, &before, &after);
-                    if is_new && after != before && after.other != 0 && after.stage() != Stage::Closed {
-                        settle(s, flow, seen, &after);
-                    }
-                    return Ok(());
+            let before = flow.view(seen.is_hi(s));
+            let place = blur(before.place(seen.said, seen.is_hi(s), now) as u64);
+            if place == Place::Within as u64 {
+                let word = rejudged(s, &before, epoch, seen, judge)?;
+                let after = before.after(cfg, seen.rest, seen.said, now, |n| blur(n.into()) as u32);
+                let after = View { verdicts: word, ..after };
+                flow.write(seen.is_hi(s), &before, &after);
+                if is_new && after.is_news(&before) && after.is_answered() {
+                    settle(s, flow, seen, &after);
                 }
-                place => place,
+                return Ok(());
             }
+            place
         }
-        None if begins(seen.said) => Place::First,
-        None => Place::Aside,
+        None if begins(seen.said) => Place::First as u64,
+        None => Place::Aside as u64,
     };
     judge(Direction::Forth)?;
-    if place == Place::First {
+    if place == Place::First as u64 {
         begin(s, cfg, epoch, now, seen, found, is_new);
     }
     Ok(())
@@ -117,18 +130,20 @@ where
 
 /// The verdict word, judged again unless it is of this epoch and covers both ends. In the opener's direction, always.
 #[inline(always)]
-fn rejudged<F, J>(before: &View, epoch: u32, seen: &Seen<F>, judge: &J) -> Res<u64>
+fn rejudged<F, S, J>(s: &S, before: &View, epoch: u32, seen: &Seen<F>, judge: &J) -> Res<u64>
 where
     F: Family,
+    S: CtEnv,
     J: Fn(Direction) -> Judged,
 {
-    let needed = needed(seen);
+    let needed = needed(s, seen);
     if is_judged(before.verdicts, epoch, needed) {
         return Ok(before.verdicts);
     }
-    let opener = before.is_opener(seen.from_hi);
+    let from_hi = seen.is_hi(s);
+    let opener = before.is_opener(from_hi);
     judge(if opener { Direction::Forth } else { Direction::Back })?;
-    Ok(verdicts(epoch, needed, seen.from_hi == opener))
+    Ok(verdicts(epoch, needed, from_hi == opener))
 }
 
 /// Enters a flow after its first packet, in the place of one that is over if there is any, and on its account.
@@ -143,8 +158,9 @@ where
         None if seen.ask.ends.from != 0 => seen.ask.ends.from,
         None => seen.ask.ends.to,
     };
-    let word = verdicts(epoch, needed(seen), seen.from_hi);
-    let entry = entry::entry(&View::first(cfg, seen.rest, seen.said, now, word), seen.from_hi, charged);
+    let word = verdicts(epoch, needed(s, seen), seen.is_hi(s));
+    let view = View::first(cfg, seen.rest, seen.said, now, word, |n| s.blur(n.into(), seen.ask.what) as u32);
+    let entry = entry::entry(&view, seen.is_hi(s), charged);
     if is_new {
         s.begin(&seen.key, &entry);
     } else {
@@ -160,7 +176,7 @@ fn settle<F: Family, S: CtEnv + Flows<F>>(s: &S, flow: &Flow, seen: &Seen<F>, vi
     if s.held(charged) >= u64::from(MAX_HELD) {
         return note(s, seen, Outcome::CtQuota);
     }
-    match s.promote(&seen.key, &entry::entry(view, seen.from_hi, charged)) {
+    match s.promote(&seen.key, &entry::entry(view, seen.is_hi(s), charged)) {
         Promotion::Done => s.hold(charged),
         Promotion::Other => {}
         Promotion::Full => return note(s, seen, Outcome::CtFull),

@@ -162,6 +162,9 @@ impl CtEnv for Fake {
     fn jiffies(&self) -> u64 {
         self.now.get()
     }
+    fn blur(&self, n: u64, _: u64) -> u64 {
+        n
+    }
     fn note(&self, point: Point, what: Outcome) {
         self.notes.borrow_mut().push((point, what));
     }

@@ -8,7 +8,6 @@ use aya_ebpf::{
 use cni_common::{
     drop::{Outcome, Point},
     maps::{CtConfig, CtEntry},
-    net::Ports,
 };
 use cni_ebpf::{
     DropReason,
@@ -30,6 +29,15 @@ impl CtEnv for Kernel {
     fn jiffies(&self) -> u64 {
         // SAFETY: a helper without arguments.
         unsafe { bpf_jiffies64() }
+    }
+    #[inline(always)]
+    fn blur(&self, n: u64, unknown: u64) -> u64 {
+        let mut n = n;
+        // SAFETY: two instructions on registers.
+        unsafe {
+            asm!("{0} += {1}", "{0} -= {1}", inout(reg) n, in(reg) unknown, options(nomem, nostack));
+        }
+        n
     }
     #[inline(always)]
     fn note(&self, point: Point, what: Outcome) {
@@ -119,8 +127,8 @@ macro_rules! track {
         #[doc = $about]
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $function(ctx: *mut __sk_buff, what: u64, ports: u32, from: u32, to: u32) -> i32 {
-            let ask = Ask { what, ports: Ports::of(ports), ends: Ends { from, to } };
+        pub extern "C" fn $function(ctx: *mut __sk_buff, what: u64, from: u32, to: u32) -> i32 {
+            let ask = Ask { what, ends: Ends { from, to } };
             match ct::track::<$family, _, _, _>(&mut Skb::new(ctx), &Kernel, ask, &ct::allow) {
                 Ok(()) => 0,
                 Err(reason) => reason as i32,
@@ -129,7 +137,7 @@ macro_rules! track {
         impl Track<Skb, $family> for Kernel {
             #[inline(always)]
             fn track(&self, p: &mut Skb, ask: Ask) -> Judged {
-                answered($function(p.context(), ask.what, ask.ports.raw(), ask.ends.from, ask.ends.to))
+                answered($function(p.context(), ask.what, ask.ends.from, ask.ends.to))
             }
         }
     };

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::add::args::AddArgs;
 use crate::inline::Test;
 use crate::layout::{Family, LayoutName};
-use crate::{agent, interrupt, netns, path, report};
+use crate::{agent, ct, interrupt, netns, path, report};
 
 /// Measures Weft's datapath and CNI calls side by side with the physical limit and with peers.
 ///
@@ -27,6 +27,7 @@ enum Verb {
     Path(PathArgs),
     Add(AddArgs),
     Agent(AgentArgs),
+    Ct(CtArgs),
 }
 
 /// Cost of a packet's way, as a ratio to the physical limit of the same run.
@@ -126,6 +127,46 @@ impl AgentArgs {
     }
 }
 
+/// What it costs the agent to look for flows that are over, with 500,000 of them, as a share of one core.
+///
+/// A map of its own, as conntrack's and with room for 524,288 flows, is filled and gone through as the agent does it, with its rests.
+/// None of the flows is over: what deleting costs depends on how many flows there are in a second.
+///
+/// OUTPUT: one line a figure, `figure ct sweep_percent X`, for programs to read. With --json one document instead.
+///
+/// EXIT STATUS: 0; 1 when something failed, or with --check when the budget is broken; 2 for a wrong command line.
+#[derive(Debug, Args)]
+pub struct CtArgs {
+    /// Print one JSON document instead of the figures.
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 when the budget is broken.
+    #[arg(long)]
+    check: bool,
+    /// Passes.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+}
+
+impl CtArgs {
+    fn run(self) -> Result<bool> {
+        interrupt::watch()?;
+        let figures = ct::measure(self.rounds)?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&figures).context("write the report as JSON")?);
+        } else {
+            for (name, value) in &figures {
+                println!("figure {name} {value:.2}");
+            }
+        }
+        let broken = ct::broken(&figures);
+        if let Some(broken) = &broken {
+            eprintln!("weft-bench: over budget: {broken}");
+        }
+        Ok(!self.check || broken.is_none())
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Families {
     /// IPv4.
@@ -155,6 +196,7 @@ impl Cli {
             Verb::Path(arguments) => arguments.run(),
             Verb::Add(arguments) => arguments.run(),
             Verb::Agent(arguments) => arguments.run(),
+            Verb::Ct(arguments) => arguments.run(),
         }
     }
 }

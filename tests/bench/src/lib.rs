@@ -9,6 +9,7 @@
 pub mod add;
 pub mod agent;
 pub mod cli;
+pub mod ct;
 pub mod inline;
 pub mod interrupt;
 pub mod layout;

@@ -7,8 +7,8 @@ use crate::{
     api::{
         tests::event as an_event,
         types::{
-            Attachment, DatapathStatus, FailedRow, Foreign, MissingFeature, NextHopStatus, ReconcilerStatus, Refusal,
-            SourceStatus, VerdictCount,
+            Attachment, ConntrackStatus, DatapathStatus, FailedRow, Foreign, MissingFeature, NextHopStatus,
+            ReconcilerStatus, Refusal, SourceStatus, TableFill, VerdictCount,
         },
     },
     ipam::Usage,
@@ -32,6 +32,7 @@ Installed  /opt/cni/bin/weft-cni, /etc/cni/net.d/05-weft.conflist; self-test: pa
 Known      2 nodes, 2 pods, 1 endpoint here
 Addresses  10.244.1.0/24: 1 of 254 in use, 2 not free yet
 Kernel     revision 9 of 9, all is in the kernel
+Flows      IPv4: 12 of 131072
 Drops      none
 ";
     assert_eq!(super::status(&healthy()), expected);
@@ -107,6 +108,17 @@ fn a_refused_load_is_told_with_the_verifiers_last_lines_and_since_when_the_other
     let json = serde_json::to_value(&s.datapath).unwrap();
     assert_eq!((&json["refused"]["what"], &json["refused"]["at"]), (&json!("from_pod"), &json!(1_800_000_060)));
     assert_eq!(serde_json::from_value::<DatapathStatus>(json).unwrap(), s.datapath);
+}
+
+#[test]
+fn how_full_conntrack_is_stands_there_and_what_found_no_room_only_then() {
+    let mut s = healthy();
+    let text = super::status(&s);
+    assert!(text.contains("\nFlows      IPv4: 12 of 131072\nDrops "), "{text}");
+    (s.conntrack.full, s.conntrack.quota) = (1, 2);
+    let text = super::status(&s);
+    assert!(text.contains("           ! once a flow found its table full"), "{text}");
+    assert!(text.contains("           ! 2 times a pod had its share"), "{text}");
 }
 
 #[test]
@@ -232,5 +244,10 @@ fn healthy() -> Status {
             draining: false,
         }],
         dropped_packets: 0,
+        conntrack: ConntrackStatus {
+            tables: vec![TableFill { family: "IPv4".into(), flows: 12, size: 131_072 }],
+            full: 0,
+            quota: 0,
+        },
     }
 }

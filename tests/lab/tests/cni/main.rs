@@ -5,6 +5,7 @@ mod asked;
 mod dead;
 mod delegated;
 mod down;
+mod flows;
 mod gc;
 mod several;
 mod status;
