@@ -147,7 +147,7 @@ pub fn lives<F: NatFamily, S: NatSystem<F>>(s: &S, pair: &Pair<F>, back: &F::Bac
 /// For how long the node keeps what it has taken back, if it does not use it: as long as a flow that nobody has answered yet.
 #[inline(always)]
 fn claim(cfg: &CtConfig, rest: Rest) -> u32 {
-    lifetime(cfg, rest, Stage::Handshake)
+    lifetime(cfg, rest, Stage::Handshake, |n| n)
 }
 
 /// Whether the entry under this key is this pod's.

@@ -84,15 +84,13 @@ impl<F: Tested> Node<F> {
     /// The packet, and what conntrack reads of it.
     pub fn read(f: &mut Frame) -> (family::L3<F>, Rest) {
         let ip = family::parse::<F, _>(f, ETH_LEN, 8).expect("parses");
-        let ports = family::ports(f, &ip).expect("has some");
-        let ask = Ask::new(Point::FromPod, ETH_LEN, &ip, ports, Ends { from: 0, to: 0 });
-        let signal = signal::read(f, &ask).expect("is whole").expect("is of a flow");
+        let ask = Ask::new(Point::FromPod, ETH_LEN, &ip, Ends { from: 0, to: 0 });
+        let signal = signal::read(f, &ask, |n| n).expect("is whole").expect("is of a flow");
         (ip, signal.rest)
     }
     pub fn track(&self, f: &mut Frame, ends: Ends) -> Res<()> {
         let ip = family::parse::<F, _>(f, ETH_LEN, 4)?;
-        let ports = family::ports(f, &ip)?;
-        F::track(&self.w, f, Ask::new(Point::FromPod, ETH_LEN, &ip, ports, ends))
+        F::track(&self.w, f, Ask::new(Point::FromPod, ETH_LEN, &ip, ends))
     }
     /// A packet from a pod to the world.
     pub fn out(&self, f: &mut Frame) -> Res<()> {
