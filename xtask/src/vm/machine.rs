@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long a machine may run, from power-on to power-off.
-const LIMIT: Duration = Duration::from_secs(45 * 60);
+const LIMIT: Duration = Duration::from_secs(55 * 60);
 /// Memory of the machine in MiB: the packed system is unpacked into it, and held twice for a moment.
 const MEMORY: &str = "2048";
 /// Processors: with two, per-CPU maps have something to keep apart. An emulated machine has room for the second one, so that those maps
