@@ -12,8 +12,8 @@ use super::{add::APPLIED_WITHIN, manager::EndpointManager};
 use crate::conntrack::Ends;
 
 impl EndpointManager {
-    /// Before the first address is given: removes the flows of all addresses of this node's ranges that nobody has. Once; by then the ranges
-    /// are known, and those who have addresses.
+    /// Before an address is given, until it has worked once: removes the flows of all addresses of this node's ranges that nobody has. By then
+    /// the ranges are known, and those who have addresses.
     pub(super) fn remove_orphans(&self) {
         let mut removed = self.orphans_removed.lock().unwrap_or_else(PoisonError::into_inner);
         if *removed {
@@ -31,13 +31,15 @@ impl EndpointManager {
                 let _told = tell.send(removed);
             },
         );
-        match done.recv_timeout(APPLIED_WITHIN) {
+        let answer = done.recv_timeout(APPLIED_WITHIN);
+        // What failed is tried again before the next address is given.
+        *removed = matches!(answer, Ok(Ok(_)));
+        match answer {
             Ok(Ok(0)) => {}
             Ok(Ok(flows)) => info!(flows, "removed flows of pods that are gone"),
             Ok(Err(error)) => warn!(%error, "cannot remove the flows of pods that are gone; they expire"),
             Err(_) => warn!("the flows of pods that are gone are still being removed"),
         }
-        *removed = true;
     }
 }
 

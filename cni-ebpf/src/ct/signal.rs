@@ -52,7 +52,7 @@ pub struct Signal {
 }
 
 /// Reads it. `None`: the packet is of no flow that is tracked, as a later fragment, which has no ports, and any ICMP but echo, which is about
-/// another flow or about none.
+/// another flow or about none. `blur`: see [`CtEnv::blur`](super::CtEnv::blur).
 #[inline(always)]
 pub fn read<P: Packet>(p: &mut P, ask: &Ask, blur: impl Fn(u64) -> u64) -> Res<Option<Signal>> {
     if ask.is_later() {

@@ -47,8 +47,8 @@ pub trait CtEnv {
     fn ct_config(&self) -> Option<&CtConfig>;
     /// Time, in jiffies: lifetimes are in them.
     fn jiffies(&self) -> u64;
-    /// `n`, and nothing in front of the program can tell what it is: neither the compiler nor the verifier, as `unknown` is added and taken away again. `unknown` must be
-    /// a number that no branch has been made of.
+    /// `n` again, of which neither the compiler nor the verifier knows any more what it is: `unknown`, a number that no branch has been made of, is
+    /// added and taken away. Else the verifier would walk all that follows once for each value that a branch has left.
     fn blur(&self, n: u64, unknown: u64) -> u64;
     /// Counts what happened beside the packet's own fate.
     fn note(&self, point: Point, what: Outcome);

@@ -272,7 +272,7 @@ fn headers_in_pages_are_pulled_once_and_no_further_than_needed() {
         frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, Ip::default().packet(underlay(false, 1), underlay(false, 0), outer));
     let mut f = Frame { linear: 14, ..Frame::new(data.clone(), UNDERLAY_IFINDEX) };
     assert_eq!(decap::from_netdev(&mut f, &w), Ok(Verdict::Peer(SERVER_IFINDEX)));
-    // The tunnel's headers, the packet's own to its ports, and TCP's flags.
+    // The tunnel's headers, the packet's own, and TCP's as far as its flags.
     assert_eq!(f.pulls.get(), 3);
     let mut f = Frame::new(data, UNDERLAY_IFINDEX);
     f.linear = 14 + 50 + 20 + 14;
