@@ -81,6 +81,14 @@ drop_reasons! {
     Unroutable = 23, "to a loopback, unspecified or IPv6 link-local address, or to the gateway's own: such packets never leave the pod";
     /// From this node to another one's pod, under a source that the other node would refuse.
     ForeignSource = 24, "sent or forwarded by this node to a pod of another node, but the source is neither an InternalIP of this node's Node object nor a pod of it, so the other node would refuse it; masquerade it, or send from an InternalIP";
+    /// Masquerade: no port of the node is free towards this destination.
+    NatExhausted = 25, "every port that was tried for a masqueraded flow (the pod's own, then some of the range) is in use towards this destination; SCTP and protocols without ports can have no other than their own";
+    /// Masquerade: the table is full.
+    NatFull = 26, "the table of masqueraded flows is full";
+    /// Masquerade: one half of a translation without the other, or without its flow.
+    NatOrphan = 27, "to be masqueraded, or translated back, but its flow is not known or has another translation by now: a late packet, or an error about one";
+    /// Masquerade: the pod has its share of the table.
+    NatQuota = 28, "the pod has its share of the table of masqueraded flows, which no other pod can do without; those that are over count until the agent takes them out";
 }
 
 /// Which program saw the packet.

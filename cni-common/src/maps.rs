@@ -218,6 +218,96 @@ map_types! {
         /// Every other protocol.
         pub other: u32,
     }
+
+    /// What the world writes to a masqueraded pod between IPv4 addresses.
+    ///
+    /// Keys are compared as bytes: what is not named by the protocol is 0.
+    pub struct NatKey4 {
+        /// The end outside of the cluster.
+        pub world: Ip4,
+        /// The node's address, under which the pod appears there.
+        pub node: Ip4,
+        /// Port of `world` (TCP, UDP, SCTP); 0 for other protocols, ICMP echo among them.
+        pub world_port: Be16,
+        /// Port of `node`, or the identifier of an ICMP echo; 0 for other protocols.
+        pub node_port: Be16,
+        /// IP protocol.
+        pub proto: u8,
+        /// 1: no translation; some CPU is about to replace the one under this key with 0, and no other one may.
+        pub hold: u8,
+        /// 0.
+        pub pad: u16,
+    }
+
+    /// The same between IPv6 addresses.
+    pub struct NatKey6 {
+        /// As in [`NatKey4`].
+        pub world: Ip6,
+        /// As in [`NatKey4`].
+        pub node: Ip6,
+        /// As in [`NatKey4`].
+        pub world_port: Be16,
+        /// As in [`NatKey4`].
+        pub node_port: Be16,
+        /// IP protocol.
+        pub proto: u8,
+        /// As in [`NatKey4`].
+        pub hold: u8,
+        /// 0.
+        pub pad: u16,
+    }
+
+    /// Who is meant by a [`NatKey4`]. Never written in place.
+    pub struct NatBack4 {
+        /// When it was entered, jiffies.
+        pub made: u64,
+        /// The pod; zero: the node's own flow, or a hold.
+        pub pod: Ip4,
+        /// Its port, or the identifier of its ICMP echo; 0 for protocols without.
+        pub pod_port: Be16,
+        /// 0.
+        pub pad: u16,
+    }
+
+    /// Who is meant by a [`NatKey6`].
+    pub struct NatBack6 {
+        /// As in [`NatBack4`].
+        pub pod: Ip6,
+        /// As in [`NatBack4`].
+        pub made: u64,
+        /// As in [`NatBack4`].
+        pub pod_port: Be16,
+        /// 0.
+        pub pad: [u8; 6],
+    }
+
+    /// As what a flow appears outside, by its [`CtKey4`]. Never written in place.
+    pub struct NatForth4 {
+        /// The node's address.
+        pub node: Ip4,
+        /// The port there, or the identifier of an ICMP echo; 0 for protocols without.
+        pub node_port: Be16,
+        /// 0.
+        pub pad: u16,
+    }
+
+    /// The same by its [`CtKey6`].
+    pub struct NatForth6 {
+        /// As in [`NatForth4`].
+        pub node: Ip6,
+        /// As in [`NatForth4`].
+        pub node_port: Be16,
+        /// 0.
+        pub pad: [u8; 6],
+    }
+
+    /// What masquerade is told. One entry, at index 0.
+    pub struct NatConfig {
+        /// The first port of those that it gives to flows whose own is not free.
+        pub first_port: u32,
+        /// How many there are; 0: none, a flow whose own port is not free is dropped.
+        pub ports: u32,
+    }
 }
 
 /// `CtKey4::asks`: the end that comes first sends the echo requests.
@@ -242,6 +332,16 @@ pub const CT_SENT_DATA: u8 = 4;
 pub const CT_SENT_END: u8 = 8;
 /// It has given the flow up: TCP RST, SCTP ABORT.
 pub const CT_SENT_RESET: u8 = 16;
+
+/// `NatConfig::first_port` by default: above what Linux chooses for the node's own sockets (`net.ipv4.ip_local_port_range`, up to 60999).
+pub const NAT_FIRST_PORT: u32 = 61_000;
+/// `NatConfig::ports` by default: up to 65535.
+pub const NAT_PORTS: u32 = 65_536 - NAT_FIRST_PORT;
+
+/// Masqueraded flows in a family: those that conntrack has room for, and nearly as many that are over and not yet taken out.
+pub const MAX_TRANSLATIONS: u32 = 262_144;
+/// Of those, the ones that one endpoint may have: a pod that floods the world must not keep the others from it.
+pub const MAX_TRANSLATED: u32 = MAX_TRANSLATIONS / 4;
 
 /// The configuration was written.
 pub const CONFIG_READY: u32 = 1;

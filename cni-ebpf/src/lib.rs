@@ -24,6 +24,7 @@ pub mod fake;
 pub mod family;
 pub mod flow;
 pub mod icmp;
+pub mod nat;
 pub mod neigh;
 pub mod packet;
 pub mod tables;

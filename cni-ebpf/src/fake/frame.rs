@@ -95,6 +95,55 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
+/// The pseudo header of an L4 checksum (RFC 9293 section 3.1, RFC 8200 section 8.1).
+fn pseudo_header(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> Vec<u8> {
+    match (src, dst) {
+        (IpAddr::V4(s), IpAddr::V4(d)) => {
+            [&s.octets()[..], &d.octets(), &[0, proto], &(len as u16).to_be_bytes()].concat()
+        }
+        (IpAddr::V6(s), IpAddr::V6(d)) => {
+            [&s.octets()[..], &d.octets(), &(len as u32).to_be_bytes(), &[0, 0, 0, proto]].concat()
+        }
+        _ => panic!("{src} and {dst} are of different families"),
+    }
+}
+
+/// Where the protocol has its Internet checksum.
+pub fn checksum_at(proto: u8) -> Option<usize> {
+    match proto {
+        TCP => Some(16),
+        UDP => Some(6),
+        ICMP | ICMP6 => Some(2),
+        _ => None,
+    }
+}
+
+/// The L4 checksum of a whole packet, from scratch; `partial`: what stands in its place when the NIC is to make it.
+pub fn l4_checksum(src: IpAddr, dst: IpAddr, proto: u8, body: &[u8], partial: bool) -> u16 {
+    let pseudo = if proto == ICMP { Vec::new() } else { pseudo_header(src, dst, proto, body.len()) };
+    if partial {
+        return !checksum(&pseudo);
+    }
+    let mut all = [pseudo, body.to_vec()].concat();
+    if let Some(at) = checksum_at(proto) {
+        let at = all.len() - body.len() + at;
+        all[at..at + 2].fill(0);
+    }
+    match checksum(&all) {
+        0 if proto == UDP => 0xffff,
+        sum => sum,
+    }
+}
+
+/// The same packet with that checksum in its place.
+pub fn summed(src: IpAddr, dst: IpAddr, (proto, mut body): (u8, Vec<u8>), partial: bool) -> (u8, Vec<u8>) {
+    if let Some(at) = checksum_at(proto) {
+        let sum = l4_checksum(src, dst, proto, &body, partial);
+        body[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    }
+    (proto, body)
+}
+
 impl Ip {
     /// A packet from `src` to `dst`, whose families must agree.
     pub fn packet(&self, src: IpAddr, dst: IpAddr, (proto, body): (u8, Vec<u8>)) -> (u16, Vec<u8>) {

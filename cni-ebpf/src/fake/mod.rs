@@ -5,6 +5,7 @@ mod answers;
 pub mod corpus;
 pub mod flows;
 pub mod frame;
+pub mod nat;
 #[cfg(test)]
 mod tests;
 pub mod world;
@@ -17,12 +18,14 @@ use std::{
 use bytemuck::Pod;
 use cni_common::{
     drop::{Outcome, Point},
-    maps::{CONFIG_READY, Cidr, Config, CtConfig, Endpoint, Local, Remote, Tunnel},
+    maps::{
+        CONFIG_READY, Cidr, Config, CtConfig, Endpoint, Local, NAT_FIRST_PORT, NAT_PORTS, NatConfig, Remote, Tunnel,
+    },
     net::{Ip4, Ip6},
     wire::{ETH_LEN, OVERHEAD4, OVERHEAD6},
 };
 
-use self::flows::FlowTables;
+use self::{flows::FlowTables, nat::NatTables};
 use crate::{
     DropReason as D, Env, Packet, Res, Room, Tables,
     ct::lifetime,
@@ -57,6 +60,8 @@ pub struct Frame {
     pub encapsulated: bool,
     /// What the VXLAN device was told: to whom, VNI, DSCP.
     pub tunnel_out: Option<(TunnelEnd, u32, u32)>,
+    /// Whether the NIC is to make the L4 checksum (`CHECKSUM_PARTIAL`): its field holds the sum of the pseudo header.
+    pub partial: bool,
     /// What `linear` had to pull, for the test that nothing is pulled needlessly.
     pub pulls: Cell<u32>,
 }
@@ -77,6 +82,7 @@ impl Frame {
             inner_l2: false,
             encapsulated: false,
             tunnel_out: None,
+            partial: false,
             pulls: Cell::new(0),
         }
     }
@@ -223,6 +229,12 @@ pub struct Fake {
     pub ct4: FlowTables,
     /// IPv6 flows.
     pub ct6: FlowTables,
+    /// What masquerade is told.
+    pub nat_config: NatConfig,
+    /// IPv4 translations.
+    pub nat4: NatTables,
+    /// IPv6 translations.
+    pub nat6: NatTables,
     /// What was counted beside the packets.
     pub notes: RefCell<Vec<(Point, Outcome)>>,
 }
@@ -240,6 +252,9 @@ impl Default for Fake {
             now: Cell::new(u64::from(u32::MAX) - 300 * 250),
             ct4: FlowTables::default(),
             ct6: FlowTables::default(),
+            nat_config: NatConfig { first_port: NAT_FIRST_PORT, ports: NAT_PORTS },
+            nat4: NatTables::default(),
+            nat6: NatTables::default(),
             notes: RefCell::default(),
         }
     }

@@ -1,0 +1,163 @@
+//! What translation asks of packets and maps.
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use bytemuck::{Pod, bytes_of};
+use cni_common::{
+    maps::{MAX_TRANSLATIONS, NatConfig},
+    net::{Be16, Ip4, Ip6},
+};
+
+use super::{Fake, Frame};
+use crate::{
+    Packet, Res,
+    family::{Family, V4, V6},
+    nat::{Entered, Mend, NatEnv, NatFamily, Sockets, Translations, rewrite::Cover, sum::Diff},
+};
+
+/// As `bpf_l4_csum_replace` does it.
+impl Mend for Frame {
+    fn mend(&mut self, at: usize, diff: u32, cover: Cover) -> Res<()> {
+        let field: Be16 = self.read(at)?;
+        if cover.may_be_absent() && field == Be16::ZERO {
+            return Ok(());
+        }
+        let mended = match (self.partial, cover.is_pseudo()) {
+            (false, _) => Diff::of(diff).apply(field),
+            (true, true) => Diff::of(diff).add_to(field),
+            (true, false) => field,
+        };
+        let absent = cover.may_be_absent() && mended == Be16::ZERO;
+        self.write(at, if absent { Be16::new([0xff; 2]) } else { mended })
+    }
+}
+
+/// The tables of one family, by the bytes of their keys.
+#[derive(Clone, Debug)]
+pub struct NatTables {
+    /// By what the world writes.
+    pub back: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
+    /// By flow.
+    pub forth: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
+    /// Translations by the endpoint on whose account they are.
+    pub held: RefCell<BTreeMap<u32, u64>>,
+    /// What sockets of the node would receive.
+    pub sockets: RefCell<BTreeSet<Vec<u8>>>,
+    /// Entries of each.
+    pub room: usize,
+}
+impl Default for NatTables {
+    fn default() -> Self {
+        Self {
+            back: RefCell::default(),
+            forth: RefCell::default(),
+            held: RefCell::default(),
+            sockets: RefCell::default(),
+            room: MAX_TRANSLATIONS as usize,
+        }
+    }
+}
+
+type Map = RefCell<BTreeMap<Vec<u8>, Vec<u8>>>;
+
+fn get<K: Pod, V: Pod>(map: &Map, key: &K) -> Option<V> {
+    map.borrow().get(bytes_of(key)).map(|v| bytemuck::pod_read_unaligned(v))
+}
+fn enter<K: Pod, V: Pod>(map: &Map, room: usize, key: &K, value: &V) -> Entered {
+    let mut map = map.borrow_mut();
+    if map.contains_key(bytes_of(key)) {
+        return Entered::Other;
+    }
+    if map.len() >= room {
+        return Entered::Full;
+    }
+    map.insert(bytes_of(key).to_vec(), bytes_of(value).to_vec());
+    Entered::Done
+}
+/// `BPF_ANY`.
+fn put<K: Pod, V: Pod>(map: &Map, room: usize, key: &K, value: &V) -> bool {
+    let mut map = map.borrow_mut();
+    let fits = map.len() < room || map.contains_key(bytes_of(key));
+    if fits {
+        map.insert(bytes_of(key).to_vec(), bytes_of(value).to_vec());
+    }
+    fits
+}
+
+impl NatEnv for Fake {
+    fn nat_config(&self) -> Option<&NatConfig> {
+        Some(&self.nat_config)
+    }
+    /// There is one CPU.
+    fn fence(&self) {}
+}
+
+macro_rules! translations {
+    ($family:ty, $tables:ident) => {
+        impl Translations<$family> for Fake {
+            fn back(&self, key: &<$family as NatFamily>::Key) -> Option<<$family as NatFamily>::Back> {
+                get(&self.$tables.back, key)
+            }
+            fn enter(&self, key: &<$family as NatFamily>::Key, back: &<$family as NatFamily>::Back) -> Entered {
+                enter(&self.$tables.back, self.$tables.room, key, back)
+            }
+            fn exchange(&self, key: &<$family as NatFamily>::Key, back: &<$family as NatFamily>::Back) -> bool {
+                put(&self.$tables.back, self.$tables.room, key, back)
+            }
+            fn release(&self, hold: &<$family as NatFamily>::Key) {
+                self.$tables.back.borrow_mut().remove(bytes_of(hold));
+            }
+            fn forth(&self, flow: &<$family as Family>::CtKey) -> Option<<$family as NatFamily>::Forth> {
+                get(&self.$tables.forth, flow)
+            }
+            fn enter_forth(&self, flow: &<$family as Family>::CtKey, forth: &<$family as NatFamily>::Forth) -> Entered {
+                enter(&self.$tables.forth, self.$tables.room, flow, forth)
+            }
+            fn replace_forth(&self, flow: &<$family as Family>::CtKey, forth: &<$family as NatFamily>::Forth) -> bool {
+                put(&self.$tables.forth, self.$tables.room, flow, forth)
+            }
+            fn translated(&self, endpoint: u32) -> u64 {
+                self.$tables.held.borrow().get(&endpoint).copied().unwrap_or(0)
+            }
+            fn count_translated(&self, endpoint: u32) {
+                *self.$tables.held.borrow_mut().entry(endpoint).or_default() += 1;
+            }
+        }
+        impl<P> Sockets<P, $family> for Fake {
+            fn has_socket(&self, _: &mut P, key: &<$family as NatFamily>::Key) -> bool {
+                self.$tables.sockets.borrow().contains(bytes_of(key))
+            }
+        }
+    };
+}
+translations!(V4, nat4);
+translations!(V6, nat6);
+
+/// Addresses of a family, from text.
+pub trait FromIp: Sized {
+    /// `None`: of the other family.
+    fn from_ip(a: IpAddr) -> Option<Self>;
+}
+impl FromIp for Ip4 {
+    fn from_ip(a: IpAddr) -> Option<Self> {
+        match a {
+            IpAddr::V4(a) => Some(a.into()),
+            IpAddr::V6(_) => None,
+        }
+    }
+}
+impl FromIp for Ip6 {
+    fn from_ip(a: IpAddr) -> Option<Self> {
+        match a {
+            IpAddr::V6(a) => Some(a.into()),
+            IpAddr::V4(_) => None,
+        }
+    }
+}
+/// The same, where the family is known.
+pub fn addr<A: FromIp>(a: IpAddr) -> A {
+    A::from_ip(a).unwrap_or_else(|| panic!("{a} is of the other family"))
+}

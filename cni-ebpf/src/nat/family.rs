@@ -1,0 +1,216 @@
+//! What translation needs of an address family, beside [`Family`].
+use bytemuck::Pod;
+use cni_common::{
+    maps::{NatBack4, NatBack6, NatForth4, NatForth6, NatKey4, NatKey6},
+    net::{Be16, Ip4, Ip6, Ports},
+    wire::{ICMP, ICMP6},
+};
+
+use super::{
+    rewrite::{Cover, End, Side},
+    sum::Diff,
+};
+use crate::{
+    Packet, Res,
+    family::{Family, V4, V6},
+};
+
+/// An address family whose packets are translated.
+pub trait NatFamily: Family {
+    /// What the world writes: the key of a translation.
+    type Key: Pod;
+    /// The pod's end, by that key.
+    type Back: Pod;
+    /// The node's end, by the key of the flow.
+    type Forth: Pod;
+    /// Its ICMP.
+    const ICMP: u8;
+    /// How the checksums of TCP and UDP cover its addresses.
+    const PSEUDO: Cover;
+    /// How that of its ICMP does.
+    const ICMP_COVER: Cover;
+    /// The key of what `world` sends to `node`.
+    fn key(world: &End<Self>, node: &End<Self>, proto: u32) -> Self::Key;
+    /// The key of the hold on a translation.
+    fn hold(key: &Self::Key) -> Self::Key;
+    /// A translation to the pod's end, made at this time.
+    fn back(pod: &End<Self>, made: u64) -> Self::Back;
+    /// The pod's end, and when the translation was made.
+    fn pod_end(back: &Self::Back) -> (End<Self>, u64);
+    /// A translation to the node's end.
+    fn forth(node: &End<Self>) -> Self::Forth;
+    /// The node's end.
+    fn node_end(forth: &Self::Forth) -> End<Self>;
+    /// Whether both are one.
+    fn is_same(a: &Self::Addr, b: &Self::Addr) -> bool;
+    /// The change from one address to another.
+    fn diff(old: &Self::Addr, new: &Self::Addr) -> Diff;
+    /// Writes one end's address into the header at `off`, of IPv4 with the header's checksum; what that changes of the sum of all of the header.
+    fn set_address<P: Packet>(p: &mut P, off: usize, side: Side, new: &Self::Addr) -> Res<Diff>;
+    /// Where the packet whose header is at `off` ends: a frame may be longer.
+    fn end<P: Packet>(p: &P, off: usize) -> Res<usize>;
+    /// Whether ICMP of this type is an error that quotes a packet. Source quench is not: nobody sends it any more (RFC 6633).
+    fn quotes(kind: u8) -> bool;
+    /// Whether ICMP of this type is an echo, and then whether a reply: 0 no, 1 a request, 2 a reply.
+    fn echo(kind: u8) -> u32;
+}
+
+/// Whether both are the same address and port.
+#[inline(always)]
+pub fn is_same_end<F: NatFamily>(a: &End<F>, b: &End<F>) -> bool {
+    a.port.raw() == b.port.raw() && F::is_same(&a.addr, &b.addr)
+}
+
+/// Ports, protocol and whether it is a hold, as they stand behind the addresses of a key.
+#[inline(always)]
+fn tail(world: Be16, node: Be16, proto: u32) -> u64 {
+    u64::from(Ports::new(world, node).raw()) | u64::from(proto & 0xff) << 32
+}
+/// `hold` of a key, in the word that [`tail`] makes.
+const HOLD: u64 = 1 << 40;
+const _: () = assert!(cfg!(target_endian = "little") && core::mem::offset_of!(NatKey4, hold) == 13);
+const _: () = assert!(core::mem::offset_of!(NatKey6, hold) == 37);
+
+impl NatFamily for V4 {
+    type Key = NatKey4;
+    type Back = NatBack4;
+    type Forth = NatForth4;
+    const ICMP: u8 = ICMP;
+    const PSEUDO: Cover = Cover::PSEUDO4;
+    const ICMP_COVER: Cover = Cover::CONTENT;
+
+    #[inline(always)]
+    fn key(world: &End<Self>, node: &End<Self>, proto: u32) -> NatKey4 {
+        let addresses = u64::from(world.addr.raw()) | u64::from(node.addr.raw()) << 32;
+        bytemuck::must_cast([addresses, tail(world.port, node.port, proto)])
+    }
+    #[inline(always)]
+    fn hold(key: &NatKey4) -> NatKey4 {
+        let [addresses, tail]: [u64; 2] = bytemuck::must_cast(*key);
+        bytemuck::must_cast([addresses, tail | HOLD])
+    }
+    #[inline(always)]
+    fn back(pod: &End<Self>, made: u64) -> NatBack4 {
+        bytemuck::must_cast([made, u64::from(pod.addr.raw()) | u64::from(pod.port.raw()) << 32])
+    }
+    #[inline(always)]
+    fn pod_end(back: &NatBack4) -> (End<Self>, u64) {
+        (End { addr: back.pod, port: back.pod_port }, back.made)
+    }
+    #[inline(always)]
+    fn forth(node: &End<Self>) -> NatForth4 {
+        bytemuck::must_cast([node.addr.raw(), u32::from(node.port.raw())])
+    }
+    #[inline(always)]
+    fn node_end(forth: &NatForth4) -> End<Self> {
+        End { addr: forth.node, port: forth.node_port }
+    }
+    #[inline(always)]
+    fn is_same(a: &Ip4, b: &Ip4) -> bool {
+        a.raw() == b.raw()
+    }
+    #[inline(always)]
+    fn diff(old: &Ip4, new: &Ip4) -> Diff {
+        Diff::NONE.word(old.raw(), new.raw())
+    }
+    #[inline(always)]
+    fn set_address<P: Packet>(p: &mut P, off: usize, side: Side, new: &Ip4) -> Res<Diff> {
+        let at = off + 12 + 4 * side.number();
+        let (old, csum): (Ip4, Be16) = (p.read(at)?, p.read(off + 10)?);
+        let diff = Self::diff(&old, new);
+        let mended = diff.apply(csum);
+        p.write(at, *new)?;
+        p.write(off + 10, mended)?;
+        Ok(diff.half(csum, mended))
+    }
+    #[inline(always)]
+    fn end<P: Packet>(p: &P, off: usize) -> Res<usize> {
+        Ok(off + usize::from(p.read::<Be16>(off + 2)?.to_host()))
+    }
+    #[inline(always)]
+    fn quotes(kind: u8) -> bool {
+        use cni_common::wire::icmp::{PARAMETER, TIME_EXCEEDED, UNREACHABLE};
+        matches!(kind, UNREACHABLE | TIME_EXCEEDED | PARAMETER)
+    }
+    #[inline(always)]
+    fn echo(kind: u8) -> u32 {
+        use cni_common::wire::icmp::{ECHO, ECHO_REPLY};
+        match kind {
+            ECHO => 1,
+            ECHO_REPLY => 2,
+            _ => 0,
+        }
+    }
+}
+
+impl NatFamily for V6 {
+    type Key = NatKey6;
+    type Back = NatBack6;
+    type Forth = NatForth6;
+    const ICMP: u8 = ICMP6;
+    const PSEUDO: Cover = Cover::PSEUDO6;
+    const ICMP_COVER: Cover = Cover::PSEUDO6;
+
+    #[inline(always)]
+    fn key(world: &End<Self>, node: &End<Self>, proto: u32) -> NatKey6 {
+        let ([w0, w1], [n0, n1]) = (world.addr.raw(), node.addr.raw());
+        bytemuck::must_cast([w0, w1, n0, n1, tail(world.port, node.port, proto)])
+    }
+    #[inline(always)]
+    fn hold(key: &NatKey6) -> NatKey6 {
+        let [w0, w1, n0, n1, tail]: [u64; 5] = bytemuck::must_cast(*key);
+        bytemuck::must_cast([w0, w1, n0, n1, tail | HOLD])
+    }
+    #[inline(always)]
+    fn back(pod: &End<Self>, made: u64) -> NatBack6 {
+        let [a0, a1] = pod.addr.raw();
+        bytemuck::must_cast([a0, a1, made, u64::from(pod.port.raw())])
+    }
+    #[inline(always)]
+    fn pod_end(back: &NatBack6) -> (End<Self>, u64) {
+        (End { addr: back.pod, port: back.pod_port }, back.made)
+    }
+    #[inline(always)]
+    fn forth(node: &End<Self>) -> NatForth6 {
+        let [a0, a1] = node.addr.raw();
+        bytemuck::must_cast([a0, a1, u64::from(node.port.raw())])
+    }
+    #[inline(always)]
+    fn node_end(forth: &NatForth6) -> End<Self> {
+        End { addr: forth.node, port: forth.node_port }
+    }
+    #[inline(always)]
+    fn is_same(a: &Ip6, b: &Ip6) -> bool {
+        let ([a0, a1], [b0, b1]) = (a.raw(), b.raw());
+        (a0 ^ b0) | (a1 ^ b1) == 0
+    }
+    #[inline(always)]
+    fn diff(old: &Ip6, new: &Ip6) -> Diff {
+        let ([o0, o1], [n0, n1]) = (old.raw(), new.raw());
+        Diff::NONE.long(o0, n0).long(o1, n1)
+    }
+    #[inline(always)]
+    fn set_address<P: Packet>(p: &mut P, off: usize, side: Side, new: &Ip6) -> Res<Diff> {
+        let at = off + 8 + 16 * side.number();
+        let old: Ip6 = p.read(at)?;
+        p.write(at, *new)?;
+        Ok(Self::diff(&old, new))
+    }
+    #[inline(always)]
+    fn end<P: Packet>(p: &P, off: usize) -> Res<usize> {
+        Ok(off + Self::HEADER as usize + usize::from(p.read::<Be16>(off + 4)?.to_host()))
+    }
+    #[inline(always)]
+    fn quotes(kind: u8) -> bool {
+        matches!(kind, 1..=4)
+    }
+    #[inline(always)]
+    fn echo(kind: u8) -> u32 {
+        use cni_common::wire::icmp6::{ECHO, ECHO_REPLY};
+        match kind {
+            ECHO => 1,
+            ECHO_REPLY => 2,
+            _ => 0,
+        }
+    }
+}
