@@ -4,7 +4,7 @@
 //! Never extend one in place: a field of another meaning is another [`crate::schema`] version.
 use bytemuck::{Pod, Zeroable};
 
-use crate::net::{Be16, Ip4, Ip6, Mac};
+use crate::net::{Be16, Be32, Ip4, Ip6, Mac};
 
 macro_rules! map_types {
     ($($(#[doc = $doc:literal])+ pub struct $name:ident { $($(#[doc = $fdoc:literal])+ $(#[cfg($($when:tt)+)])? pub $field:ident: $t:ty,)* })*) => {
@@ -301,6 +301,58 @@ map_types! {
         pub pad: [u8; 6],
     }
 
+    /// A datagram in fragments between IPv4 addresses (RFC 791 section 2.3: what tells datagrams apart).
+    pub struct FragKey4 {
+        /// Source.
+        pub src: Ip4,
+        /// Destination.
+        pub dst: Ip4,
+        /// Identification.
+        pub id: Be16,
+        /// IP protocol.
+        pub proto: u8,
+        /// 0.
+        pub pad: [u8; 5],
+    }
+
+    /// The same between IPv6 addresses (RFC 8200 section 4.5).
+    pub struct FragKey6 {
+        /// Source.
+        pub src: Ip6,
+        /// Destination.
+        pub dst: Ip6,
+        /// Identification.
+        pub id: Be32,
+        /// IP protocol.
+        pub proto: u8,
+        /// 0.
+        pub pad: [u8; 3],
+    }
+
+    /// What the first fragment says of its datagram, for those that follow.
+    pub struct Fragments {
+        /// When it came, jiffies.
+        pub seen: u64,
+        /// The sender's port, or the identifier of an echo.
+        pub source: Be16,
+        /// The receiver's port, or the identifier of an echo.
+        pub destination: Be16,
+        /// `CT_LO_ASKS` if the sender of an echo's fragments asks, `CT_HI_ASKS` if its receiver does, else 0.
+        pub asker: u32,
+    }
+
+    /// The address under which pods appear that leave by a device.
+    pub struct Leave4 {
+        /// An address of the node.
+        pub addr: Ip4,
+    }
+
+    /// The same for IPv6.
+    pub struct Leave6 {
+        /// An address of the node.
+        pub addr: Ip6,
+    }
+
     /// What masquerade is told. One entry, at index 0.
     pub struct NatConfig {
         /// The first port of those that it gives to flows whose own is not free.
@@ -337,11 +389,6 @@ pub const CT_SENT_RESET: u8 = 16;
 pub const NAT_FIRST_PORT: u32 = 61_000;
 /// `NatConfig::ports` by default: up to 65535.
 pub const NAT_PORTS: u32 = 65_536 - NAT_FIRST_PORT;
-
-/// Masqueraded flows in a family: those that conntrack has room for, and nearly as many that are over and not yet taken out.
-pub const MAX_TRANSLATIONS: u32 = 262_144;
-/// Of those, the ones that one endpoint may have: a pod that floods the world must not keep the others from it.
-pub const MAX_TRANSLATED: u32 = MAX_TRANSLATIONS / 4;
 
 /// The configuration was written.
 pub const CONFIG_READY: u32 = 1;

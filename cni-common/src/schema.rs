@@ -7,7 +7,10 @@
 use crate::{
     drop::{COUNTERS, Count},
     event::{DropEvent, EventBudget},
-    maps::{Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, Local, MAX_NODES, Remote, Tunnel},
+    maps::{
+        Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
+        Local, MAX_NODES, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
+    },
 };
 
 /// Kernel map types that we use; numbers of `enum bpf_map_type`.
@@ -93,6 +96,16 @@ pub const MAX_NEW_FLOWS: u32 = 16_384;
 pub const MAX_HELD: u32 = MAX_FLOWS / 4;
 /// Endpoints that hold flows: those of a node, and some that are gone while their flows are not.
 pub const MAX_HOLDERS: u32 = 2 * MAX_ENDPOINTS;
+/// Masqueraded flows in a family, those that are over and not yet taken out included.
+pub const MAX_TRANSLATIONS: u32 = 131_072;
+/// Of those, the ones that one endpoint may have: a pod that floods the world must not keep the others from it.
+pub const MAX_TRANSLATED: u32 = MAX_TRANSLATIONS / 4;
+/// Datagrams in fragments in a family, of which more fragments are to come.
+pub const MAX_FRAGMENTED: u32 = 4096;
+/// Devices by which masqueraded pods leave.
+pub const MAX_LEAVES: u32 = 256;
+/// CIDRs in a family towards which pods keep their address.
+pub const MAX_SPARED: u32 = 1024;
 /// Bytes of the event ring: 4,096 events.
 pub const EVENT_BYTES: u32 = 262_144;
 /// Slots of the `schema` map.
@@ -170,6 +183,19 @@ maps! {
     CT_NEW6 24 State "ct_new6_v1" LruHash(size_of::<CtKey6>() => size_of::<CtEntry>(); MAX_NEW_FLOWS, 0) CtEntry::LAYOUT, "IPv6 flows that wait for the other end";
     CT_HELD4 25 State "ct_held4_v1" Hash(4 => 8; MAX_HOLDERS, NO_PREALLOC) &[("flows", 0, 8)], "endpoint id → IPv4 flows on its account";
     CT_HELD6 26 State "ct_held6_v1" Hash(4 => 8; MAX_HOLDERS, NO_PREALLOC) &[("flows", 0, 8)], "endpoint id → IPv6 flows on its account";
+    NAT_CONFIG 27 Derived "nat_config_v1" Array(4 => size_of::<NatConfig>(); 1, 0) NatConfig::LAYOUT, "ports that masquerade gives";
+    LEAVE4 28 Derived "leave4_v1" Hash(4 => size_of::<Leave4>(); MAX_LEAVES, 0) Leave4::LAYOUT, "interface index → the node's IPv4 address under which pods leave by it";
+    LEAVE6 29 Derived "leave6_v1" Hash(4 => size_of::<Leave6>(); MAX_LEAVES, 0) Leave6::LAYOUT, "interface index → the node's IPv6 address under which pods leave by it";
+    SPARED4 30 Derived "spared4_v1" LpmTrie(4 + ADDR4 => 4; MAX_SPARED, NO_PREALLOC) &[("flags", 0, 4)], "IPv4 CIDR that is not masqueraded → 1";
+    SPARED6 31 Derived "spared6_v1" LpmTrie(4 + ADDR6 => 4; MAX_SPARED, NO_PREALLOC) &[("flags", 0, 4)], "IPv6 CIDR that is not masqueraded → 1";
+    NAT_BACK4 32 State "nat_back4_v1" Hash(size_of::<NatKey4>() => size_of::<NatBack4>(); MAX_TRANSLATIONS, NO_PREALLOC) NatBack4::LAYOUT, "what the world writes over IPv4 → the masqueraded pod's end";
+    NAT_BACK6 33 State "nat_back6_v1" Hash(size_of::<NatKey6>() => size_of::<NatBack6>(); MAX_TRANSLATIONS, NO_PREALLOC) NatBack6::LAYOUT, "what the world writes over IPv6 → the masqueraded pod's end";
+    NAT_FORTH4 34 State "nat_forth4_v1" Hash(size_of::<CtKey4>() => size_of::<NatForth4>(); MAX_TRANSLATIONS, NO_PREALLOC) NatForth4::LAYOUT, "masqueraded IPv4 flow → the node's end";
+    NAT_FORTH6 35 State "nat_forth6_v1" Hash(size_of::<CtKey6>() => size_of::<NatForth6>(); MAX_TRANSLATIONS, NO_PREALLOC) NatForth6::LAYOUT, "masqueraded IPv6 flow → the node's end";
+    NAT_HELD4 36 State "nat_held4_v1" Hash(4 => 8; MAX_HOLDERS, NO_PREALLOC) &[("flows", 0, 8)], "endpoint id → masqueraded IPv4 flows on its account";
+    NAT_HELD6 37 State "nat_held6_v1" Hash(4 => 8; MAX_HOLDERS, NO_PREALLOC) &[("flows", 0, 8)], "endpoint id → masqueraded IPv6 flows on its account";
+    FRAGS4 38 Scratch "frags4_v1" LruHash(size_of::<FragKey4>() => size_of::<Fragments>(); MAX_FRAGMENTED, 0) Fragments::LAYOUT, "IPv4 datagram in fragments → its ports";
+    FRAGS6 39 Scratch "frags6_v1" LruHash(size_of::<FragKey6>() => size_of::<Fragments>(); MAX_FRAGMENTED, 0) Fragments::LAYOUT, "IPv6 datagram in fragments → its ports";
     SCHEMA 17 Record "schema" Array(4 => 8; MAX_MAPS, 0) &[("fingerprint", 0, 8)], "fingerprint of each map's layout";
     LAYOUTS 19 Record "layouts" Hash(NAME_BYTES => RECORD_BYTES; MAX_LAYOUTS, NO_PREALLOC) &[("text", 0, RECORD_BYTES)], "name of a map → its fields";
 }

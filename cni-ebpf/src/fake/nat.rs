@@ -7,8 +7,9 @@ use std::{
 
 use bytemuck::{Pod, bytes_of};
 use cni_common::{
-    maps::{MAX_TRANSLATIONS, NatConfig},
+    maps::NatConfig,
     net::{Be16, Ip4, Ip6},
+    schema::MAX_TRANSLATIONS,
 };
 
 use super::{Fake, Frame};

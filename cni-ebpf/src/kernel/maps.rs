@@ -6,11 +6,15 @@ use aya_ebpf::{
 use cni_common::{
     drop::{COUNTERS, Count},
     event::{DropEvent, EventBudget},
-    maps::{Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, Local, MAX_NODES, Remote, Tunnel},
+    maps::{
+        Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
+        Local, MAX_NODES, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
+    },
     net::{Ip4, Ip6},
     schema::{
-        EVENT_BYTES, MAX_CIDRS, MAX_ENDPOINTS, MAX_FLOWS, MAX_HOLDERS, MAX_LAYOUTS, MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN,
-        MAX_REMOTES, NAME_BYTES, NO_PREALLOC, RECORD_BYTES,
+        EVENT_BYTES, MAX_CIDRS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTED, MAX_HOLDERS, MAX_LAYOUTS, MAX_LEAVES,
+        MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN, MAX_REMOTES, MAX_SPARED, MAX_TRANSLATIONS, NAME_BYTES, NO_PREALLOC,
+        RECORD_BYTES,
     },
 };
 
@@ -22,6 +26,10 @@ const OWN_SLOTS: usize = MAX_OWN as usize;
 const FLOW_SLOTS: usize = MAX_FLOWS as usize;
 const NEW_FLOW_SLOTS: usize = MAX_NEW_FLOWS as usize;
 const HOLDER_SLOTS: usize = MAX_HOLDERS as usize;
+const NAT_SLOTS: usize = MAX_TRANSLATIONS as usize;
+const LEAVE_SLOTS: usize = MAX_LEAVES as usize;
+const SPARED_SLOTS: usize = MAX_SPARED as usize;
+const FRAGMENTED_SLOTS: usize = MAX_FRAGMENTED as usize;
 const SPARSE: usize = NO_PREALLOC as usize;
 
 #[btf_map(name = "config_v2")]
@@ -74,6 +82,32 @@ pub static CT_NEW6: LruHashMap<CtKey6, CtEntry, NEW_FLOW_SLOTS> = LruHashMap::ne
 pub static CT_HELD4: HashMap<u32, u64, HOLDER_SLOTS, SPARSE> = HashMap::new();
 #[btf_map(name = "ct_held6_v1")]
 pub static CT_HELD6: HashMap<u32, u64, HOLDER_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "nat_config_v1")]
+pub static NAT_CONFIG: Array<NatConfig, 1> = Array::new();
+#[btf_map(name = "leave4_v1")]
+pub static LEAVE4: HashMap<u32, Leave4, LEAVE_SLOTS> = HashMap::new();
+#[btf_map(name = "leave6_v1")]
+pub static LEAVE6: HashMap<u32, Leave6, LEAVE_SLOTS> = HashMap::new();
+#[btf_map(name = "spared4_v1")]
+pub static SPARED4: LpmTrie<Ip4, u32, SPARED_SLOTS> = LpmTrie::new();
+#[btf_map(name = "spared6_v1")]
+pub static SPARED6: LpmTrie<Ip6, u32, SPARED_SLOTS> = LpmTrie::new();
+#[btf_map(name = "nat_back4_v1")]
+pub static NAT_BACK4: HashMap<NatKey4, NatBack4, NAT_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "nat_back6_v1")]
+pub static NAT_BACK6: HashMap<NatKey6, NatBack6, NAT_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "nat_forth4_v1")]
+pub static NAT_FORTH4: HashMap<CtKey4, NatForth4, NAT_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "nat_forth6_v1")]
+pub static NAT_FORTH6: HashMap<CtKey6, NatForth6, NAT_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "nat_held4_v1")]
+pub static NAT_HELD4: HashMap<u32, u64, HOLDER_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "nat_held6_v1")]
+pub static NAT_HELD6: HashMap<u32, u64, HOLDER_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "frags4_v1")]
+pub static FRAGS4: LruHashMap<FragKey4, Fragments, FRAGMENTED_SLOTS> = LruHashMap::new();
+#[btf_map(name = "frags6_v1")]
+pub static FRAGS6: LruHashMap<FragKey6, Fragments, FRAGMENTED_SLOTS> = LruHashMap::new();
 #[btf_map(name = "schema")]
 pub static SCHEMA: Array<u64, { MAX_MAPS as usize }> = Array::new();
 #[btf_map(name = "layouts")]

@@ -10,10 +10,7 @@
 //!
 //! What is left: two packets of one flow at a time may make two entries, of which one is said to be the flow's, the other stays until the flow
 //! is over. A program cannot be stopped halfway; a hold that the agent finds twice, a second apart, is one of an agent that was.
-use cni_common::{
-    maps::{MAX_TRANSLATED, NatConfig},
-    net::Be16,
-};
+use cni_common::{maps::NatConfig, net::Be16, schema::MAX_TRANSLATED};
 
 use super::{
     entry::{Pair, is_of, lives},

@@ -3,7 +3,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use bytemuck::Zeroable;
 use cni_common::{
-    maps::{MAX_TRANSLATED, NAT_FIRST_PORT},
+    maps::NAT_FIRST_PORT,
+    schema::MAX_TRANSLATED,
     net::Be16,
     wire::{ICMP, ICMP6, TCP, UDP},
 };
