@@ -27,7 +27,7 @@ use crate::{
         CniHandler,
         server::{Server, ServerConfig},
     },
-    compile::Facts,
+    compile::{Facts, Masquerade},
     conntrack::{Sweeper, Viewer},
     datapath::{Datapath, attach, features, features::Features, load::LoadError, object},
     endpoint::{EndpointManager, Parts, Restored, mtu, record::RecordStore},
@@ -38,7 +38,7 @@ use crate::{
     node::{devices, watch},
     observe::Observer,
     reconcile::{Hooks, Reconciler},
-    settings::{Install, Settings},
+    settings::{Settings, YesNo},
     sources::{Source as _, manifests::ManifestDir},
     tables::Tables,
 };
@@ -85,6 +85,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         weft_vxlan: ours.weft_vxlan,
         encap_l2_eth: features.has(features::ENCAP_L2_ETH),
         hz: ticks_per_second()?,
+        masquerade: (settings.masquerade == YesNo::Yes)
+            .then(|| Masquerade { ports: settings.masquerade_ports, spared: settings.no_masquerade_cidr.clone() }),
     };
     let tables = Arc::new(Tables::of_node(&settings.node_name));
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
@@ -183,7 +185,7 @@ fn start_datapath(settings: &Settings, pin_dir: &Path) -> anyhow::Result<Datapat
 fn install_config(settings: &Settings, socket: &Path) -> anyhow::Result<install::Config> {
     let own = std::env::current_exe().context("find the directory of this program")?;
     Ok(install::Config {
-        enabled: settings.cni_install == Install::Yes,
+        enabled: settings.cni_install == YesNo::Yes,
         source: own.with_file_name(install::configs::PLUGIN),
         bin_dir: settings.cni_bin_dir.clone(),
         conf_dir: settings.cni_conf_dir.clone(),
