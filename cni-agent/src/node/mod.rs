@@ -4,4 +4,5 @@ pub mod devices;
 pub mod leave;
 mod next_hops;
 mod path_mtu;
+pub mod reserved;
 pub mod watch;
