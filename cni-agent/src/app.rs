@@ -98,7 +98,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let records = RecordStore::open(&settings.state_dir, boot_id.trim())?;
     reserve_ports(settings, &boot_id)?;
     let served = served(&datapath).context("read the endpoints that a former agent left")?;
-    let sweeper = Sweeper::start(Arc::clone(&datapath), &features).context("start the sweep of conntrack")?;
+    let sweeper = Sweeper::start(Arc::clone(&datapath), &features, facts.hz).context("start the sweep of conntrack")?;
     let flows = Viewer::new(Arc::clone(&datapath), Arc::clone(&tables), sweeper.clone(), &features, facts.hz);
     let parts = Parts {
         tables: Arc::clone(&tables),
