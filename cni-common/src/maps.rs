@@ -261,7 +261,7 @@ map_types! {
     pub struct NatBack4 {
         /// When it was entered, jiffies.
         pub made: u64,
-        /// The pod; zero: the node's own flow, or a hold.
+        /// The pod; zero: the node's own flow. Of a hold it means nothing.
         pub pod: Ip4,
         /// Its port, or the identifier of its ICMP echo; 0 for protocols without.
         pub pod_port: Be16,

@@ -14,12 +14,13 @@ use cni_common::{
 
 use super::{Fake, Frame, holds};
 use crate::{
-    Packet, Res,
+    DropReason as D, Packet, Res,
     ct::Ask,
     family::{Family, L3, V4, V6},
     nat::{
-        Entered, Masquerade, Mend, NatEnv, NatFamily, Sockets, Step, Translations, Ways,
-        port::{Try, Wanted},
+        End, Entered, Masquerade, Mend, NatEnv, NatFamily, NatSystem, Pair, Sockets, Step, Translations, Ways,
+        entry::{self, Known},
+        port::{self, Attempts, Try, Wanted},
         rewrite::Cover,
         sum::Diff,
         way,
@@ -66,6 +67,45 @@ impl Default for NatTables {
             sockets: RefCell::default(),
             room: MAX_TRANSLATIONS as usize,
         }
+    }
+}
+
+/// The end as which a pod's packet appears in the world, found if there is none; `None`: itself.
+pub fn end_of<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, node: &F::Addr) -> Res<Option<End<F>>>
+where
+    F: NatFamily,
+    S: NatSystem<F> + Sockets<P, F>,
+{
+    Ok(match entry::forth(s, pair, node)? {
+        Known::Itself => None,
+        Known::As(end) => Some(end),
+        Known::Nothing => {
+            let wanted = entry::wanted(s, pair)?;
+            port::choose(&mut There { p, s, pair, node }, wanted)?;
+            match entry::forth(s, pair, node)? {
+                Known::As(end) => Some(end),
+                _ => return Err(D::NatOrphan),
+            }
+        }
+    })
+}
+
+/// A flow that is to leave under an address.
+struct There<'a, F: NatFamily, P, S> {
+    p: &'a mut P,
+    s: &'a S,
+    pair: &'a Pair<F>,
+    node: &'a F::Addr,
+}
+impl<F: NatFamily, P, S: NatSystem<F> + Sockets<P, F>> Attempts for There<'_, F, P, S> {
+    fn attempt(&mut self, w: Wanted) -> Res<Try> {
+        port::attempt(self.p, self.s, self.pair, self.node, w)
+    }
+    fn take_over(&mut self, w: Wanted) -> Res<Try> {
+        port::take_over(self.s, self.pair, self.node, w)
+    }
+    fn settle(&mut self, w: Wanted) -> Res<Try> {
+        port::settle(self.p, self.s, self.pair, self.node, w)
     }
 }
 

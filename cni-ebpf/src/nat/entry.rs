@@ -104,9 +104,16 @@ pub enum Holder<F: NatFamily> {
     Node(u64),
 }
 
+/// Who has a translation: one without a pod is the node's own.
+#[inline(always)]
+pub fn holder<F: NatFamily>(back: &F::Back) -> Holder<F> {
+    let (pod, made) = F::pod_end(back);
+    holder_of(&pod, made)
+}
+
 /// Who has a translation to this end, made then: one without a pod is the node's own.
 #[inline(always)]
-pub fn holder<F: NatFamily>(pod: &End<F>, made: u64) -> Holder<F> {
+fn holder_of<F: NatFamily>(pod: &End<F>, made: u64) -> Holder<F> {
     if F::is_same(&pod.addr, &bytemuck::Zeroable::zeroed()) { Holder::Node(made) } else { Holder::Pod(*pod) }
 }
 
@@ -133,7 +140,7 @@ pub fn living<'s, F: NatFamily, S: CtEnv + Flows<F>>(s: &'s S, key: &F::CtKey) -
 #[inline(always)]
 pub fn lives<F: NatFamily, S: NatSystem<F>>(s: &S, pair: &Pair<F>, pod: &End<F>, made: u64) -> bool {
     let Some(cfg) = s.ct_config() else { return true };
-    match holder::<F>(pod, made) {
+    match holder_of::<F>(pod, made) {
         Holder::Node(made) => is_within(s.jiffies(), made, claim(cfg, pair.rest())),
         Holder::Pod(pod) => {
             let (key, _) = Pair { pod, ..*pair }.flow();
@@ -226,8 +233,7 @@ pub fn back<F: NatFamily, S: NatSystem<F>>(s: &S, world: &F::Addr, node: &F::Add
         return Ok(None);
     }
     let Some(found) = s.back(&asked.key(&asked.pod)) else { return Ok(None) };
-    let (pod, made) = F::pod_end(&found);
-    let Holder::Pod(pod) = holder::<F>(&pod, made) else { return Ok(None) };
+    let Holder::Pod(pod) = holder::<F>(&found) else { return Ok(None) };
     let (key, _) = Pair { pod, ..asked }.flow();
     if living::<F, S>(s, &key).is_none() {
         return Ok(None);
@@ -251,8 +257,7 @@ pub fn give_way<F: NatFamily, S: NatSystem<F>>(s: &S, node: &F::Addr, world: &F:
     let mut key = own.key(&own.pod);
     let Some(found) = s.back(&key) else { return };
     let Some(cfg) = s.ct_config() else { return };
-    let (pod, made) = F::pod_end(&found);
-    if let Holder::Node(made) = holder::<F>(&pod, made)
+    if let Holder::Node(made) = holder::<F>(&found)
         && is_within(s.jiffies(), made, cfg.second)
     {
         return;

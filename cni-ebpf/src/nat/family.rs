@@ -32,7 +32,13 @@ pub trait NatFamily: Family {
     /// The key of what `world` sends to `node`.
     fn key(world: &End<Self>, node: &End<Self>, proto: u32) -> Self::Key;
     /// Makes the key of a translation that of the hold on it, or back.
-    fn hold(key: &mut Self::Key, is_hold: bool);
+    fn set_hold(key: &mut Self::Key, is_hold: bool);
+    /// The key of the hold on a translation.
+    fn hold(key: &Self::Key) -> Self::Key {
+        let mut hold = *key;
+        Self::set_hold(&mut hold, true);
+        hold
+    }
     /// A translation to the pod's end, made at this time.
     fn back(pod: &End<Self>, made: u64) -> Self::Back;
     /// The pod's end, and when the translation was made.
@@ -83,7 +89,7 @@ impl NatFamily for V4 {
         bytemuck::must_cast([addresses, tail(world.port, node.port, proto)])
     }
     #[inline(always)]
-    fn hold(key: &mut NatKey4, is_hold: bool) {
+    fn set_hold(key: &mut NatKey4, is_hold: bool) {
         key.hold = is_hold.into();
     }
     #[inline(always)]
@@ -154,7 +160,7 @@ impl NatFamily for V6 {
         bytemuck::must_cast([w0, w1, n0, n1, tail(world.port, node.port, proto)])
     }
     #[inline(always)]
-    fn hold(key: &mut NatKey6, is_hold: bool) {
+    fn set_hold(key: &mut NatKey6, is_hold: bool) {
         key.hold = is_hold.into();
     }
     #[inline(always)]

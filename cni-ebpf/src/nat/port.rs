@@ -300,13 +300,13 @@ pub fn held<F: NatFamily, S: NatSystem<F>>(
     value: &F::Back,
     what: impl FnOnce(&F::Key) -> bool,
 ) -> bool {
-    F::hold(key, true);
+    F::set_hold(key, true);
     if s.enter(key, value) != Entered::Done {
         return false;
     }
-    F::hold(key, false);
+    F::set_hold(key, false);
     let done = what(key);
-    F::hold(key, true);
+    F::set_hold(key, true);
     s.release(key);
     done
 }

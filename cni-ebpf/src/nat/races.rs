@@ -9,7 +9,6 @@ use cni_common::{
 
 use super::{
     End, NatFamily, Pair, back, give_way,
-    rig::end_of,
     steps::{Answer, Cpu, Maps, one_step},
 };
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
         Flows,
         key::{Asker, Rest},
     },
+    fake::nat::end_of,
     family::V4,
 };
 

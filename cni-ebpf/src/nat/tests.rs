@@ -321,8 +321,7 @@ fn a_hold_that_is_not_to_be_had_is_not_waited_for<F: Tested>() {
     assert_eq!(n.port_of(pod(F::IS_6, 11), syn(40_000), out), Ok(40_000));
     let key = n.tables().back.borrow().keys().next().cloned().expect("one");
     let key: F::Key = bytemuck::pod_read_unaligned(&key);
-    let mut hold = key;
-    F::hold(&mut hold, true);
+    let hold = F::hold(&key);
     n.after(u64::from(lifetime::HANDSHAKE) + 1);
     n.tables()
         .back
@@ -330,8 +329,7 @@ fn a_hold_that_is_not_to_be_had_is_not_waited_for<F: Tested>() {
         .insert(bytemuck::bytes_of(&hold).to_vec(), bytemuck::bytes_of(&F::Back::zeroed()).to_vec());
     assert_ne!(n.port_of(pod(F::IS_6, 12), syn(40_000), out), Ok(40_000));
     let there: F::Back = bytemuck::pod_read_unaligned(&n.tables().back.borrow()[bytemuck::bytes_of(&key)]);
-    let (end, made) = F::pod_end(&there);
-    let there = entry::holder::<F>(&end, made);
+    let there = entry::holder::<F>(&there);
     assert!(matches!(there, entry::Holder::Pod(end) if F::is_same(&end.addr, &addr(pod(F::IS_6, 11)))));
     n.tables().back.borrow_mut().remove(bytemuck::bytes_of(&hold));
     assert_eq!(n.port_of(pod(F::IS_6, 13), syn(40_000), out), Ok(40_000));
