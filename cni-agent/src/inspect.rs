@@ -7,7 +7,7 @@ use std::{
 };
 
 use cni_common::{
-    drop::Outcome,
+    drop::{DropReason, Outcome},
     schema::{self, MapType},
 };
 use tokio::sync::broadcast;
@@ -17,8 +17,8 @@ use crate::{
         Inspect, MapError,
         types::{
             Attachment, Audit, ConntrackStatus, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus,
-            FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo, NodeStatus, PodStatus, ReconcilerStatus, Status,
-            TableFill, VerdictCount,
+            FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo, MasqueradeStatus, NodeStatus, PodStatus,
+            ReconcilerStatus, Status, TableFill, VerdictCount,
         },
     },
     audit::gather::Auditor,
@@ -89,13 +89,41 @@ impl Inspector {
 impl Inspector {
     fn conntrack(&self) -> ConntrackStatus {
         // What cannot be read is left out; `weft ct count` says why.
-        let fills = self.flows.fill().unwrap_or_default();
-        let tables =
-            fills.into_iter().map(|f| TableFill { family: f.family.to_string(), flows: f.flows, size: f.size });
+        let tables = self.flows.fill().unwrap_or_default().into_iter().map(fill);
         let outcomes = counters::outcomes(&self.datapath).unwrap_or_default();
         let times = |what| outcomes.iter().filter(|c| c.what == what).map(|c| c.count.packets).sum();
         ConntrackStatus { tables: tables.collect(), full: times(Outcome::CtFull), quota: times(Outcome::CtQuota) }
     }
+
+    fn masquerade(&self) -> MasqueradeStatus {
+        let hooked = self.report().devices;
+        let leaves = match &self.facts.masquerade {
+            Some(_) => {
+                let c = self.tables.read();
+                let devices = c.devices.values().filter(|d| hooked.contains_key(&d.name));
+                let addresses = |d: &tables::Device| {
+                    let (v4, v6) = (d.leave4.map(IpAddr::V4), d.leave6.map(IpAddr::V6));
+                    v4.into_iter().chain(v6).collect::<Vec<_>>()
+                };
+                devices.map(|d| (d.name.clone(), addresses(d))).filter(|(_, a)| !a.is_empty()).collect()
+            }
+            None => BTreeMap::new(),
+        };
+        let drops = counters::drops(&self.datapath).unwrap_or_default();
+        let times = |what| drops.iter().filter(|c| c.what == what).map(|c| c.count.packets).sum();
+        MasqueradeStatus {
+            ports: self.facts.masquerade.as_ref().map(|m| m.ports.to_string()),
+            leaves,
+            tables: self.flows.translations().unwrap_or_default().into_iter().map(fill).collect(),
+            exhausted: times(DropReason::NatExhausted),
+            full: times(DropReason::NatFull),
+            quota: times(DropReason::NatQuota),
+        }
+    }
+}
+
+fn fill(f: conntrack::Fill) -> TableFill {
+    TableFill { family: f.family.to_string(), flows: f.flows, size: f.size }
 }
 
 fn read_failed(map: &RawMap) -> impl Fn(std::io::Error) -> MapError {
@@ -164,6 +192,7 @@ impl Inspect for Inspector {
             endpoints,
             addresses: self.manager.ipam_usage(),
             conntrack: self.conntrack(),
+            masquerade: self.masquerade(),
             dropped_packets: counters::drops(&self.datapath).map_or(0, |d| d.iter().map(|c| c.count.packets).sum()),
         }
     }

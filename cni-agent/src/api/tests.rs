@@ -206,6 +206,7 @@ pub(crate) fn flow(port: u16) -> FlowStatus {
         source_pod: Some("shop/client".into()),
         destination_pod: None,
         table: "settled".into(),
+        masqueraded_as: None,
     }
 }
 

@@ -17,7 +17,9 @@ use serde_json::Value;
 
 mod flows;
 
-pub use self::flows::{ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, TableFill};
+pub use self::flows::{
+    ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, MasqueradeStatus, NodeEnd, TableFill,
+};
 pub use crate::{
     audit::{Audit, Difference},
     datapath::features::MissingFeature,
@@ -68,6 +70,9 @@ pub struct Status {
     /// Flows that conntrack knows.
     #[serde(default)]
     pub conntrack: ConntrackStatus,
+    /// How pods speak to the world.
+    #[serde(default)]
+    pub masquerade: MasqueradeStatus,
 }
 
 /// How packets go.

@@ -85,6 +85,7 @@ pub(super) fn status(s: &Status) -> String {
         lines.push(("Drift", format!("found and repaired since the start: {}; the log has each", kinds.join(", "))));
     }
     lines.extend(flows::status(&s.conntrack));
+    lines.extend(flows::masquerade(&s.masquerade));
     let drops = match s.dropped_packets {
         0 => "none".to_owned(),
         n => format!("{n} packets; `weft drops` says why"),

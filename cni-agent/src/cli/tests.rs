@@ -5,7 +5,7 @@ use clap::CommandFactory;
 use super::*;
 use crate::api::{
     tests::{Fake, Served, event, flow},
-    types::{DropCount, DropEvent, Drops},
+    types::{DropCount, DropEvent, Drops, FlowStatus, NodeEnd},
 };
 use crate::conntrack::{Filter, State};
 
@@ -86,7 +86,7 @@ async fn flows_are_shown_with_their_pods_and_what_is_left_out_is_told() {
     let fake = Fake { flows: vec![flow(4000), flow(4001)], ..Fake::default() };
     let served = Served::new(fake.clone());
     let text = weft(&served, &["ct", "list", "--limit", "1"]).await.unwrap();
-    let line = "TCP       10.1.0.1:4000  shop/client  10.1.0.2:80  -    established  2h 13m  settled";
+    let line = "TCP       10.1.0.1:4000  shop/client  -   10.1.0.2:80  -    established  2h 13m  settled";
     assert!(text.lines().any(|l| l == line), "{text}");
     assert!(text.ends_with("1 more: narrow it down by filters, or raise --limit.\n"), "{text}");
     assert!(!weft(&served, &["ct", "list"]).await.unwrap().contains("more"));
@@ -97,6 +97,34 @@ async fn flows_are_shown_with_their_pods_and_what_is_left_out_is_told() {
     assert_eq!((&json["matched"], &json["flows"][1]["source_port"]), (&2.into(), &4001.into()));
     let served = Served::new(Fake::default());
     assert_eq!(weft(&served, &["ct", "list"]).await.unwrap(), "No flow was found.\n");
+}
+
+#[tokio::test]
+async fn a_masqueraded_flow_is_shown_with_the_nodes_end() {
+    let node = |port, echo_id| NodeEnd { address: "192.0.2.1".parse().unwrap(), port, echo_id };
+    let tcp = FlowStatus { masqueraded_as: Some(node(Some(61_000), None)), ..flow(4000) };
+    let echo = FlowStatus {
+        protocol: 1,
+        source_port: None,
+        destination_port: None,
+        echo_id: Some(7),
+        masqueraded_as: Some(node(None, Some(9))),
+        ..flow(4000)
+    };
+    let served = Served::new(Fake { flows: vec![tcp, echo], ..Fake::default() });
+    let text = weft(&served, &["ct", "list"]).await.unwrap();
+    for line in [
+        "TCP       10.1.0.1:4000  shop/client  192.0.2.1:61000  10.1.0.2:80    -    established  2h 13m  settled",
+        "ICMP      10.1.0.1 id 7  shop/client  192.0.2.1 id 9   10.1.0.2 id 7  -    established  2h 13m  settled",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{text}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&weft(&served, &["ct", "list", "--json"]).await.unwrap()).unwrap();
+    assert_eq!(
+        json["flows"][0]["masqueraded_as"],
+        serde_json::json!({"address": "192.0.2.1", "port": 61000, "echo_id": null})
+    );
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ use super::{
     nat::{Holds, Swept, remove, sweep},
     table::Table,
     translation::{Tables, Translated},
+    view::node_end,
 };
 use crate::datapath::map::Contents;
 
@@ -564,11 +565,17 @@ fn the_nodes_end_of_a_flow_is_told_if_both_halves_say_so<F: Tested>() {
     n.port(&Node::tcp(12));
     let pair = Node::tcp(11);
     let port = n.port(&pair);
-    let told = || {
+    let (key, from_hi) = pair.flow();
+    let told_of = |hi_opened| {
         let step = Cell::new(0);
-        n.tables(&step, &|_| {}).node_end::<F>(&pair).unwrap().map(|end| end.port.to_host())
+        let end = node_end::<F, _>(&n.tables(&step, &|_| {}), bytes_of(&key), hi_opened).unwrap();
+        end.map(|(address, port)| {
+            assert_eq!(address, world::underlay(F::IS_6, 0));
+            port
+        })
     };
-    assert_eq!(told(), Some(port));
+    let told = || told_of(from_hi);
+    assert_eq!((told(), told_of(!from_hi)), (Some(port), None), "the pod has opened it");
     F::node_sends(&n.w, n.end(port), &pair);
     assert_eq!(told(), None, "the node has taken it");
     n.port(&pair);

@@ -13,17 +13,20 @@ use cni_common::{
     wire::{ICMP, ICMP6, SCTP, TCP, UDP},
 };
 
+use cni_ebpf::family::{V4, V6};
+
 use super::{
     filter::Filter,
     flow::{Flow, read},
     sweeper::{FAMILIES, Specs, Sweeper, lots},
-    table::{Kernel, Table as _},
+    table::{Kernel, Table},
+    translation::{Tables, Translated},
 };
 use crate::{
-    api::types::{FlowCounts, FlowList, FlowStatus, FlowTable},
+    api::types::{FlowCounts, FlowList, FlowStatus, FlowTable, NodeEnd},
     datapath::{Clock, Datapath, features::Features},
     ipam::Family,
-    tables::{Contents, PodKey, Tables},
+    tables::{self, Contents, PodKey},
 };
 
 /// How long taking out may take: a second or so when all tables are full.
@@ -54,7 +57,7 @@ pub struct Fill {
 /// Shows flows.
 pub struct Viewer {
     datapath: Arc<Datapath>,
-    tables: Arc<Tables>,
+    tables: Arc<tables::Tables>,
     sweeper: Sweeper,
     clock: Option<Clock>,
     by_lots: (bool, bool),
@@ -70,7 +73,13 @@ struct Named<'a> {
 
 impl Viewer {
     /// `hz`: jiffies in a second.
-    pub fn new(datapath: Arc<Datapath>, tables: Arc<Tables>, sweeper: Sweeper, features: &Features, hz: u32) -> Self {
+    pub fn new(
+        datapath: Arc<Datapath>,
+        tables: Arc<tables::Tables>,
+        sweeper: Sweeper,
+        features: &Features,
+        hz: u32,
+    ) -> Self {
         // The sweeper has said it if there is none.
         Self { datapath, tables, sweeper, clock: Clock::load().ok(), by_lots: lots(features), hz: hz.max(1) }
     }
@@ -91,13 +100,16 @@ impl Viewer {
                 };
                 matched += 1;
                 if found.len() < limit {
-                    found.push((named.family, named.name, flow));
+                    found.push((named.family, named.name, flow, key.to_vec()));
                 }
             })?;
         }
         let names = pods(&self.tables.read());
-        let mut flows: Vec<FlowStatus> =
-            found.iter().map(|(family, table, flow)| self.status(*family, table, flow, &names)).collect();
+        let status = |(family, table, flow, key): &(Family, &str, Flow, Vec<u8>)| {
+            let status = self.status(*family, table, flow, &names);
+            Ok(FlowStatus { masqueraded_as: self.node_end(*family, key, flow)?, ..status })
+        };
+        let mut flows = found.iter().map(status).collect::<io::Result<Vec<_>>>()?;
         flows.sort();
         Ok(FlowList { flows, matched })
     }
@@ -105,22 +117,36 @@ impl Viewer {
     fn status(&self, family: Family, table: &str, flow: &Flow, pods: &BTreeMap<IpAddr, String>) -> FlowStatus {
         let [(source, source_port), (destination, destination_port)] = flow.opener_first();
         let protocol = flow.ends.protocol;
-        let has_ports = [TCP, UDP, SCTP].contains(&protocol);
-        let is_echo = [ICMP, ICMP6].contains(&protocol);
         FlowStatus {
             family: family.to_string(),
             protocol,
             source,
-            source_port: has_ports.then_some(source_port),
+            source_port: has_ports(protocol).then_some(source_port),
             destination,
-            destination_port: has_ports.then_some(destination_port),
-            echo_id: is_echo.then_some(source_port),
+            destination_port: has_ports(protocol).then_some(destination_port),
+            echo_id: is_echo(protocol).then_some(source_port),
             state: flow.state.name().into(),
             seconds_left: flow.left.div_ceil(self.hz.into()),
             source_pod: pods.get(&source).cloned(),
             destination_pod: pods.get(&destination).cloned(),
             table: table.into(),
+            masqueraded_as: None,
         }
+    }
+
+    /// As what the end that has opened a flow appears outside.
+    fn node_end(&self, family: Family, key: &[u8], flow: &Flow) -> io::Result<Option<NodeEnd>> {
+        let [specs4, specs6] = &FAMILIES;
+        let found = match family {
+            Family::V4 => node_end::<V4, _>(&specs4.tables(&self.datapath, self.by_lots), key, flow.hi_opened)?,
+            Family::V6 => node_end::<V6, _>(&specs6.tables(&self.datapath, self.by_lots), key, flow.hi_opened)?,
+        };
+        let protocol = flow.ends.protocol;
+        Ok(found.map(|(address, port)| NodeEnd {
+            address,
+            port: has_ports(protocol).then_some(port),
+            echo_id: is_echo(protocol).then_some(port),
+        }))
     }
 
     /// How many flows there are, by table and state.
@@ -149,6 +175,17 @@ impl Viewer {
             Ok(Fill { family: named.family, flows, size: named.table.map.spec().max_entries })
         };
         large.map(fill).collect()
+    }
+
+    /// How full the tables of masqueraded flows are.
+    pub fn translations(&self) -> Result<Vec<Fill>, FlowError> {
+        let fill = |(family, specs): (Family, &Specs)| {
+            let table = specs.tables(&self.datapath, self.by_lots).back;
+            let (mut walk, mut flows) = (table.walk(), 0);
+            while table.lot(&mut walk, &mut |_, _| flows += 1)? {}
+            Ok(Fill { family, flows, size: specs.back.max_entries })
+        };
+        [Family::V4, Family::V6].into_iter().zip(&FAMILIES).map(fill).collect()
     }
 
     /// Takes out what a filter takes; how many flows it was.
@@ -188,6 +225,28 @@ impl Viewer {
         }
         Ok(all)
     }
+}
+
+/// Whether a protocol has ports.
+fn has_ports(protocol: u8) -> bool {
+    [TCP, UDP, SCTP].contains(&protocol)
+}
+
+/// Whether flows of a protocol are known by an identifier.
+fn is_echo(protocol: u8) -> bool {
+    [ICMP, ICMP6].contains(&protocol)
+}
+
+/// The node's end of the flow under a key in conntrack, address and port, if its opener is masqueraded.
+pub(super) fn node_end<F: Translated, T: Table>(
+    tables: &Tables<T>,
+    key: &[u8],
+    hi_opened: bool,
+) -> io::Result<Option<(IpAddr, u16)>> {
+    let Some(key) = read::<F::CtKey>(key) else { return Ok(None) };
+    let [lo_opened, by_hi] = F::pairs(&key);
+    let opener = if hi_opened { by_hi } else { lo_opened };
+    Ok(tables.node_end::<F>(&opener)?.map(|node| (F::ip(&node.addr), node.port.to_host())))
 }
 
 /// The large table: flows that both ends have spoken in.

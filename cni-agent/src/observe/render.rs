@@ -5,7 +5,10 @@ use bytemuck::Pod;
 use cni_common::{
     drop::{DropReason, Outcome, Point, SLOTS},
     event::EventBudget,
-    maps::{Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, Local, Remote, Tunnel},
+    maps::{
+        Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
+        Local, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
+    },
     schema::{self, MapSpec, MapType},
 };
 use serde::Serialize;
@@ -23,8 +26,12 @@ pub fn key(spec: &MapSpec, key: &[u8]) -> Value {
             json!(format!("{}/{}", address_text(address), u32::from_ne_bytes([*a, *b, *c, *d])))
         }
         (_, bytes) if spec.id == schema::LAYOUTS.id => text(bytes),
-        (_, bytes) if is_flows(spec, schema::CT4, schema::CT_NEW4) => fields::<CtKey4>(bytes),
-        (_, bytes) if is_flows(spec, schema::CT6, schema::CT_NEW6) => fields::<CtKey6>(bytes),
+        (_, bytes) if is(spec, &[schema::CT4, schema::CT_NEW4, schema::NAT_FORTH4]) => fields::<CtKey4>(bytes),
+        (_, bytes) if is(spec, &[schema::CT6, schema::CT_NEW6, schema::NAT_FORTH6]) => fields::<CtKey6>(bytes),
+        (_, bytes) if is(spec, &[schema::NAT_BACK4]) => fields::<NatKey4>(bytes),
+        (_, bytes) if is(spec, &[schema::NAT_BACK6]) => fields::<NatKey6>(bytes),
+        (_, bytes) if is(spec, &[schema::FRAGS4]) => fields::<FragKey4>(bytes),
+        (_, bytes) if is(spec, &[schema::FRAGS6]) => fields::<FragKey6>(bytes),
         (MapType::Hash, [_, _, _, _]) if by_number(spec) => number(key).map_or(Value::Null, |n| json!(n)),
         (MapType::Hash, bytes) => json!(address_text(bytes)),
         (_, bytes) => number(bytes).map_or_else(|| hex(bytes), |n| json!(n)),
@@ -40,13 +47,19 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
         id if id == schema::REMOTE4.id || id == schema::REMOTE6.id => fields::<Remote>(bytes),
         id if id == schema::CIDR4.id || id == schema::CIDR6.id => fields::<Cidr>(bytes),
         id if id == schema::CT_CONFIG.id => fields::<CtConfig>(bytes),
-        _ if is_flows(spec, schema::CT4, schema::CT_NEW4) || is_flows(spec, schema::CT6, schema::CT_NEW6) => {
-            fields::<CtEntry>(bytes)
-        }
+        _ if is(spec, &[schema::CT4, schema::CT_NEW4, schema::CT6, schema::CT_NEW6]) => fields::<CtEntry>(bytes),
+        id if id == schema::NAT_CONFIG.id => fields::<NatConfig>(bytes),
+        id if id == schema::LEAVE4.id => fields::<Leave4>(bytes),
+        id if id == schema::LEAVE6.id => fields::<Leave6>(bytes),
+        id if id == schema::NAT_BACK4.id => fields::<NatBack4>(bytes),
+        id if id == schema::NAT_BACK6.id => fields::<NatBack6>(bytes),
+        id if id == schema::NAT_FORTH4.id => fields::<NatForth4>(bytes),
+        id if id == schema::NAT_FORTH6.id => fields::<NatForth6>(bytes),
+        _ if is(spec, &[schema::FRAGS4, schema::FRAGS6]) => fields::<Fragments>(bytes),
         id if id == schema::TUNNELS.id => fields::<Tunnel>(bytes),
         id if id == schema::COUNTS.id => json!(counters::sum(bytes)),
         id if id == schema::LAYOUTS.id => text(bytes),
-        id if id == schema::BUDGET.id => {
+        _ if is(spec, &[schema::BUDGET, schema::ANSWERS]) => {
             let each = bytes.chunks_exact(size_of::<EventBudget>()).map(fields::<EventBudget>);
             Value::Array(each.collect())
         }
@@ -54,13 +67,14 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
     }
 }
 
-fn is_flows(spec: &MapSpec, settled: MapSpec, new: MapSpec) -> bool {
-    [settled.id, new.id].contains(&spec.id)
+fn is(spec: &MapSpec, any: &[MapSpec]) -> bool {
+    any.iter().any(|one| one.id == spec.id)
 }
 
 /// Hash maps whose key is no address.
 fn by_number(spec: &MapSpec) -> bool {
-    [schema::ENDPOINTS.id, schema::CT_HELD4.id, schema::CT_HELD6.id].contains(&spec.id)
+    let accounts = [schema::CT_HELD4, schema::CT_HELD6, schema::NAT_HELD4, schema::NAT_HELD6];
+    is(spec, &[schema::ENDPOINTS, schema::LEAVE4, schema::LEAVE6]) || is(spec, &accounts)
 }
 
 fn text(padded: &[u8]) -> Value {
@@ -125,6 +139,52 @@ mod tests {
         assert_eq!(key(&schema::ENDPOINTS, &7_u32.to_ne_bytes()), json!(7));
         let index = cni_common::drop::slot(Point::FromNetdev, DropReason::UnknownNode as u64);
         assert_eq!(key(&schema::COUNTS, &index.to_ne_bytes()), json!("from_netdev UnknownNode"));
+    }
+
+    /// Fields of keys and values, and what the map's layout calls them.
+    #[test]
+    fn every_map_of_more_than_a_number_shows_fields_by_name() {
+        for spec in schema::ALL.iter().filter(|s| s.kind != MapType::RingBuf && s.role != schema::Role::Record) {
+            let named: Vec<&str> = spec.fields.iter().map(|(name, ..)| *name).filter(|name| *name != "pad").collect();
+            let shown = value(spec, &vec![0; spec.value_size as usize]);
+            match &shown {
+                Value::Object(o) => assert!(named.iter().all(|name| o.contains_key(*name)), "{}: {o:?}", spec.name),
+                Value::Number(_) => assert_eq!(named.len(), 1, "{}", spec.name),
+                Value::Array(_) => assert_eq!(spec.kind, MapType::PerCpuArray, "{}", spec.name),
+                other => panic!("{}: {other}", spec.name),
+            }
+            let shown = key(spec, &vec![0; spec.key_size as usize]);
+            let is_address = |v: &Value| v.as_str().is_some_and(|t| t.contains("0.0.0.0") || t.contains("::"));
+            let is_counter = |v: &Value| spec.kind == MapType::PerCpuArray && v.is_string();
+            assert!(
+                shown.is_object() || shown.is_number() || is_address(&shown) || is_counter(&shown),
+                "{}: {shown}",
+                spec.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_translation_shows_both_ends_by_name() {
+        let address = |last| Ip4::new([10, 0, 0, last]);
+        let port = cni_common::net::Be16::from_host;
+        let k = NatKey4 {
+            world: address(1),
+            node: address(2),
+            world_port: port(443),
+            node_port: port(61_000),
+            proto: 6,
+            ..NatKey4::zeroed()
+        };
+        let v = NatBack4 { made: 7, pod: address(3), pod_port: port(40_000), pad: 0 };
+        let (k, v) = (key(&schema::NAT_BACK4, bytes_of(&k)), value(&schema::NAT_BACK4, bytes_of(&v)));
+        assert_eq!(
+            (&k["world"], &k["node"], &k["node_port"]),
+            (&json!("10.0.0.1"), &json!("10.0.0.2"), &json!(61_000))
+        );
+        assert_eq!((&v["pod"], &v["pod_port"], v.get("pad")), (&json!("10.0.0.3"), &json!(40_000), None));
+        assert_eq!(key(&schema::LEAVE6, &7_u32.to_ne_bytes()), json!(7));
+        assert_eq!(key(&schema::SPARED4, &[16, 0, 0, 0, 169, 254, 0, 0]), json!("169.254.0.0/16"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Names, numbers and places of the lab's parts.
 use std::{
+    fs, io,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
@@ -208,10 +209,22 @@ impl NodePaths {
         self.root.join("run")
     }
 
-    /// Its agent's endpoint records.
+    /// What its agent notes: endpoint records, and the ports that it has reserved.
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.root.join("state")
+    }
+
+    /// The endpoint records that are there, in the order of their names.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn records(&self) -> io::Result<Vec<PathBuf>> {
+        let all: Vec<PathBuf> = fs::read_dir(self.state())?.map(|e| Ok(e?.path())).collect::<io::Result<_>>()?;
+        let mut records: Vec<_> =
+            all.into_iter().filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+        records.sort();
+        Ok(records)
     }
 
     /// The cluster's objects, as this node sees them.

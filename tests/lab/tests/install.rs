@@ -45,7 +45,7 @@ fn assert_nothing_left(node: &Node) {
         let mut socket = Socket::open_in(place.netns()).unwrap();
         let links = link::list(&mut socket).unwrap();
         let devices: Vec<_> = links.into_iter().map(|l| l.name).filter(|n| names::endpoint_of(n).is_some()).collect();
-        let records = fs::read_dir(node.paths().state()).unwrap().count();
+        let records = node.paths().records().unwrap().len();
         let ask = |path| node.ask(path).unwrap();
         (ask("/v1/endpoints"), ask("/v1/maps/endpoints_v1"), ask("/v1/maps/local4_v1"), records, devices)
     };
@@ -129,9 +129,9 @@ fn what_a_killed_agent_left_of_its_self_test_is_removed() {
     // As if the agent had been killed in its self-test: an endpoint of that container, in a namespace that is there.
     let added = lab.pod_add("node-1", &PodSpec::named("probe")).unwrap();
     let node = lab.node("node-1").unwrap();
-    let state = node.paths().state();
+    let (state, paths) = (node.paths().state(), node.paths().clone());
     lab.stop_agent("node-1", Ending::Killed).unwrap();
-    let record = fs::read_dir(&state).unwrap().next().unwrap().unwrap().path();
+    let record = paths.records().unwrap().remove(0);
     let text = fs::read_to_string(&record).unwrap().replace(&added.pod.container_id, CONTAINER);
     fs::remove_file(&record).unwrap();
     let name = record.file_name().unwrap().to_str().unwrap().replace(&added.pod.container_id, CONTAINER);

@@ -39,6 +39,20 @@ pub struct FlowStatus {
     pub destination_pod: Option<String>,
     /// `settled`, which only time empties, or `new`, which forgets what was least recently used.
     pub table: String,
+    /// As what the end that has opened it appears outside of the cluster; `None`: as itself.
+    #[serde(default)]
+    pub masqueraded_as: Option<NodeEnd>,
+}
+
+/// An end of this node's that stands for a pod's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeEnd {
+    /// The node's address.
+    pub address: IpAddr,
+    /// The port; `None` for a protocol that has none.
+    pub port: Option<u16>,
+    /// The identifier of an ICMP echo's requests and replies.
+    pub echo_id: Option<u16>,
 }
 
 /// `GET /v1/flows/count`: how many there are.
@@ -78,6 +92,23 @@ pub struct ConntrackStatus {
     /// How often a flow found no room in it.
     pub full: u64,
     /// How often its endpoint had its share already.
+    pub quota: u64,
+}
+
+/// How pods speak to the world, in `GET /v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasqueradeStatus {
+    /// The ports that are given to flows whose own is not free, as in `61000-65535`; `None`: nothing is masqueraded.
+    pub ports: Option<String>,
+    /// The node's addresses under which pods leave, by device.
+    pub leaves: BTreeMap<String, Vec<IpAddr>>,
+    /// Masqueraded flows, by family.
+    pub tables: Vec<TableFill>,
+    /// Packets that were dropped as every port that was tried was in use towards their destination.
+    pub exhausted: u64,
+    /// Packets that were dropped as the table was full.
+    pub full: u64,
+    /// Packets that were dropped as their pod had its share of the table already.
     pub quota: u64,
 }
 

@@ -3,18 +3,19 @@ use std::net::IpAddr;
 
 use super::{count, end, or, protocol, span, text};
 use crate::{
-    api::types::{ConntrackStatus, FlowCounts, FlowList, FlowStatus, Flushed},
+    api::types::{ConntrackStatus, FlowCounts, FlowList, Flushed, MasqueradeStatus, TableFill},
     cli::table::Table,
 };
 
 pub(in crate::cli) fn flows(list: &FlowList) -> String {
-    let mut table = Table::new(["PROTOCOL", "OPENED BY", "POD", "TO", "POD", "STATE", ">LEFT", "TABLE"]);
+    let mut table = Table::new(["PROTOCOL", "OPENED BY", "POD", "AS", "TO", "POD", "STATE", ">LEFT", "TABLE"]);
     for f in &list.flows {
         table.row([
             protocol(f.protocol),
-            at(f, f.source, f.source_port),
+            at(f.echo_id, f.source, f.source_port),
             text(f.source_pod.as_ref()),
-            at(f, f.destination, f.destination_port),
+            f.masqueraded_as.as_ref().map(|n| at(n.echo_id, n.address, n.port)).unwrap_or_default(),
+            at(f.echo_id, f.destination, f.destination_port),
             text(f.destination_pod.as_ref()),
             f.state.clone(),
             if f.seconds_left == 0 { "over".into() } else { span(f.seconds_left) },
@@ -30,8 +31,8 @@ pub(in crate::cli) fn flows(list: &FlowList) -> String {
 }
 
 /// An end; of an echo with the identifier in the place of a port.
-fn at(f: &FlowStatus, address: IpAddr, port: Option<u16>) -> String {
-    match f.echo_id {
+fn at(echo_id: Option<u16>, address: IpAddr, port: Option<u16>) -> String {
+    match echo_id {
         Some(id) => format!("{address} id {id}"),
         None => end(address, port),
     }
@@ -52,9 +53,7 @@ pub(in crate::cli) fn flushed(f: &Flushed) -> String {
 
 /// Lines of the status.
 pub(super) fn status(c: &ConntrackStatus) -> Vec<(&'static str, String)> {
-    let full = |t: &crate::api::types::TableFill| format!("{}: {} of {}", t.family, t.flows, t.size);
     let mut lines: Vec<_> = c.tables.iter().map(|t| ("Flows", full(t))).collect();
-    let times = |n: u64| if n == 1 { "once".to_owned() } else { format!("{n} times") };
     if c.full > 0 {
         let text = format!("! {} a flow found its table full, and may be forgotten and judged again", times(c.full));
         lines.push(("", text));
@@ -69,4 +68,46 @@ pub(super) fn status(c: &ConntrackStatus) -> Vec<(&'static str, String)> {
         ));
     }
     lines
+}
+
+/// The same of masquerade.
+pub(super) fn masquerade(m: &MasqueradeStatus) -> Vec<(&'static str, String)> {
+    const HEAD: &str = "Masquerade";
+    let mut lines = Vec::new();
+    match &m.ports {
+        None => lines.push((HEAD, "off (--masquerade no): pods leave with their own addresses".to_owned())),
+        Some(ports) if m.leaves.is_empty() => {
+            lines.push((HEAD, format!("ports {ports}, but by no device yet: pods leave with their own addresses")));
+        }
+        Some(ports) => {
+            lines.push((HEAD, format!("ports {ports}")));
+            let by = |(device, addresses): (&String, &Vec<IpAddr>)| {
+                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                (HEAD, format!("by {device} as {}", addresses.join(", ")))
+            };
+            lines.extend(m.leaves.iter().map(by));
+        }
+    }
+    if m.ports.is_some() || m.tables.iter().any(|t| t.flows > 0) {
+        lines.extend(m.tables.iter().map(|t| (HEAD, full(t))));
+    }
+    let packets = |n: u64| if n == 1 { "1 packet was".to_owned() } else { format!("{n} packets were") };
+    for (n, why) in [
+        (m.exhausted, "every port that was tried was in use towards its destination; --masquerade-ports gives more"),
+        (m.full, "the table was full"),
+        (m.quota, "the pod had its share of the table already; `weft ct list` shows whose flows they are"),
+    ] {
+        if n > 0 {
+            lines.push(("", format!("! {} dropped: {why}", packets(n))));
+        }
+    }
+    lines
+}
+
+fn full(t: &TableFill) -> String {
+    format!("{}: {} of {}", t.family, t.flows, t.size)
+}
+
+fn times(n: u64) -> String {
+    if n == 1 { "once".to_owned() } else { format!("{n} times") }
 }

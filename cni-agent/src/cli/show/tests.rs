@@ -7,8 +7,8 @@ use crate::{
     api::{
         tests::event as an_event,
         types::{
-            Attachment, ConntrackStatus, DatapathStatus, FailedRow, Foreign, MissingFeature, NextHopStatus,
-            ReconcilerStatus, Refusal, SourceStatus, TableFill, VerdictCount,
+            Attachment, ConntrackStatus, DatapathStatus, FailedRow, Foreign, MasqueradeStatus, MissingFeature,
+            NextHopStatus, ReconcilerStatus, Refusal, SourceStatus, TableFill, VerdictCount,
         },
     },
     ipam::Usage,
@@ -33,6 +33,9 @@ Known      2 nodes, 2 pods, 1 endpoint here
 Addresses  10.244.1.0/24: 1 of 254 in use, 2 not free yet
 Kernel     revision 9 of 9, all is in the kernel
 Flows      IPv4: 12 of 131072
+Masquerade ports 61000-65535
+           by eth0 as 10.0.0.1, fd00::1
+           IPv4: 3 of 131072
 Drops      none
 ";
     assert_eq!(super::status(&healthy()), expected);
@@ -114,11 +117,35 @@ fn a_refused_load_is_told_with_the_verifiers_last_lines_and_since_when_the_other
 fn how_full_conntrack_is_stands_there_and_what_found_no_room_only_then() {
     let mut s = healthy();
     let text = super::status(&s);
-    assert!(text.contains("\nFlows      IPv4: 12 of 131072\nDrops "), "{text}");
+    assert!(text.contains("\nFlows      IPv4: 12 of 131072\nMasquerade "), "{text}");
     (s.conntrack.full, s.conntrack.quota) = (1, 2);
     let text = super::status(&s);
     assert!(text.contains("           ! once a flow found its table full"), "{text}");
     assert!(text.contains("           ! 2 times a pod had its share"), "{text}");
+}
+
+#[test]
+fn masquerade_tells_under_which_addresses_how_full_it_is_and_what_was_dropped_for_it() {
+    let mut s = healthy();
+    let lines =
+        "\nMasquerade ports 61000-65535\n           by eth0 as 10.0.0.1, fd00::1\n           IPv4: 3 of 131072\nDrops ";
+    let text = super::status(&s);
+    assert!(text.contains(lines), "{text}");
+    (s.masquerade.exhausted, s.masquerade.full, s.masquerade.quota) = (1, 2, 3);
+    let text = super::status(&s);
+    for line in [
+        "           ! 1 packet was dropped: every port that was tried was in use towards its destination",
+        "           ! 2 packets were dropped: the table was full",
+        "           ! 3 packets were dropped: the pod had its share of the table already",
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
+    }
+    s.masquerade.leaves.clear();
+    assert!(super::status(&s).contains("\nMasquerade ports 61000-65535, but by no device yet"));
+    s.masquerade = MasqueradeStatus::default();
+    assert!(
+        super::status(&s).contains("\nMasquerade off (--masquerade no): pods leave with their own addresses\nDrops ")
+    );
 }
 
 #[test]
@@ -248,6 +275,12 @@ fn healthy() -> Status {
             tables: vec![TableFill { family: "IPv4".into(), flows: 12, size: 131_072 }],
             full: 0,
             quota: 0,
+        },
+        masquerade: MasqueradeStatus {
+            ports: Some("61000-65535".into()),
+            leaves: [("eth0".to_owned(), ["10.0.0.1", "fd00::1"].map(|a| a.parse().unwrap()).into())].into(),
+            tables: vec![TableFill { family: "IPv4".into(), flows: 3, size: 131_072 }],
+            ..MasqueradeStatus::default()
         },
     }
 }

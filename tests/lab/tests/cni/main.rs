@@ -170,7 +170,7 @@ fn entries(node: &Node, map: &str) -> usize {
 
 /// Records in a node's state directory.
 fn records(node: &Node) -> usize {
-    fs::read_dir(node.paths().state()).unwrap().count()
+    node.paths().records().unwrap().len()
 }
 
 /// Nothing of a container is left on its node: no endpoint, no address, no record, no map entry.

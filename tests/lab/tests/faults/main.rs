@@ -130,9 +130,7 @@ fn traces(node: &Node, pod_netns: &str) -> BTreeSet<String> {
     found.extend(
         link::list(&mut pod).unwrap().into_iter().filter(|l| l.name != "lo").map(|l| format!("pod {}", l.name)),
     );
-    for entry in fs::read_dir(node.paths().state()).unwrap() {
-        found.insert(format!("record {}", entry.unwrap().file_name().to_string_lossy()));
-    }
+    found.extend(node.paths().records().unwrap().into_iter().map(|path| format!("record {}", path.display())));
     for map in ["endpoints", "local4", "local6"] {
         let Value::Array(entries) = node.ask(&format!("/v1/maps/{map}")).unwrap() else { panic!("{map} is no list") };
         found.extend(entries.iter().map(|entry| format!("map {map} {entry}")));

@@ -68,9 +68,7 @@ fn a_record_that_is_corrupt_is_named_and_set_aside_and_the_rest_is_served() {
     let mut lab = lab();
     let (one, two) = (pod(&mut lab, "one"), pod(&mut lab, "two"));
     lab.stop_agent("node-1", Ending::Killed).unwrap();
-    let state = node(&lab).paths().state();
-    let mut records: Vec<_> = fs::read_dir(&state).unwrap().map(|e| e.unwrap().path()).collect();
-    records.sort();
+    let records = node(&lab).paths().records().unwrap();
     let [kept, spoilt] = &records[..] else { panic!("{records:?}") };
     let text = fs::read(spoilt).unwrap();
     fs::write(spoilt, &text[..text.len() / 2]).unwrap();
