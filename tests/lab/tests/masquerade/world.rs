@@ -1,0 +1,32 @@
+//! The world itself: what the other tests stand on.
+use lab::{
+    layout::NARROW_MTU,
+    probe::{self, Family, Flow},
+    tool,
+};
+
+use crate::{MUCH, Rig, option};
+
+#[test]
+fn nodes_reach_the_world_and_are_told_how_narrow_it_is() {
+    let rig = Rig::new(&[]);
+    for side in &rig.sides {
+        for family in Family::BOTH {
+            let own = Some(side.address(family));
+            for host in [&rig.near, &rig.narrow] {
+                assert_eq!(probe::udp(&side.node, host, family).unwrap().seen, own);
+                probe::ping(&side.node, host, family).unwrap();
+                let mut flow = Flow::open(&side.node, host, family).unwrap();
+                assert_eq!(flow.seen().ip(), own.unwrap());
+                flow.exchange(MUCH).unwrap();
+                let route = format!("ip {} route get {}", option(family), host.address(family).unwrap());
+                let route = tool::succeeds(&side.node, &route).unwrap();
+                let is_narrow = route.contains(&format!("mtu {NARROW_MTU}"));
+                assert_eq!(is_narrow, host.name == rig.narrow.name, "{}: {route}", side.node.name);
+            }
+            // It is one hop away, and no part of the cluster.
+            probe::ping(&rig.router, &side.node, family).unwrap();
+        }
+    }
+    rig.lab.down().unwrap();
+}
