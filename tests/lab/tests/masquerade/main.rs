@@ -1,7 +1,16 @@
 //! Pods speak to the world under an address of their node. Needs root and `cargo xtask build`; run it with
 //! `cargo xtask test --suite lab`.
 mod ends;
+mod errors;
+mod fragments;
+mod hops;
+#[path = "../support/hops.rs"]
+mod hops_said;
+mod lives;
+mod mtu;
 mod own_address;
+mod ports;
+mod sctp;
 mod ways;
 mod world;
 

@@ -45,3 +45,61 @@ fn without_masquerade_pods_appear_as_themselves_and_only_who_knows_them_answers(
     rig.each(|_, pod, family| [&rig.near, &rig.narrow].into_iter().for_each(|h| keeps_its_address(pod, h, family)));
     rig.lab.down().unwrap();
 }
+
+#[test]
+fn pods_keep_their_address_towards_a_cidr_that_is_spared() {
+    let rig = Rig::new(&["--no-masquerade-cidr", "198.51.100.0/24", "--no-masquerade-cidr", "2001:db8:51::/64"]);
+    open_up(&rig);
+    rig.each(|side, pod, family| {
+        keeps_its_address(pod, &rig.near, family);
+        let seen = probe::tcp(pod, &rig.narrow, family).unwrap().seen;
+        assert_eq!(seen, Some(side.address(family)), "{} → {}", pod.name, rig.narrow.name);
+    });
+    rig.lab.down().unwrap();
+}
+
+/// Who opens a flow to the pod's own address is answered from there, by the way that it came.
+fn is_answered(rig: &Rig, node: &Place, from: &Place, pod: &Place, family: Family) {
+    let what = format!("{} → {}", from.name, pod.name);
+    let (own, theirs) = (pod.address(family).unwrap(), from.address(family).unwrap());
+    let wire = Wire::open(node, "weft_host").unwrap();
+    let (client, server) = (udp_at(from, family, 0), udp_at(pod, family, 0));
+    let seen = ask(&client, &server, own).unwrap_or_else(|e| panic!("{what}: {e:#}"));
+    assert_eq!((seen.ip(), seen.port()), (theirs, port_of(&client)), "{what}");
+    assert_eq!(
+        hear_udp(&wire, port_of(&client)).unwrap().ip(),
+        own,
+        "{what}: the answer goes through the node's stack"
+    );
+    probe::ping(from, pod, family).unwrap();
+    let mut flow = Flow::open(from, pod, family).unwrap();
+    assert_eq!(flow.seen(), flow.client().unwrap(), "{what}");
+    flow.exchange(MUCH).unwrap();
+    // A packet of another flow in between changes nothing.
+    if from.name == rig.near.name {
+        assert_ne!(probe::udp(pod, from, family).unwrap().seen, Some(own), "{what}: its own flow");
+        flow.exchange(MUCH).unwrap();
+    }
+}
+
+#[test]
+fn the_world_is_answered_by_the_address_that_it_asked() {
+    let rig = Rig::new(&[]);
+    open_up(&rig);
+    rig.each(|side, pod, family| is_answered(&rig, &side.node, &rig.near, pod, family));
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn who_came_through_the_nodes_stack_is_answered_through_it() {
+    let rig = Rig::new(&[]);
+    let hostile = rig.lab.hostile().unwrap();
+    hostile.set_forward(Policy::Accept).unwrap();
+    let side = &rig.sides[1];
+    for family in Family::BOTH {
+        for from in [hostile.container().unwrap(), hostile.outside().unwrap()] {
+            is_answered(&rig, &side.node, &from, &side.pods[0], family);
+        }
+    }
+    rig.lab.down().unwrap();
+}

@@ -1,0 +1,123 @@
+//! Which port of the node a flow gets.
+use std::{net::SocketAddr, ops::RangeInclusive};
+
+use lab::probe::{Flow, Place};
+
+use crate::{
+    Rig, Side,
+    ends::{ask, listen, port_of, udp_at},
+};
+
+/// What a flow gets whose own port is not free.
+const GIVEN: RangeInclusive<u16> = 61_000..=65_535;
+
+/// A flow of this port is seen as the node's, under a port that was given.
+fn is_given(side: &Side, own: u16, seen: SocketAddr) {
+    let family = if seen.is_ipv4() { lab::probe::Family::V4 } else { lab::probe::Family::V6 };
+    assert_eq!(seen.ip(), side.address(family), "{}", side.node.name);
+    assert!(GIVEN.contains(&seen.port()) && seen.port() != own, "{seen} for port {own} on {}", side.node.name);
+}
+
+#[test]
+fn two_pods_with_one_port_speak_to_one_destination() {
+    let rig = Rig::new(&[]);
+    rig.each(|side, first, family| {
+        let second = &side.pods[1];
+        let [server, other] = [0; 2].map(|port| udp_at(&rig.near, family, port));
+        let to = rig.near.address(family).unwrap();
+        let a = udp_at(first, family, 0);
+        let port = port_of(&a);
+        let b = udp_at(second, family, port);
+        let (seen_a, seen_b) = (ask(&a, &server, to).unwrap(), ask(&b, &server, to).unwrap());
+        assert_eq!(seen_a, SocketAddr::new(side.address(family), port), "who comes first has its own");
+        is_given(side, port, seen_b);
+        for _ in 0..3 {
+            assert_eq!((ask(&a, &server, to).unwrap(), ask(&b, &server, to).unwrap()), (seen_a, seen_b));
+        }
+        // Towards another one it is free.
+        assert_eq!(ask(&b, &other, to).unwrap(), seen_a);
+
+        let listener = listen(&rig.near, family);
+        let to = SocketAddr::new(to, listener.local_addr().unwrap().port());
+        let mut a = Flow::open_from(first, 0, &listener, to).unwrap();
+        let port = a.client().unwrap().port();
+        let mut b = Flow::open_from(second, port, &listener, to).unwrap();
+        assert_eq!(a.seen(), SocketAddr::new(side.address(family), port));
+        is_given(side, port, b.seen());
+        for flow in [&mut a, &mut b] {
+            flow.exchange(100_000).unwrap();
+        }
+    });
+    rig.lab.down().unwrap();
+}
+
+/// Names who is wrong.
+fn asks(what: &str, result: anyhow::Result<SocketAddr>) -> SocketAddr {
+    result.unwrap_or_else(|e| panic!("{what}: {e:#}"))
+}
+
+#[test]
+fn what_the_node_uses_itself_no_pod_gets() {
+    let rig = Rig::new(&[]);
+    rig.each(|side, pod, family| {
+        let to = rig.near.address(family).unwrap();
+        let listener = listen(&rig.near, family);
+        let tcp = SocketAddr::new(to, listener.local_addr().unwrap().port());
+        let mut own = Flow::open_from(&side.node, 0, &listener, tcp).unwrap();
+        let port = own.client().unwrap().port();
+        let mut theirs = Flow::open_from(pod, port, &listener, tcp).unwrap();
+        is_given(side, port, theirs.seen());
+        for flow in [&mut own, &mut theirs] {
+            flow.exchange(100_000).unwrap();
+        }
+
+        let server = udp_at(&rig.near, family, 0);
+        let own = udp_at(&side.node, family, 0);
+        let port = port_of(&own);
+        own.connect(SocketAddr::new(to, port_of(&server))).unwrap();
+        let theirs = udp_at(pod, family, port);
+        // Before the node has sent anything, too: the socket is there.
+        is_given(side, port, asks("the pod", ask(&theirs, &server, to)));
+        own.send(b"mine").unwrap();
+        let (_, seen) = server.recv_from(&mut [0; 8]).unwrap();
+        assert_eq!(seen, SocketAddr::new(side.address(family), port));
+        server.send_to(b"yours", seen).unwrap();
+        own.recv(&mut [0; 8]).unwrap();
+        is_given(side, port, asks("the pod again", ask(&theirs, &server, to)));
+    });
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn a_pod_gives_up_what_the_node_begins_to_use() {
+    let rig = Rig::new(&[]);
+    rig.each(|side, pod, family| {
+        let to = rig.near.address(family).unwrap();
+        let server = udp_at(&rig.near, family, 0);
+        let theirs = udp_at(pod, family, 0);
+        let port = port_of(&theirs);
+        let own = SocketAddr::new(side.address(family), port);
+        assert_eq!(asks("the pod", ask(&theirs, &server, to)), own);
+        let node = udp_at(&side.node, family, port);
+        assert_eq!(asks("the node", ask(&node, &server, to)), own);
+        is_given(side, port, asks("the pod afterwards", ask(&theirs, &server, to)));
+        assert_eq!(asks("the node again", ask(&node, &server, to)), own);
+    });
+    rig.lab.down().unwrap();
+}
+
+/// An identifier that both ping with is one of two flows, too.
+#[test]
+fn two_pods_ping_under_one_identifier() {
+    let rig = Rig::new(&[]);
+    rig.each(|side, first, family| {
+        let to = rig.near.address(family).unwrap();
+        let line = format!("ping {} -n -c 2 -i 0.2 -W 1 -e 4711 {to}", crate::option(family));
+        let both: [&Place; 2] = [first, &side.pods[1]];
+        for pod in both.into_iter().chain(both) {
+            let said = lab::tool::succeeds(pod, &line).unwrap();
+            assert!(said.contains("2 received"), "{}: {said}", pod.name);
+        }
+    });
+    rig.lab.down().unwrap();
+}
