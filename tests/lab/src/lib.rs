@@ -33,7 +33,7 @@ mod world;
 pub use hostile::{Hostile, HostileNode};
 pub use lab::{Ending, Lab, LabConfig, exec};
 pub use lock::{HELD_BY_PARENT, Quiet};
-pub use machine::{Machine, bound, is_virtual, pause};
+pub use machine::{Machine, bound, is_virtual, pause, skipped};
 pub use node::Node;
 pub use pod::{Added, CniCall, INTERFACE, Pod, PodSpec, Port};
 pub use snapshot::Snapshot;

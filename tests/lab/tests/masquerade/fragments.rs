@@ -6,8 +6,9 @@ use cni_ebpf::fake::frame::{self, Ip};
 use lab::probe::{Family, Place, Wire};
 
 use crate::{
-    DEVICE, Rig, Side,
+    DEVICE, OFF, Rig, Side,
     ends::{ask, ask_with, port_of, udp_at},
+    own_address::open_up,
 };
 
 /// As large as a DNS answer or an NFS request may be.
@@ -117,6 +118,23 @@ fn large_datagrams_go_there_and_back() {
             let seen = ask_with(&client, &server, rig.near.address(family).unwrap(), &large()).unwrap();
             assert_eq!((seen.ip(), seen.port()), (side.address(family), port_of(&client)));
         }
+    });
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn large_datagrams_go_there_and_back_under_the_pods_own_address() {
+    let rig = Rig::new(OFF);
+    open_up(&rig);
+    rig.each(|_, pod, family| {
+        let (client, server) = (udp_at(pod, family, 0), udp_at(&rig.near, family, 0));
+        let to = rig.near.address(family).unwrap();
+        // The node's routes to pods leave room for a tunnel, which the host is told when it has sent more.
+        let mut asked = ask_with(&client, &server, to, &large());
+        for _ in 0..3 {
+            asked = ask_with(&client, &server, to, &large());
+        }
+        assert_eq!(asked.unwrap().ip(), pod.address(family).unwrap());
     });
     rig.lab.down().unwrap();
 }

@@ -22,7 +22,7 @@ fn keeps_its_address(pod: &Place, host: &Place, family: Family) {
 }
 
 /// Both nodes' pods are known to the world, and may be forwarded to it.
-fn open_up(rig: &Rig) {
+pub fn open_up(rig: &Rig) {
     for node in rig.lab.nodes() {
         rig.lab.world().unwrap().learn_pods(node).unwrap();
     }

@@ -38,7 +38,7 @@ fn there_and_back(client: &Socket, server: &Socket) {
 fn sctp_gets_there_and_back_under_the_pods_own_port() {
     let rig = Rig::new(&[]);
     if let Err(e) = open(&rig.near, Family::V4) {
-        println!("SKIPPED: this kernel has no SCTP ({e}); `cargo xtask vm --suite lab` runs it");
+        lab::skipped(&format!("this kernel has no SCTP ({e}); `cargo xtask vm --suite lab` runs it"));
         return;
     }
     rig.each(|side, pod, family| {
