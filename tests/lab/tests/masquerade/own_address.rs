@@ -1,12 +1,15 @@
 //! Pods that keep their own addresses: because masquerade is off, the destination's CIDR is spared, or the world has opened the flow.
+use std::net::SocketAddr;
+
 use lab::{
     hostile::Policy,
     probe::{self, Family, Flow, Place, Wire},
+    tool,
 };
 
 use crate::{
     DEVICE, MUCH, OFF, Rig,
-    ends::{ask, hear_echo, hear_udp, port_of, udp_at},
+    ends::{ask, hear_echo, hear_udp, listen, port_of, udp_at},
 };
 
 /// It is answered by the world under its own address, by every protocol.
@@ -101,5 +104,31 @@ fn who_came_through_the_nodes_stack_is_answered_through_it() {
             is_answered(&rig, &side.node, &from, &side.pods[0], family);
         }
     }
+    rig.lab.down().unwrap();
+}
+
+/// A host port, as portmap or kube-proxy make it: who asks the node is answered by a pod, and must not see that.
+#[test]
+fn a_pod_behind_a_port_of_its_node_answers_as_the_node() {
+    const PORT: u16 = 8080;
+    let rig = Rig::new(&[]);
+    if tool::says(&rig.near, "nft --version").is_err() {
+        return lab::skipped("there is no nft here: `cargo xtask test --suite lab` runs it on hosts that have it");
+    }
+    rig.lab.hostile().unwrap().set_forward(Policy::Accept).unwrap();
+    rig.each(|side, pod, family| {
+        let listener = listen(pod, family);
+        let to = SocketAddr::new(pod.address(family).unwrap(), listener.local_addr().unwrap().port());
+        let ip = if family == Family::V4 { "ip" } else { "ip6" };
+        let lines = format!(
+            "nft add table {ip} hostport
+             nft add chain {ip} hostport pre {{ type nat hook prerouting priority -100 ; }}
+             nft add rule {ip} hostport pre tcp dport {PORT} dnat to {to}"
+        );
+        tool::script(&side.node, &lines).unwrap();
+        let mut flow = Flow::open_from(&rig.near, 0, &listener, SocketAddr::new(side.address(family), PORT)).unwrap();
+        assert_eq!(flow.seen().ip(), rig.near.address(family).unwrap(), "{}", pod.name);
+        flow.exchange(MUCH).unwrap();
+    });
     rig.lab.down().unwrap();
 }

@@ -1,5 +1,5 @@
 //! Which port of the node a flow gets.
-use std::{net::SocketAddr, ops::RangeInclusive};
+use std::{collections::BTreeSet, net::SocketAddr, ops::RangeInclusive};
 
 use lab::probe::{Flow, Place};
 
@@ -102,6 +102,43 @@ fn a_pod_gives_up_what_the_node_begins_to_use() {
         assert_eq!(asks("the node", ask(&node, &server, to)), own);
         is_given(side, port, asks("the pod afterwards", ask(&theirs, &server, to)));
         assert_eq!(asks("the node again", ask(&node, &server, to)), own);
+    });
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn many_flows_with_the_same_ports_are_kept_apart() {
+    const FLOWS: u16 = 200;
+    let rig = Rig::new(&[]);
+    rig.each(|side, first, family| {
+        let server = udp_at(&rig.near, family, 0);
+        let to = rig.near.address(family).unwrap();
+        // Below what kernels choose themselves.
+        let sockets = |pod: &Place| (20_000..20_000 + FLOWS).map(|port| udp_at(pod, family, port)).collect::<Vec<_>>();
+        let mut all = sockets(first);
+        all.extend(sockets(&side.pods[1]));
+        let seen: Vec<_> = all.iter().map(|client| asks("a first time", ask(client, &server, to))).collect();
+        assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), all.len(), "no two are seen as one");
+        for (client, seen) in all.iter().zip(&seen) {
+            assert_eq!(asks("again", ask(client, &server, to)), *seen);
+        }
+    });
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn a_server_of_the_node_in_the_range_that_is_given_is_reached() {
+    const PORT: u16 = 61_234;
+    let rig = Rig::new(&[]);
+    rig.each(|side, pod, family| {
+        let (client, server) = (udp_at(&rig.near, family, 0), udp_at(&side.node, family, PORT));
+        let theirs = SocketAddr::new(rig.near.address(family).unwrap(), port_of(&client));
+        assert_eq!(asks("the world", ask(&client, &server, side.address(family))), theirs);
+        // And a pod that has this port of its own is another one.
+        let pods = udp_at(pod, family, PORT);
+        let other = udp_at(&rig.near, family, 0);
+        asks("the pod", ask(&pods, &other, theirs.ip()));
+        assert_eq!(asks("the world again", ask(&client, &server, side.address(family))), theirs);
     });
     rig.lab.down().unwrap();
 }

@@ -24,8 +24,12 @@ fn nodes_reach_the_world_and_are_told_how_narrow_it_is() {
                 let is_narrow = route.contains(&format!("mtu {NARROW_MTU}"));
                 assert_eq!(is_narrow, host.name == rig.narrow.name, "{}: {route}", side.node.name);
             }
-            // It is one hop away, and no part of the cluster.
-            probe::ping(&rig.router, &side.node, family).unwrap();
+            for from in [&rig.router, &rig.near, &rig.narrow] {
+                let theirs = from.address(family).unwrap();
+                assert_eq!(probe::udp(from, &side.node, family).unwrap().seen, Some(theirs));
+                assert_eq!(probe::tcp(from, &side.node, family).unwrap().seen, Some(theirs));
+                probe::ping(from, &side.node, family).unwrap();
+            }
         }
     }
     rig.lab.down().unwrap();
