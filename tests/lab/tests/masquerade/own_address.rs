@@ -2,6 +2,7 @@
 use std::net::SocketAddr;
 
 use lab::{
+    Ending,
     hostile::Policy,
     probe::{self, Family, Flow, Place, Wire},
     tool,
@@ -46,6 +47,27 @@ fn without_masquerade_pods_appear_as_themselves_and_only_who_knows_them_answers(
     });
     open_up(&rig);
     rig.each(|_, pod, family| [&rig.near, &rig.narrow].into_iter().for_each(|h| keeps_its_address(pod, h, family)));
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn masquerade_is_switched_on_and_off_with_the_agents_start() {
+    let mut rig = Rig::new(&[]);
+    for (args, masqueraded) in [(OFF, false), (&[], true)] {
+        rig.lab.set_agent_args(args);
+        for node in ["node-1", "node-2"] {
+            rig.lab.restart_agent(node, Ending::Asked).unwrap();
+        }
+        rig.lab.hostile().unwrap().set_forward(Policy::Accept).unwrap();
+        rig.each(|side, pod, family| {
+            let wire = Wire::open(&rig.near, DEVICE).unwrap();
+            let (client, server) = (udp_at(pod, family, 0), udp_at(&rig.near, family, 0));
+            let answered = ask(&client, &server, rig.near.address(family).unwrap());
+            assert_eq!(answered.is_ok(), masqueraded, "{} with {args:?}: {answered:?}", pod.name);
+            let expected = if masqueraded { side.address(family) } else { pod.address(family).unwrap() };
+            assert_eq!(hear_udp(&wire, port_of(&server)).unwrap().ip(), expected, "{} with {args:?}", pod.name);
+        });
+    }
     rig.lab.down().unwrap();
 }
 

@@ -1,7 +1,10 @@
 //! Which port of the node a flow gets.
 use std::{collections::BTreeSet, net::SocketAddr, ops::RangeInclusive};
 
-use lab::probe::{Flow, Place};
+use lab::{
+    Node, PodSpec,
+    probe::{Family, Flow, Place},
+};
 
 use crate::{
     Rig, Side,
@@ -13,7 +16,7 @@ const GIVEN: RangeInclusive<u16> = 61_000..=65_535;
 
 /// A flow of this port is seen as the node's, under a port that was given.
 fn is_given(side: &Side, own: u16, seen: SocketAddr) {
-    let family = if seen.is_ipv4() { lab::probe::Family::V4 } else { lab::probe::Family::V6 };
+    let family = if seen.is_ipv4() { Family::V4 } else { Family::V6 };
     assert_eq!(seen.ip(), side.address(family), "{}", side.node.name);
     assert!(GIVEN.contains(&seen.port()) && seen.port() != own, "{seen} for port {own} on {}", side.node.name);
 }
@@ -103,6 +106,38 @@ fn a_pod_gives_up_what_the_node_begins_to_use() {
         is_given(side, port, asks("the pod afterwards", ask(&theirs, &server, to)));
         assert_eq!(asks("the node again", ask(&node, &server, to)), own);
     });
+    rig.lab.down().unwrap();
+}
+
+/// How many packets the node has dropped by this name, wherever.
+fn dropped(node: &Node, reason: &str) -> u64 {
+    let drops = node.ask("/v1/drops").unwrap();
+    let of_name = drops["drops"].as_array().expect("a list").iter().filter(|d| d["reason"] == reason).cloned();
+    of_name.map(|d| d["packets"].as_u64().expect("a count")).sum()
+}
+
+#[test]
+fn a_flow_for_which_no_port_is_left_is_dropped_by_name_and_no_other_one_is() {
+    let mut rig = Rig::new(&["--masquerade-ports", "62000-62001"]);
+    let more = ["c1", "d1"].map(|name| {
+        let added = rig.lab.pod_add("node-1", &PodSpec::named(name)).unwrap();
+        added.pod.place().unwrap()
+    });
+    let side = &rig.sides[0];
+    for family in Family::BOTH {
+        let [server, other] = [0; 2].map(|port| udp_at(&rig.near, family, port));
+        let to = rig.near.address(family).unwrap();
+        let pods = [&side.pods[0], &side.pods[1], &more[0], &more[1]];
+        let clients = pods.map(|pod| udp_at(pod, family, 20_000));
+        let [a, b, c] = [0, 1, 2].map(|n| asks("one of the first three", ask(&clients[n], &server, to)).port());
+        assert_eq!((a, BTreeSet::from([b, c])), (20_000, BTreeSet::from([62_000, 62_001])));
+        let before = dropped(rig.lab.node("node-1").unwrap(), "NatExhausted");
+        let lost = ask(&clients[3], &server, to).unwrap_err();
+        assert!(format!("{lost:#}").contains("was not asked"), "{lost:#}");
+        assert_eq!(dropped(rig.lab.node("node-1").unwrap(), "NatExhausted"), before + 1);
+        assert_eq!(asks("of another host", ask(&clients[3], &other, to)).port(), 20_000);
+        assert_eq!(asks("the first one again", ask(&clients[0], &server, to)).port(), 20_000);
+    }
     rig.lab.down().unwrap();
 }
 
