@@ -11,13 +11,11 @@ use nix::sys::socket::{
 };
 
 use crate::{
-    Rig,
+    Rig, cases,
     ends::{ask, port_of, udp_at},
 };
 
-#[test]
-fn a_port_at_which_nobody_is_refuses_the_pod() {
-    let rig = Rig::new(&[]);
+fn a_port_at_which_nobody_is_refuses_the_pod(rig: &Rig) {
     rig.each(|_, pod, family| {
         for host in [&rig.near, &rig.narrow, &rig.router] {
             let to = SocketAddr::new(host.address(family).unwrap(), 7);
@@ -30,12 +28,9 @@ fn a_port_at_which_nobody_is_refuses_the_pod() {
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "TCP {} → {to}: {refused}", pod.name);
         }
     });
-    rig.lab.down().unwrap();
 }
 
-#[test]
-fn the_router_tells_the_pod_what_it_has_no_way_to() {
-    let rig = Rig::new(&[]);
+fn the_router_tells_the_pod_what_it_has_no_way_to(rig: &Rig) {
     rig.each(|_, pod, family| {
         let nowhere = match family {
             Family::V4 => "192.0.2.7:7",
@@ -53,12 +48,9 @@ fn the_router_tells_the_pod_what_it_has_no_way_to() {
         let says = [ErrorKind::NetworkUnreachable, ErrorKind::HostUnreachable].contains(&refused.kind());
         assert!(says, "{} → {nowhere}: {refused}", pod.name);
     });
-    rig.lab.down().unwrap();
 }
 
-#[test]
-fn a_pod_that_has_gone_away_refuses_the_world() {
-    let rig = Rig::new(&[]);
+fn a_pod_that_has_gone_away_refuses_the_world(rig: &Rig) {
     rig.each(|_, pod, family| {
         let (client, server) = (udp_at(pod, family, 0), udp_at(&rig.near, family, 0));
         let seen = ask(&client, &server, rig.near.address(family).unwrap()).unwrap();
@@ -74,5 +66,13 @@ fn a_pod_that_has_gone_away_refuses_the_world() {
             port_of(&server)
         );
     });
-    rig.lab.down().unwrap();
+}
+
+#[test]
+fn errors_are_told_to_whom_they_are_about() {
+    Rig::new(&[]).run(cases!(
+        a_port_at_which_nobody_is_refuses_the_pod,
+        the_router_tells_the_pod_what_it_has_no_way_to,
+        a_pod_that_has_gone_away_refuses_the_world
+    ));
 }

@@ -6,9 +6,8 @@ use cni_ebpf::fake::frame::{self, Ip};
 use lab::probe::{Family, Place, Wire};
 
 use crate::{
-    DEVICE, OFF, Rig, Side,
+    DEVICE, Rig, Side, cases,
     ends::{ask, ask_with, port_of, udp_at},
-    own_address::open_up,
 };
 
 /// As large as a DNS answer or an NFS request may be.
@@ -76,11 +75,10 @@ fn send(place: &Place, to: Mac, parts: &[(u16, Vec<u8>)]) {
     }
 }
 
-fn arrive(order: Order) {
-    let rig = Rig::new(&[]);
+fn arrive(rig: &Rig, order: Order) {
     let router = Mac::new(Wire::open(&rig.router, &rig.near.name).unwrap().mac());
     rig.each(|side, pod, family| {
-        let ends = open(&rig, side, pod, family);
+        let ends = open(rig, side, pod, family);
         let [own, host] = [
             SocketAddr::new(pod.address(family).unwrap(), port_of(&ends.client)),
             SocketAddr::new(ends.host, port_of(&ends.server)),
@@ -98,7 +96,6 @@ fn arrive(order: Order) {
             receives(&format!("{} → {}", rig.near.name, pod.name), &ends.client, host);
         }
     });
-    rig.lab.down().unwrap();
 }
 
 fn open<'a>(rig: &Rig, side: &'a Side, pod: &'a Place, family: Family) -> Ends<'a> {
@@ -108,9 +105,7 @@ fn open<'a>(rig: &Rig, side: &'a Side, pod: &'a Place, family: Family) -> Ends<'
     Ends { side, pod, client, server, host, seen }
 }
 
-#[test]
-fn large_datagrams_go_there_and_back() {
-    let rig = Rig::new(&[]);
+fn large_datagrams_go_there_and_back(rig: &Rig) {
     rig.each(|side, pod, family| {
         let (client, server) = (udp_at(pod, family, 0), udp_at(&rig.near, family, 0));
         // The very first packet of the flow is a fragment.
@@ -119,13 +114,10 @@ fn large_datagrams_go_there_and_back() {
             assert_eq!((seen.ip(), seen.port()), (side.address(family), port_of(&client)));
         }
     });
-    rig.lab.down().unwrap();
 }
 
-#[test]
-fn large_datagrams_go_there_and_back_under_the_pods_own_address() {
-    let rig = Rig::new(OFF);
-    open_up(&rig);
+/// Without masquerade, towards a world that knows the pods.
+pub fn large_datagrams_go_there_and_back_under_the_pods_own_address(rig: &Rig) {
     rig.each(|_, pod, family| {
         let (client, server) = (udp_at(pod, family, 0), udp_at(&rig.near, family, 0));
         let to = rig.near.address(family).unwrap();
@@ -136,12 +128,9 @@ fn large_datagrams_go_there_and_back_under_the_pods_own_address() {
         }
         assert_eq!(asked.unwrap().ip(), pod.address(family).unwrap());
     });
-    rig.lab.down().unwrap();
 }
 
-#[test]
-fn large_datagrams_of_two_pods_with_one_port_do_not_mix() {
-    let rig = Rig::new(&[]);
+fn large_datagrams_of_two_pods_with_one_port_do_not_mix(rig: &Rig) {
     rig.each(|side, first, family| {
         let server = udp_at(&rig.near, family, 0);
         let to = rig.near.address(family).unwrap();
@@ -152,15 +141,22 @@ fn large_datagrams_of_two_pods_with_one_port_do_not_mix() {
             assert_ne!(seen_a, seen_b);
         }
     });
-    rig.lab.down().unwrap();
+}
+
+fn fragments_that_overtake_each_other_behind_the_first_arrive(rig: &Rig) {
+    arrive(rig, BEHIND_THE_FIRST);
+}
+
+fn fragments_that_come_before_the_first_arrive(rig: &Rig) {
+    arrive(rig, BACKWARDS);
 }
 
 #[test]
-fn fragments_that_overtake_each_other_behind_the_first_arrive() {
-    arrive(BEHIND_THE_FIRST);
-}
-
-#[test]
-fn fragments_that_come_before_the_first_arrive() {
-    arrive(BACKWARDS);
+fn datagrams_in_fragments_arrive_whole() {
+    Rig::new(&[]).run(cases!(
+        large_datagrams_go_there_and_back,
+        large_datagrams_of_two_pods_with_one_port_do_not_mix,
+        fragments_that_overtake_each_other_behind_the_first_arrive,
+        fragments_that_come_before_the_first_arrive,
+    ));
 }

@@ -4,14 +4,13 @@ use std::net::IpAddr;
 use lab::tool;
 
 use crate::{
-    Rig,
+    Rig, cases,
     hops_said::{hops, lossless},
     option,
 };
 
 /// The tool shows the hops in order, from a line that begins with the hop's number and `separator`.
-fn shows(command: &str, separator: &str) {
-    let rig = Rig::new(&[]);
+fn shows(rig: &Rig, command: &str, separator: &str) {
     rig.each(|side, pod, family| {
         for host in [&rig.near, &rig.narrow] {
             let [node, router, to] =
@@ -23,25 +22,30 @@ fn shows(command: &str, separator: &str) {
             assert!(separator != ".|--" || lossless(&said), "{line} in {} says:\n{said}", pod.name);
         }
     });
-    rig.lab.down().unwrap();
+}
+
+fn traceroute_by_udp_shows_node_router_and_host(rig: &Rig) {
+    shows(rig, "traceroute -46 -n -q 1 -w 2 -m 5", " ");
+}
+
+fn traceroute_by_echo_requests_shows_the_same(rig: &Rig) {
+    shows(rig, "traceroute -46 -I -n -q 1 -w 2 -m 5", " ");
+}
+
+fn traceroute_by_tcp_shows_the_same(rig: &Rig) {
+    shows(rig, "traceroute -46 -T -n -q 1 -w 2 -m 5", " ");
+}
+
+fn mtr_shows_the_same_and_loses_nothing(rig: &Rig) {
+    shows(rig, "mtr -46 --report --report-cycles 3 --interval 0.1 --gracetime 0.5 --no-dns -m 5", ".|--");
 }
 
 #[test]
-fn traceroute_by_udp_shows_node_router_and_host() {
-    shows("traceroute -46 -n -q 1 -w 2 -m 5", " ");
-}
-
-#[test]
-fn traceroute_by_echo_requests_shows_the_same() {
-    shows("traceroute -46 -I -n -q 1 -w 2 -m 5", " ");
-}
-
-#[test]
-fn traceroute_by_tcp_shows_the_same() {
-    shows("traceroute -46 -T -n -q 1 -w 2 -m 5", " ");
-}
-
-#[test]
-fn mtr_shows_the_same_and_loses_nothing() {
-    shows("mtr -46 --report --report-cycles 3 --interval 0.1 --gracetime 0.5 --no-dns -m 5", ".|--");
+fn everybody_on_the_way_is_shown() {
+    Rig::new(&[]).run(cases!(
+        traceroute_by_udp_shows_node_router_and_host,
+        traceroute_by_echo_requests_shows_the_same,
+        traceroute_by_tcp_shows_the_same,
+        mtr_shows_the_same_and_loses_nothing,
+    ));
 }

@@ -14,7 +14,10 @@ mod sctp;
 mod ways;
 mod world;
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use lab::{
     Lab, LabConfig, PodSpec,
@@ -27,6 +30,12 @@ const MUCH: usize = 2 * 1024 * 1024;
 const DEVICE: &str = "eth0";
 /// The agent's word for: pods keep their addresses.
 const OFF: &[&str] = &["--masquerade=false"];
+
+/// Cases by name: functions of a [`Rig`].
+macro_rules! cases {
+    ($($case:path),+ $(,)?) => { &[$((stringify!($case), $case as fn(&$crate::Rig))),+] };
+}
+pub(crate) use cases;
 
 /// A node with two pods.
 struct Side {
@@ -66,10 +75,38 @@ impl Rig {
         Self { lab, sides, router, near, narrow }
     }
 
+    /// Runs one case after the other in this lab, also behind one that fails, and takes the lab down: in an emulated machine a lab of each
+    /// one's own would cost most of the time.
+    fn run(self, cases: &[(&str, fn(&Self))]) {
+        let mut failed = Vec::new();
+        for (name, case) in cases {
+            if catch_unwind(AssertUnwindSafe(|| case(&self))).is_err() {
+                eprintln!("that was {name}");
+                failed.push(*name);
+            }
+        }
+        assert!(failed.is_empty(), "{} of {} failed: {}", failed.len(), cases.len(), failed.join(", "));
+        self.lab.down().unwrap();
+    }
+
     /// Does it in both families with each node's first pod.
     fn each(&self, mut test: impl FnMut(&Side, &Place, Family)) {
         for side in &self.sides {
-            Family::BOTH.into_iter().for_each(|family| test(side, &side.pods[0], family));
+            for family in Family::BOTH {
+                let _with = With(&side.pods[0], family);
+                test(side, &side.pods[0], family);
+            }
+        }
+    }
+}
+
+/// Tells with whom a test has failed.
+struct With<'a>(&'a Place, Family);
+
+impl Drop for With<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("with {} over {}", self.0.name, self.1);
         }
     }
 }

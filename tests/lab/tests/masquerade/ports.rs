@@ -7,7 +7,7 @@ use lab::{
 };
 
 use crate::{
-    Rig, Side,
+    Rig, Side, cases,
     ends::{ask, listen, port_of, udp_at},
 };
 
@@ -21,9 +21,7 @@ fn is_given(side: &Side, own: u16, seen: SocketAddr) {
     assert!(GIVEN.contains(&seen.port()) && seen.port() != own, "{seen} for port {own} on {}", side.node.name);
 }
 
-#[test]
-fn two_pods_with_one_port_speak_to_one_destination() {
-    let rig = Rig::new(&[]);
+fn two_pods_with_one_port_speak_to_one_destination(rig: &Rig) {
     rig.each(|side, first, family| {
         let second = &side.pods[1];
         let [server, other] = [0; 2].map(|port| udp_at(&rig.near, family, port));
@@ -51,7 +49,6 @@ fn two_pods_with_one_port_speak_to_one_destination() {
             flow.exchange(100_000).unwrap();
         }
     });
-    rig.lab.down().unwrap();
 }
 
 /// Names who is wrong.
@@ -59,9 +56,7 @@ fn asks(what: &str, result: anyhow::Result<SocketAddr>) -> SocketAddr {
     result.unwrap_or_else(|e| panic!("{what}: {e:#}"))
 }
 
-#[test]
-fn what_the_node_uses_itself_no_pod_gets() {
-    let rig = Rig::new(&[]);
+fn what_the_node_uses_itself_no_pod_gets(rig: &Rig) {
     rig.each(|side, pod, family| {
         let to = rig.near.address(family).unwrap();
         let listener = listen(&rig.near, family);
@@ -88,12 +83,9 @@ fn what_the_node_uses_itself_no_pod_gets() {
         own.recv(&mut [0; 8]).unwrap();
         is_given(side, port, asks("the pod again", ask(&theirs, &server, to)));
     });
-    rig.lab.down().unwrap();
 }
 
-#[test]
-fn a_pod_gives_up_what_the_node_begins_to_use() {
-    let rig = Rig::new(&[]);
+fn a_pod_gives_up_what_the_node_begins_to_use(rig: &Rig) {
     rig.each(|side, pod, family| {
         let to = rig.near.address(family).unwrap();
         let server = udp_at(&rig.near, family, 0);
@@ -106,7 +98,6 @@ fn a_pod_gives_up_what_the_node_begins_to_use() {
         is_given(side, port, asks("the pod afterwards", ask(&theirs, &server, to)));
         assert_eq!(asks("the node again", ask(&node, &server, to)), own);
     });
-    rig.lab.down().unwrap();
 }
 
 /// How many packets the node has dropped by this name, wherever.
@@ -141,10 +132,8 @@ fn a_flow_for_which_no_port_is_left_is_dropped_by_name_and_no_other_one_is() {
     rig.lab.down().unwrap();
 }
 
-#[test]
-fn many_flows_with_the_same_ports_are_kept_apart() {
+fn many_flows_with_the_same_ports_are_kept_apart(rig: &Rig) {
     const FLOWS: u16 = 200;
-    let rig = Rig::new(&[]);
     rig.each(|side, first, family| {
         let server = udp_at(&rig.near, family, 0);
         let to = rig.near.address(family).unwrap();
@@ -158,13 +147,10 @@ fn many_flows_with_the_same_ports_are_kept_apart() {
             assert_eq!(asks("again", ask(client, &server, to)), *seen);
         }
     });
-    rig.lab.down().unwrap();
 }
 
-#[test]
-fn a_server_of_the_node_in_the_range_that_is_given_is_reached() {
+fn a_server_of_the_node_in_the_range_that_is_given_is_reached(rig: &Rig) {
     const PORT: u16 = 61_234;
-    let rig = Rig::new(&[]);
     rig.each(|side, pod, family| {
         let (client, server) = (udp_at(&rig.near, family, 0), udp_at(&side.node, family, PORT));
         let theirs = SocketAddr::new(rig.near.address(family).unwrap(), port_of(&client));
@@ -175,13 +161,10 @@ fn a_server_of_the_node_in_the_range_that_is_given_is_reached() {
         asks("the pod", ask(&pods, &other, theirs.ip()));
         assert_eq!(asks("the world again", ask(&client, &server, side.address(family))), theirs);
     });
-    rig.lab.down().unwrap();
 }
 
 /// An identifier that both ping with is one of two flows, too.
-#[test]
-fn two_pods_ping_under_one_identifier() {
-    let rig = Rig::new(&[]);
+fn two_pods_ping_under_one_identifier(rig: &Rig) {
     rig.each(|side, first, family| {
         let to = rig.near.address(family).unwrap();
         let line = format!("ping {} -n -c 2 -i 0.2 -W 1 -e 4711 {to}", crate::option(family));
@@ -191,5 +174,16 @@ fn two_pods_ping_under_one_identifier() {
             assert!(said.contains("2 received"), "{}: {said}", pod.name);
         }
     });
-    rig.lab.down().unwrap();
+}
+
+#[test]
+fn no_two_flows_have_one_port_of_the_node() {
+    Rig::new(&[]).run(cases!(
+        two_pods_with_one_port_speak_to_one_destination,
+        what_the_node_uses_itself_no_pod_gets,
+        a_pod_gives_up_what_the_node_begins_to_use,
+        many_flows_with_the_same_ports_are_kept_apart,
+        a_server_of_the_node_in_the_range_that_is_given_is_reached,
+        two_pods_ping_under_one_identifier
+    ));
 }

@@ -8,8 +8,9 @@ use lab::{
 };
 
 use crate::{
-    DEVICE, MUCH, Rig,
+    DEVICE, MUCH, Rig, cases,
     ends::{ask, hear_echo, port_of, udp_at},
+    world,
 };
 
 /// The host answers by every protocol, and sees the pod under `seen` and its own port.
@@ -30,29 +31,15 @@ fn reaches_as(pod: &Place, host: &Place, seen: IpAddr) {
     assert_eq!(hear_echo(&wire, family).unwrap().0, seen, "echo {what}");
 }
 
-fn is_seen_as_the_node(agent_args: &[&str]) {
-    let rig = Rig::new(agent_args);
+fn the_world_sees_the_node_and_the_pods_own_port(rig: &Rig) {
     rig.each(|side, pod, family| {
         for host in [&rig.near, &rig.narrow, &rig.router] {
             reaches_as(pod, host, side.address(family));
         }
     });
-    rig.lab.down().unwrap();
 }
 
-#[test]
-fn the_world_sees_the_node_and_the_pods_own_port() {
-    is_seen_as_the_node(&[]);
-}
-
-#[test]
-fn the_world_sees_the_node_when_the_tunnel_is_over_ipv6() {
-    is_seen_as_the_node(&["--underlay", "ipv6"]);
-}
-
-#[test]
-fn nobody_of_the_cluster_sees_the_node_in_a_pods_place() {
-    let rig = Rig::new(&[]);
+fn nobody_of_the_cluster_sees_the_node_in_a_pods_place(rig: &Rig) {
     let [ordinary, hostile] = &rig.sides;
     for family in Family::BOTH {
         for (pod, to) in [
@@ -70,12 +57,9 @@ fn nobody_of_the_cluster_sees_the_node_in_a_pods_place() {
             probe::ping(pod, to, family).unwrap();
         }
     }
-    rig.lab.down().unwrap();
 }
 
-#[test]
-fn the_address_is_that_of_the_device_by_which_the_route_leaves() {
-    let rig = Rig::new(&[]);
+fn the_address_is_that_of_the_device_by_which_the_route_leaves(rig: &Rig) {
     let pod = &rig.sides[1].pods[0];
     let hostile = rig.lab.hostile().unwrap();
     let (outside, nic) = (hostile.outside().unwrap(), hostile.on_second_nic().unwrap());
@@ -94,5 +78,22 @@ fn the_address_is_that_of_the_device_by_which_the_route_leaves() {
         reaches_as(pod, &outside, nic.address(family).unwrap());
         reaches_as(pod, &rig.near, rig.sides[1].address(family));
     }
-    rig.lab.down().unwrap();
+}
+
+#[test]
+fn pods_appear_to_the_world_as_their_node() {
+    Rig::new(&[]).run(cases!(
+        world::nodes_reach_the_world_and_are_told_how_narrow_it_is,
+        the_world_sees_the_node_and_the_pods_own_port,
+        nobody_of_the_cluster_sees_the_node_in_a_pods_place,
+        the_address_is_that_of_the_device_by_which_the_route_leaves,
+    ));
+}
+
+#[test]
+fn pods_appear_to_the_world_as_their_node_when_tunnels_are_over_ipv6() {
+    Rig::new(&["--underlay", "ipv6"]).run(cases!(
+        the_world_sees_the_node_and_the_pods_own_port,
+        nobody_of_the_cluster_sees_the_node_in_a_pods_place
+    ));
 }

@@ -1,4 +1,4 @@
-//! The world itself: what the other tests stand on.
+//! The world itself: what the other cases stand on.
 use lab::{
     layout::NARROW_MTU,
     probe::{self, Family, Flow},
@@ -7,9 +7,7 @@ use lab::{
 
 use crate::{MUCH, Rig, option};
 
-#[test]
-fn nodes_reach_the_world_and_are_told_how_narrow_it_is() {
-    let rig = Rig::new(&[]);
+pub fn nodes_reach_the_world_and_are_told_how_narrow_it_is(rig: &Rig) {
     for side in &rig.sides {
         for family in Family::BOTH {
             let own = side.address(family);
@@ -32,5 +30,4 @@ fn nodes_reach_the_world_and_are_told_how_narrow_it_is() {
             }
         }
     }
-    rig.lab.down().unwrap();
 }
