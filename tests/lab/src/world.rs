@@ -166,9 +166,10 @@ impl World {
     }
 }
 
-/// It answers every packet that it cannot send on: a traceroute must not depend on the one before.
+/// It answers every packet that it cannot send on: a traceroute must not depend on the one before. For IPv4 by the mask of what is limited: a
+/// limit of 0 would take from each host what another limit, that of packets without a route (`ip_error` of the kernel), counts for it.
 fn unlimited(netns: &OwnedFd) -> Result<()> {
-    for key in ["ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"] {
+    for key in ["ipv4/icmp_ratemask", "ipv6/icmp/ratelimit"] {
         netns::set_sysctl(netns, key, "0").with_context(|| format!("set the sysctl net/{key}"))?;
     }
     Ok(())

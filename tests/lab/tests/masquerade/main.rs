@@ -33,9 +33,12 @@ const OFF: &[&str] = &["--masquerade=false"];
 
 /// Cases by name: functions of a [`Rig`].
 macro_rules! cases {
-    ($($case:path),+ $(,)?) => { &[$((stringify!($case), $case as fn(&$crate::Rig))),+] };
+    ($($case:path),+ $(,)?) => { &[$((stringify!($case), $case as $crate::Case)),+] };
 }
 pub(crate) use cases;
+
+/// Panics where something is not as it should be.
+type Case = fn(&Rig);
 
 /// A node with two pods.
 struct Side {
@@ -77,7 +80,7 @@ impl Rig {
 
     /// Runs one case after the other in this lab, also behind one that fails, and takes the lab down: in an emulated machine a lab of each
     /// one's own would cost most of the time.
-    fn run(self, cases: &[(&str, fn(&Self))]) {
+    fn run(self, cases: &[(&str, Case)]) {
         let mut failed = Vec::new();
         for (name, case) in cases {
             if catch_unwind(AssertUnwindSafe(|| case(&self))).is_err() {
