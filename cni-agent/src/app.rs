@@ -19,7 +19,7 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
     time::{ClockId, clock_getres},
 };
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     api,
@@ -27,18 +27,23 @@ use crate::{
         CniHandler,
         server::{Server, ServerConfig},
     },
-    compile::Facts,
+    compile::{Facts, Masquerade},
     conntrack::{Sweeper, Viewer},
     datapath::{Datapath, attach, features, features::Features, load::LoadError, object},
     endpoint::{EndpointManager, Parts, Restored, mtu, record::RecordStore},
+    error_chain,
     fault::{self, Point},
     inspect::Inspector,
     install::{self, Installer, SelfTest},
     netlink::Socket,
-    node::{devices, watch},
+    node::{
+        devices,
+        reserved::{ReserveError, ReservedPorts},
+        watch,
+    },
     observe::Observer,
     reconcile::{Hooks, Reconciler},
-    settings::{Install, Settings},
+    settings::{Settings, YesNo},
     sources::{Source as _, manifests::ManifestDir},
     tables::Tables,
 };
@@ -85,12 +90,15 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         weft_vxlan: ours.weft_vxlan,
         encap_l2_eth: features.has(features::ENCAP_L2_ETH),
         hz: ticks_per_second()?,
+        masquerade: (settings.masquerade == YesNo::Yes)
+            .then(|| Masquerade { ports: settings.masquerade_ports, spared: settings.no_masquerade_cidr.clone() }),
     };
     let tables = Arc::new(Tables::of_node(&settings.node_name));
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     let records = RecordStore::open(&settings.state_dir, boot_id.trim())?;
+    reserve_ports(settings, &boot_id)?;
     let served = served(&datapath).context("read the endpoints that a former agent left")?;
-    let sweeper = Sweeper::start(Arc::clone(&datapath), &features).context("start the sweep of conntrack")?;
+    let sweeper = Sweeper::start(Arc::clone(&datapath), &features, facts.hz).context("start the sweep of conntrack")?;
     let flows = Viewer::new(Arc::clone(&datapath), Arc::clone(&tables), sweeper.clone(), &features, facts.hz);
     let parts = Parts {
         tables: Arc::clone(&tables),
@@ -180,10 +188,33 @@ fn start_datapath(settings: &Settings, pin_dir: &Path) -> anyhow::Result<Datapat
     Ok(started?)
 }
 
+/// Makes the node's own programs leave the ports of masquerade alone. Without that they only may get one that a flow would like to have: a
+/// node on which it cannot be done, as in a container that may not write to `/proc/sys`, is no reason to serve no pod.
+fn reserve_ports(settings: &Settings, boot_id: &str) -> anyhow::Result<()> {
+    let ports = ReservedPorts::new(&settings.state_dir, boot_id);
+    let done = match settings.masquerade {
+        YesNo::Yes => ports.reserve(settings.masquerade_ports),
+        YesNo::No => ports.give_back(),
+    };
+    match done {
+        Err(e @ ReserveError::NoneLeft { .. }) => Err(e.into()),
+        Err(e) => {
+            let (error, range) = (error_chain(&e), settings.masquerade_ports);
+            warn!(
+                error,
+                "cannot make net.ipv4.ip_local_reserved_ports what it should be; let the agent write to /proc/sys, or see to it yourself \
+                 that it has {range} while pods are masqueraded"
+            );
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
 fn install_config(settings: &Settings, socket: &Path) -> anyhow::Result<install::Config> {
     let own = std::env::current_exe().context("find the directory of this program")?;
     Ok(install::Config {
-        enabled: settings.cni_install == Install::Yes,
+        enabled: settings.cni_install == YesNo::Yes,
         source: own.with_file_name(install::configs::PLUGIN),
         bin_dir: settings.cni_bin_dir.clone(),
         conf_dir: settings.cni_conf_dir.clone(),

@@ -14,10 +14,15 @@ use clap::{
     Arg, ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum,
     error::{ContextKind, ContextValue},
 };
+use cni_common::schema::MAX_SPARED;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::{datapath::features, fault::DieAt};
+use crate::{datapath::features, fault::DieAt, ports::PortRange};
+
+mod values;
+
+use self::values::{cidr, conflist_name, device_name, log_filter, masquerade_ports, mtu, node_name};
 
 const ABOUT: &str = "\
 weft-agent is the node daemon of Weft, a CNI that forwards packets with eBPF. It loads the BPF programs and attaches them \
@@ -123,7 +128,7 @@ pub struct Settings {
     /// like a pod, and then the network configuration is written into --cni-conf-dir. Both stay so while the agent runs. Configurations of
     /// other names are left alone.
     #[arg(long, env = "WEFT_CNI_INSTALL", value_name = "YES|NO", help_heading = "Installation", default_value = "yes")]
-    pub cni_install: Install,
+    pub cni_install: YesNo,
 
     /// Where the container runtime looks for CNI plugins
     #[arg(long, env = "WEFT_CNI_BIN_DIR", value_name = "DIR", help_heading = "Installation")]
@@ -170,6 +175,32 @@ pub struct Settings {
     #[arg(long, env = "WEFT_MTU", value_name = "BYTES", help_heading = "Network", default_value_t = 0)]
     #[arg(value_parser = mtu)]
     pub mtu: u32,
+
+    /// Whether pods speak to the world with an address of their node
+    ///
+    /// What a pod opens to an address outside of the cluster leaves with the address that the node itself would use there, and answers find
+    /// their way back: TCP, UDP, SCTP, ICMP echo and every other protocol, in both families, without netfilter. Whoever is spoken to sees the node.
+    /// With no, packets leave with the pod's own address: routers outside must know the way back to it, or something else on the node masquerades
+    /// them. Flows of before that had the node's address are cut.
+    #[arg(long, env = "WEFT_MASQUERADE", value_name = "YES|NO", help_heading = "Masquerade", default_value = "yes")]
+    pub masquerade: YesNo,
+
+    /// Ports of the node that masqueraded flows get when another flow to the same destination has their own
+    ///
+    /// As many flows with equal ports can go to one destination at a time; others are dropped by the name NatExhausted. Towards another
+    /// destination all ports are free again. The node's own programs do not get them by chance, as they are added to net.ipv4.ip_local_reserved_ports (and taken out again by
+    /// `weft uninstall --node`, or when masquerade is switched off); one that asks for a port by its number has it.
+    #[arg(long, env = "WEFT_MASQUERADE_PORTS", value_name = "FIRST-LAST", help_heading = "Masquerade")]
+    #[arg(default_value = "61000-65535", value_parser = masquerade_ports)]
+    pub masquerade_ports: PortRange,
+
+    /// Addresses outside of the cluster to which pods speak with their own address
+    ///
+    /// Networks that know the way back to the pods, as one that routes to them. Nobody needs to name the addresses of pods and nodes, --cluster-cidr and link-local
+    /// addresses (169.254.0.0/16, fe80::/10): towards those nothing is masqueraded anyway. May be repeated; in the environment, separated by commas.
+    #[arg(long, env = "WEFT_NO_MASQUERADE_CIDR", value_name = "CIDR", help_heading = "Masquerade")]
+    #[arg(value_delimiter = ',', value_parser = cidr)]
+    pub no_masquerade_cidr: Vec<IpNet>,
 
     /// Feature of the kernel that is not used, even where it is there: for kernels in which it does harm
     ///
@@ -243,13 +274,15 @@ impl Underlay {
     }
 }
 
-/// Whether the agent installs plugin and configuration.
+/// Whether the agent does something. In the file also `true` and `false`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Install {
+pub enum YesNo {
     /// It does.
+    #[value(alias = "true")]
     Yes,
-    /// It leaves both to others.
+    /// It does not.
+    #[value(alias = "false")]
     No,
 }
 
@@ -312,6 +345,14 @@ pub enum SettingsError {
         /// All keys.
         valid: String,
     },
+    /// More CIDRs than the map of them holds.
+    #[error(
+        "--cluster-cidr and --no-masquerade-cidr name {given} networks, and {SPARED} is the most: join neighbouring ones into wider ones"
+    )]
+    TooManyCidrs {
+        /// So many.
+        given: usize,
+    },
     /// The file has a value of the right type that the setting refuses.
     #[error("key `{key}` in {}: `{value}` is refused: {cause}", path.display())]
     BadValue {
@@ -344,7 +385,7 @@ impl Settings {
     {
         let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
         let first = Self::try_parse_from(&args)?;
-        let Some(path) = &first.config else { return Ok(first) };
+        let Some(path) = &first.config else { return first.checked() };
         let text =
             std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.clone(), source })?;
         let table = text.parse::<toml::Table>().map_err(|error| {
@@ -356,9 +397,18 @@ impl Settings {
         for (key, value) in table {
             command = with_default(command, path, &key, value)?;
         }
-        Ok(Self::from_arg_matches(&command.try_get_matches_from(args)?)?)
+        Self::from_arg_matches(&command.try_get_matches_from(args)?)?.checked()
+    }
+
+    /// What no single setting is to blame for.
+    fn checked(self) -> Result<Self, SettingsError> {
+        let given = self.cluster_cidr.len() + self.no_masquerade_cidr.len();
+        if given > SPARED { Err(SettingsError::TooManyCidrs { given }) } else { Ok(self) }
     }
 }
+
+/// As many CIDRs can be spared from masquerade by settings. The map has some room more, for what always is.
+const SPARED: usize = MAX_SPARED as usize - 24;
 
 /// Makes a value of the file the default of its flag.
 fn with_default(command: Command, path: &Path, key: &str, value: toml::Value) -> Result<Command, SettingsError> {
@@ -398,6 +448,8 @@ fn values_for(arg: &Arg, value: toml::Value) -> (&'static str, Option<Vec<String
         ("an array of strings", words)
     } else if parsed == TypeId::of::<u16>() || parsed == TypeId::of::<u32>() {
         ("an integer", value.as_integer().map(|n| vec![n.to_string()]))
+    } else if let (true, Some(answer)) = (parsed == TypeId::of::<YesNo>(), value.as_bool()) {
+        ("yes or no", Some(vec![answer.to_string()]))
     } else {
         ("a string", value.as_str().map(|s| vec![s.to_owned()]))
     }
@@ -417,63 +469,6 @@ fn cause(error: &clap::Error) -> String {
 /// As the kubelet names its node.
 fn host_name() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default()
-}
-
-fn conflist_name(s: &str) -> Result<String, String> {
-    if s.ends_with(".conflist") && !s.starts_with('.') && !s.contains('/') {
-        Ok(s.to_owned())
-    } else {
-        Err("must be a file's name, without a directory, that ends in .conflist".to_owned())
-    }
-}
-
-fn node_name(s: &str) -> Result<String, String> {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    if s.is_empty() {
-        return Err("a node must have a name, and this host has none: give --node-name".into());
-    }
-    if s.len() > 253 || !s.bytes().all(allowed) {
-        return Err("a node's name has at most 253 characters out of a-z, 0-9, '-' and '.'".into());
-    }
-    Ok(s.to_owned())
-}
-
-fn cidr(s: &str) -> Result<IpNet, String> {
-    let net: IpNet =
-        s.parse().map_err(|_| "not a network in CIDR notation such as 10.0.0.0/8 or fd00::/48".to_owned())?;
-    if net.trunc() != net {
-        return Err(format!("it has bits set behind the prefix; meant is perhaps {}", net.trunc()));
-    }
-    Ok(net)
-}
-
-fn device_name(s: &str) -> Result<String, String> {
-    // IFNAMSIZ is 16 with the final NUL; the rest is dev_valid_name() of the kernel.
-    if s.is_empty()
-        || s.len() > 15
-        || s == "."
-        || s == ".."
-        || s.contains(['/', ':'])
-        || s.contains(char::is_whitespace)
-    {
-        return Err("a device's name has 1 to 15 characters, without '/', ':' and blanks".into());
-    }
-    Ok(s.to_owned())
-}
-
-fn mtu(s: &str) -> Result<u32, String> {
-    // Below 1280 + 70 a pod could not be given IPv6's least MTU (RFC 8200 section 5) over an IPv6 underlay.
-    match s.parse() {
-        Ok(n @ (0 | 1350..=65535)) => Ok(n),
-        _ => Err("an MTU is a number of bytes from 1350 to 65535, or 0 to take that of the devices".into()),
-    }
-}
-
-fn log_filter(s: &str) -> Result<String, String> {
-    match tracing_subscriber::EnvFilter::try_new(s) {
-        Ok(_) => Ok(s.to_owned()),
-        Err(e) => Err(format!("{e}; a filter is a level (error, warn, info, debug, trace, off) or module=level, …")),
-    }
 }
 
 #[cfg(test)]

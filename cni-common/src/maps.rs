@@ -345,12 +345,18 @@ map_types! {
     pub struct Leave4 {
         /// An address of the node.
         pub addr: Ip4,
+        /// The device's MTU, bytes.
+        pub mtu: u32,
     }
 
     /// The same for IPv6.
     pub struct Leave6 {
         /// An address of the node.
         pub addr: Ip6,
+        /// The device's MTU, bytes.
+        pub mtu: u32,
+        /// 0.
+        pub pad: u32,
     }
 
     /// What masquerade is told. One entry, at index 0.

@@ -13,7 +13,7 @@ use cni_common::{
 use cni_ebpf::ct::lifetime;
 use ipnet::IpNet;
 
-use super::{Entry, EntryKey, Facts, NodeNumbers, TooManyNodes};
+use super::{Entry, EntryKey, Facts, NodeNumbers, TooManyNodes, masquerade};
 use crate::{
     identity,
     tables::{Contents, Endpoint, Node, Pod},
@@ -22,7 +22,7 @@ use crate::{
 /// There are no policies that could change.
 const POLICY_EPOCH: u32 = 1;
 
-fn entry<V: Plain>(map: &MapSpec, key: Vec<u8>, value: &V) -> Entry {
+pub(super) fn entry<V: Plain>(map: &MapSpec, key: Vec<u8>, value: &V) -> Entry {
     debug_assert_eq!((key.len(), size_of::<V>()), (map.key_size as usize, map.value_size as usize), "{}", map.name);
     // Every map named in this file is in ORDER; the test `every_map_has_its_place_in_the_order` holds that.
     let key = EntryKey::new(map, key).unwrap_or_else(|| unreachable!("map {} has no place in the order", map.name));
@@ -37,20 +37,24 @@ fn by_address<V: Plain>(v4: &MapSpec, v6: &MapSpec, a: IpAddr, value: &V) -> Ent
     }
 }
 
-/// An entry under a prefix: length in host order, then the address (`struct bpf_lpm_trie_key`).
-fn by_prefix(cidr: IpNet, node: u32) -> Entry {
+/// An entry under a prefix, in the map of its family: length in host order, then the address (`struct bpf_lpm_trie_key`).
+pub(super) fn by_prefix<V: Plain>(v4: &MapSpec, v6: &MapSpec, cidr: IpNet, value: &V) -> Entry {
     let (map, octets) = match cidr.network() {
-        IpAddr::V4(a) => (&schema::CIDR4, a.octets().to_vec()),
-        IpAddr::V6(a) => (&schema::CIDR6, a.octets().to_vec()),
+        IpAddr::V4(a) => (v4, a.octets().to_vec()),
+        IpAddr::V6(a) => (v6, a.octets().to_vec()),
     };
     let mut key = u32::from(cidr.prefix_len()).to_ne_bytes().to_vec();
     key.extend(octets);
-    entry(map, key, &Cidr { node })
+    entry(map, key, value)
+}
+
+fn pod_cidr(cidr: IpNet, node: u32) -> Entry {
+    by_prefix(&schema::CIDR4, &schema::CIDR6, cidr, &Cidr { node })
 }
 
 /// This node: its pod CIDRs and the configuration.
 pub(super) fn own_node(node: &Node, facts: &Facts) -> Vec<Entry> {
-    let mut all: Vec<Entry> = node.pod_cidrs.iter().map(|c| by_prefix(*c, NODE_SELF)).collect();
+    let mut all: Vec<Entry> = node.pod_cidrs.iter().map(|c| pod_cidr(*c, NODE_SELF)).collect();
     let mut config = Config {
         flags: CONFIG_READY | if facts.encap_l2_eth { CONFIG_ENCAP_L2_ETH } else { 0 },
         weft_host: facts.weft_host,
@@ -80,17 +84,20 @@ pub(super) fn own_node(node: &Node, facts: &Facts) -> Vec<Entry> {
     }
     all.push(entry(&schema::CT_CONFIG, 0_u32.to_ne_bytes().to_vec(), &lifetime::config(POLICY_EPOCH, facts.hz)));
     all.push(entry(&schema::CONFIG, 0_u32.to_ne_bytes().to_vec(), &config));
+    all.extend(facts.masquerade.iter().flat_map(|m| masquerade::fixed(m, facts)));
     all
 }
 
-/// Another node: the way to it, its addresses and its pod CIDRs. Nothing while it has no address of the tunnel's family.
+/// Another node: the way to it, its addresses and its pod CIDRs. While it has no address of the tunnel's family it is only spared from masquerade.
 pub(super) fn other_node(
     node: &Node,
     contents: &Contents,
     facts: &Facts,
     numbers: &mut NodeNumbers,
 ) -> Result<Vec<Entry>, TooManyNodes> {
-    let Some(to) = facts.tunnel_to(contents, &node.internal_ips) else { return Ok(Vec::new()) };
+    let Some(to) = facts.tunnel_to(contents, &node.internal_ips) else {
+        return Ok(if facts.masquerade.is_some() { masquerade::spared_node(node) } else { Vec::new() });
+    };
     let number = numbers.number(to)?;
     let hop = contents.next_hops.get(&to);
     let tunnel = Tunnel {
@@ -118,7 +125,7 @@ pub(super) fn other_node(
     ];
     let remote = Remote { identity: 0, node: number, flags: REMOTE_NODE };
     all.extend(node.internal_ips.iter().map(|a| by_address(&schema::REMOTE4, &schema::REMOTE6, *a, &remote)));
-    all.extend(node.pod_cidrs.iter().map(|c| by_prefix(*c, number)));
+    all.extend(node.pod_cidrs.iter().map(|c| pod_cidr(*c, number)));
     Ok(all)
 }
 

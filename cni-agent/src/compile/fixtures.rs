@@ -1,7 +1,7 @@
 //! A small cluster that tests of compilers and reconciler share: this node, `here`, and another, `there`.
 use cni_common::net::Mac;
 
-use super::Facts;
+use super::{Facts, Masquerade};
 use crate::{
     settings::Underlay,
     tables::{NextHop, Node},
@@ -23,6 +23,10 @@ pub(crate) fn facts() -> Facts {
         weft_vxlan: 4,
         encap_l2_eth: true,
         hz: 250,
+        masquerade: Some(Masquerade {
+            ports: "61000-65535".parse().expect("a range"),
+            spared: vec!["172.16.0.0/12".parse().expect("a CIDR"), "2001:db8::/32".parse().expect("a CIDR")],
+        }),
     }
 }
 

@@ -3,6 +3,7 @@ mod entries;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod heard;
+mod masquerade;
 mod nodes;
 mod routes;
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub use self::{
     routes::{ClusterRoute, cluster_routes, host_addresses},
 };
 use crate::{
+    ports::PortRange,
     settings::Underlay,
     tables::{Contents, PodKey, Row},
 };
@@ -46,12 +48,26 @@ pub struct Facts {
     pub encap_l2_eth: bool,
     /// Jiffies in a second.
     pub hz: u32,
+    /// What of pods' packets is masqueraded; `None`: nothing.
+    pub masquerade: Option<Masquerade>,
+}
+
+/// How pods speak to the world with an address of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Masquerade {
+    /// `--masquerade-ports`.
+    pub ports: PortRange,
+    /// `--no-masquerade-cidr`.
+    pub spared: Vec<IpNet>,
 }
 
 /// Maps in the order in which entries are written; they are deleted in the opposite one. What an entry refers to is there before it,
 /// and the entry that lets a pod's traffic flow comes last and goes first.
-const ORDER: [&MapSpec; 14] = [
+///
+/// What is known of the cluster, and what is spared, is there before the addresses under which pods leave: with those masquerade begins.
+const ORDER: [&MapSpec; 19] = [
     &schema::CT_CONFIG,
+    &schema::NAT_CONFIG,
     &schema::TUNNELS,
     &schema::NODES4,
     &schema::NODES6,
@@ -61,6 +77,10 @@ const ORDER: [&MapSpec; 14] = [
     &schema::CIDR6,
     &schema::REMOTE4,
     &schema::REMOTE6,
+    &schema::SPARED4,
+    &schema::SPARED6,
+    &schema::LEAVE4,
+    &schema::LEAVE6,
     &schema::CONFIG,
     &schema::LOCAL4,
     &schema::LOCAL6,
@@ -112,8 +132,15 @@ pub fn row(row: &Row, contents: &Contents, facts: &Facts, numbers: &mut NodeNumb
             let announced = contents.nodes.get(&facts.node).map_or(&[][..], |n| &n.internal_ips);
             entries::node_addresses(&contents.node_addresses, announced)
         }
+        Row::Devices if facts.masquerade.is_some() => masquerade::leaves(&contents.devices),
         Row::Devices | Row::NextHop(_) => Vec::new(),
     })
+}
+
+/// The device by which pods leave, if that is what the entry is about.
+pub fn leaves_by(key: &EntryKey) -> Option<u32> {
+    let is_leave = [schema::LEAVE4.id, schema::LEAVE6.id].contains(&key.map().id);
+    is_leave.then(|| key.key.first_chunk().copied().map(u32::from_ne_bytes))?
 }
 
 /// The rows whose entries depend on this one as well.

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytemuck::Zeroable;
 use cni_common::{
     maps::{
-        CONFIG_READY, Config, Endpoint as EndpointValue, NODE_SELF, OWN, OWN_ANNOUNCED, REMOTE_NODE, Remote,
-        TUNNEL_BY_MAC, TUNNEL_BY_NEIGHBOUR, TUNNEL_BY_STACK, Tunnel,
+        CONFIG_READY, Config, Endpoint as EndpointValue, Leave4, Leave6, NODE_SELF, NatConfig, OWN, OWN_ANNOUNCED,
+        REMOTE_NODE, Remote, TUNNEL_BY_MAC, TUNNEL_BY_NEIGHBOUR, TUNNEL_BY_STACK, Tunnel,
     },
     net::Mac,
     schema,
@@ -23,7 +23,7 @@ fn cluster() -> Tables {
     let t = Tables::new();
     t.set_node(node("here", 1));
     t.set_node(node("there", 2));
-    t.set_devices(BTreeMap::from([(7, Device { name: "eth0".into(), mtu: 1500, leads: true })]));
+    t.set_devices(BTreeMap::from([(7, Device { name: "eth0".into(), mtu: 1500, leads: true, ..Default::default() })]));
     t.set_next_hop("192.0.2.2".parse().expect("an address"), hop(true));
     t.set_pod(Pod {
         namespace: "default".into(),
@@ -166,6 +166,84 @@ fn an_endpoint_carries_its_label_class_once_the_pod_object_is_known() {
     t.set_pod(pod.clone());
     assert_eq!(endpoint(&t).vni, crate::identity::label_class("default", &pod.labels));
     assert_eq!(dependents(&Row::Pod(pod.key()), &t.read(), &facts()), [Row::Endpoint(9)]);
+}
+
+fn prefix(length: u32, address: &[u8]) -> Vec<u8> {
+    [&length.to_ne_bytes()[..], address].concat()
+}
+
+#[test]
+fn what_masquerade_is_told_stands_with_the_own_node_and_nothing_when_it_is_off() {
+    let t = cluster();
+    let facts = Facts { cluster_cidrs: vec!["10.244.0.0/16".parse().expect("a CIDR")], ..facts() };
+    let entries = |facts: &Facts| -> BTreeMap<(&'static str, Vec<u8>), Vec<u8>> {
+        let all = row(&Row::Node("here".into()), &t.read(), facts, &mut NodeNumbers::default()).expect("compiles");
+        all.into_iter().map(|(k, v)| ((k.map().name, k.key), v)).collect()
+    };
+    let on = entries(&facts);
+    let config: NatConfig = value(&on, &schema::NAT_CONFIG, &[0; 4]);
+    assert_eq!((config.first_port, config.ports), (61_000, 4536));
+    for (map, key) in [
+        (&schema::SPARED4, prefix(16, &[169, 254, 0, 0])),
+        (&schema::SPARED4, prefix(16, &[10, 244, 0, 0])),
+        (&schema::SPARED4, prefix(12, &[172, 16, 0, 0])),
+        (&schema::SPARED6, prefix(10, &[&[0xfe, 0x80][..], &[0; 14]].concat())),
+        (&schema::SPARED6, prefix(32, &[&[0x20, 1, 0x0d, 0xb8][..], &[0; 12]].concat())),
+    ] {
+        assert_eq!(value::<u32>(&on, map, &key), 1, "{} {key:?}", map.name);
+    }
+    let of_nat = |(map, _): &(&str, Vec<u8>)| map.starts_with("spared") || map.starts_with("nat_");
+    assert_eq!(on.keys().filter(|key| of_nat(key)).count(), 6);
+    let off = entries(&Facts { masquerade: None, ..facts });
+    assert_eq!(off.keys().filter(|key| of_nat(key)).count(), 0);
+    assert_eq!(off.len(), on.len() - 6, "all else as before");
+}
+
+#[test]
+fn pods_leave_by_each_device_under_its_address_unless_masquerade_is_off() {
+    let t = cluster();
+    let eth0 = Device {
+        name: "eth0".into(),
+        leave4: Some([192, 0, 2, 1].into()),
+        leave6: Some("fd00::1".parse().expect("an address")),
+        ..Device::default()
+    };
+    t.set_devices(BTreeMap::from([(7, Device { leave6: None, ..eth0.clone() }), (8, eth0), (9, Device::default())]));
+    let entries = compiled(&t, &Row::Devices);
+    assert_eq!(entries.len(), 3);
+    for index in [7_u32, 8] {
+        assert_eq!(value::<Leave4>(&entries, &schema::LEAVE4, &index.to_ne_bytes()).addr.bytes, [192, 0, 2, 1]);
+    }
+    assert_eq!(value::<Leave6>(&entries, &schema::LEAVE6, &8_u32.to_ne_bytes()).addr.bytes[..2], [0xfd, 0]);
+    let off = Facts { masquerade: None, ..facts() };
+    assert!(row(&Row::Devices, &t.read(), &off, &mut NodeNumbers::default()).expect("compiles").is_empty());
+    let by = |map, key: u32| leaves_by(&EntryKey::new(map, key.to_ne_bytes().to_vec()).expect("in order"));
+    assert_eq!((by(&schema::LEAVE6, 8), by(&schema::ENDPOINTS, 8)), (Some(8), None));
+}
+
+#[test]
+fn masquerade_begins_when_it_is_known_what_is_spared_and_ends_first() {
+    let place = |map: &MapSpec| maps().position(|m| m.id == map.id).expect("in order");
+    for before in
+        [&schema::NAT_CONFIG, &schema::OWN4, &schema::OWN6, &schema::CIDR6, &schema::REMOTE6, &schema::SPARED6]
+    {
+        assert!(place(before) < place(&schema::LEAVE4), "{}", before.name);
+    }
+    assert!(place(&schema::LEAVE6) < place(&schema::ENDPOINTS));
+}
+
+#[test]
+fn a_node_to_which_no_tunnel_leads_is_spared_until_one_does() {
+    let t = cluster();
+    let mut there = node("there", 2);
+    there.internal_ips.retain(|a| a.is_ipv6());
+    t.set_node(there);
+    let entries = compiled(&t, &Row::Node("there".into()));
+    let names: BTreeSet<_> = entries.keys().map(|(map, _)| *map).collect();
+    assert_eq!(names, BTreeSet::from([schema::SPARED4.name, schema::SPARED6.name]));
+    assert!(entries.contains_key(&(schema::SPARED4.name, prefix(24, &[10, 244, 2, 0]))));
+    t.set_node(node("there", 2));
+    assert!(!compiled(&t, &Row::Node("there".into())).keys().any(|(map, _)| map.starts_with("spared")));
 }
 
 #[test]

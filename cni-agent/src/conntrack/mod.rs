@@ -7,6 +7,8 @@
 //! | `filter` | which flows are asked for |
 //! | `table` | how the kernel's tables are gone through |
 //! | `pass` | what a pass through a table does |
+//! | `translation` | how a masqueraded flow's two entries are taken out beside programs that use them |
+//! | `nat` | what a pass through those does |
 //! | `sweeper` | when there is a pass: the thread, and who may ask it for one |
 //! | `view` | lists and counts |
 //!
@@ -16,18 +18,24 @@
 
 mod filter;
 mod flow;
+mod nat;
+#[cfg(test)]
+mod nat_tests;
 mod pass;
 mod sweeper;
 mod table;
 #[cfg(test)]
 mod tests;
+mod translation;
 mod view;
 
 pub use self::{
     filter::{Filter, Query, protocol},
     flow::{Ends, Flow, State},
+    nat::{Holds, Swept, remove as remove_translations, sweep as sweep_translations},
     pass::{Pass, expired},
     sweeper::{Sweeper, pause, sweep},
     table::{Kernel, Table},
+    translation::{Tables, Translated},
     view::{Fill, FlowError, Viewer},
 };

@@ -72,21 +72,26 @@ impl<W> Pass<W> {
 
     /// At the end: makes the endpoints' accounts what the pass has counted.
     pub fn settle<T: Table>(self, accounts: &T) -> io::Result<()> {
-        let before = accounts.dump()?;
-        for (key, value) in &before {
-            let id = read::<u32>(key);
-            match id.and_then(|id| self.held.get(&id)) {
-                Some(flows) if value.as_slice() == flows.to_ne_bytes() => {}
-                Some(flows) => accounts.update(key, &flows.to_ne_bytes())?,
-                None => accounts.delete(key)?,
-            }
-        }
-        for (id, flows) in &self.held {
-            let key = id.to_ne_bytes();
-            if !before.contains_key(key.as_slice()) {
-                accounts.update(&key, &flows.to_ne_bytes())?;
-            }
-        }
-        Ok(())
+        settle(&self.held, accounts)
     }
+}
+
+/// Makes the endpoints' accounts what was counted. What is right is not written.
+pub(super) fn settle<T: Table>(held: &BTreeMap<u32, u64>, accounts: &T) -> io::Result<()> {
+    let before = accounts.dump()?;
+    for (key, value) in &before {
+        let id = read::<u32>(key);
+        match id.and_then(|id| held.get(&id)) {
+            Some(flows) if value.as_slice() == flows.to_ne_bytes() => {}
+            Some(flows) => accounts.update(key, &flows.to_ne_bytes())?,
+            None => accounts.delete(key)?,
+        }
+    }
+    for (id, flows) in held {
+        let key = id.to_ne_bytes();
+        if !before.contains_key(key.as_slice()) {
+            accounts.update(&key, &flows.to_ne_bytes())?;
+        }
+    }
+    Ok(())
 }

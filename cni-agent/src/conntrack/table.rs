@@ -21,6 +21,8 @@ pub trait Table {
     fn delete(&self, key: &[u8]) -> io::Result<()>;
     /// Writes a value.
     fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()>;
+    /// Enters a value under a key that is not there yet; whether it was not.
+    fn enter(&self, key: &[u8], value: &[u8]) -> io::Result<bool>;
     /// All of it; of a small one.
     fn dump(&self) -> io::Result<Contents>;
 }
@@ -51,6 +53,9 @@ impl Table for Kernel<'_> {
     }
     fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
         self.map.update(key, value)
+    }
+    fn enter(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
+        self.map.insert(key, value)
     }
     fn dump(&self) -> io::Result<Contents> {
         self.map.dump()

@@ -88,6 +88,13 @@ impl Table for Fake {
         self.entries.borrow_mut().insert(key.to_vec(), value.to_vec());
         Ok(())
     }
+    fn enter(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
+        let is_new = !self.entries.borrow().contains_key(key);
+        if is_new {
+            self.update(key, value)?;
+        }
+        Ok(is_new)
+    }
     fn dump(&self) -> io::Result<Contents> {
         Ok(self.entries.borrow().clone())
     }

@@ -16,7 +16,7 @@ use cni_common::{
 use super::{
     filter::Filter,
     flow::{Flow, read},
-    sweeper::{FAMILIES, Sweeper, lots},
+    sweeper::{FAMILIES, Specs, Sweeper, lots},
     table::{Kernel, Table as _},
 };
 use crate::{
@@ -168,10 +168,10 @@ impl Viewer {
     fn named(&self) -> Vec<Named<'_>> {
         let of = |spec: &MapSpec, by_lots| Kernel { map: self.datapath.map(spec), by_lots };
         let families = [Family::V4, Family::V6].into_iter().zip(FAMILIES);
-        let both = |(family, (flows, new, _)): (Family, (MapSpec, MapSpec, MapSpec))| {
+        let both = |(family, specs): (Family, Specs)| {
             [
-                Named { family, name: SETTLED, table: of(&flows, self.by_lots.0) },
-                Named { family, name: NEW, table: of(&new, self.by_lots.1) },
+                Named { family, name: SETTLED, table: of(&specs.flows, self.by_lots.0) },
+                Named { family, name: NEW, table: of(&specs.new, self.by_lots.1) },
             ]
         };
         families.flat_map(both).collect()

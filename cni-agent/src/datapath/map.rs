@@ -77,11 +77,19 @@ impl RawMap {
 
     /// Writes a value under a key, new or not.
     pub fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
-        self.key(key)?;
-        if value.len() != self.width {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
+        self.entry(key, value)?;
         syscall::update(self.fd.as_fd(), key, value)
+    }
+
+    /// Writes a value under a key that is not there yet; whether it was not.
+    pub fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
+        self.entry(key, value)?;
+        syscall::insert(self.fd.as_fd(), key, value)
+    }
+
+    fn entry(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.key(key)?;
+        if value.len() == self.width { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
 
     /// Deletes a key; one that is missing is no error. An array's slot is set to zero, as it cannot be deleted.

@@ -37,6 +37,8 @@ const LOG_STATS: u32 = 4;
 const TCX_INGRESS: u32 = 46;
 /// `BPF_F_BEFORE`; without a program to refer to, it means before all.
 const BEFORE: u32 = 1 << 3;
+/// `BPF_NOEXIST`.
+const NOEXIST: u64 = 1;
 
 // The arms of `union bpf_attr` that we use. The kernel takes any length and demands that what it does not know is zero.
 #[repr(C)]
@@ -300,6 +302,18 @@ pub(super) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Resul
         MapElem { map_fd: raw(map), key: address(key.as_ptr()), value: address(value.as_ptr()), ..MapElem::zeroed() };
     // SAFETY: `RawMap` has compared both lengths with the map's sizes.
     unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+}
+
+/// Writes a value under a key that is not there yet. `Ok(false)`: it is, and its value as it was.
+pub(super) fn insert(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
+    let (key, value) = (address(key.as_ptr()), address(value.as_ptr()));
+    let mut attr = MapElem { map_fd: raw(map), key, value, flags: NOEXIST, ..MapElem::zeroed() };
+    // SAFETY: `RawMap` has compared both lengths with the map's sizes.
+    match unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) } {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Deletes a key. `Ok(false)`: there was none.

@@ -196,7 +196,7 @@ mod tests {
     fn contents(device: u32, pods: &[u32]) -> Contents {
         let mut c = Contents::default();
         c.nodes.insert("here".into(), fixtures::node("here", 1));
-        c.devices.insert(2, Device { name: "eth0".into(), mtu: device, leads: true });
+        c.devices.insert(2, Device { name: "eth0".into(), mtu: device, leads: true, ..Default::default() });
         c.endpoints.extend((1..).zip(pods).map(|(id, mtu)| (id, endpoint(id, *mtu))));
         c
     }

@@ -9,7 +9,6 @@ use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::{add::APPLIED_WITHIN, manager::EndpointManager};
-use crate::conntrack::Ends;
 
 impl EndpointManager {
     /// Before an address is given, until it has worked once: removes the flows of all addresses of this node's ranges that nobody has. By then
@@ -22,10 +21,8 @@ impl EndpointManager {
         let ranges = self.tables.read().nodes.get(&self.facts.node).map(|n| n.pod_cidrs.clone()).unwrap_or_default();
         let owned: BTreeSet<IpAddr> = self.addresses_out().into_keys().collect();
         let (tell, done) = mpsc::channel();
-        self.sweeper.remove(
-            move |key, _| {
-                Ends::read(key).is_some_and(|e| [e.lo.0, e.hi.0].iter().any(|a| is_orphan(*a, &ranges, &owned)))
-            },
+        self.sweeper.remove_pods(
+            move |a| is_orphan(a, &ranges, &owned),
             move |removed| {
                 // Nobody waits any more when it took too long.
                 let _told = tell.send(removed);

@@ -316,7 +316,7 @@ impl Host {
     }
 
     fn make_ready(&self) {
-        let device = Device { name: "eth0".into(), mtu: 1500, leads: true };
+        let device = Device { name: "eth0".into(), mtu: 1500, leads: true, ..Default::default() };
         self.tables.set_devices([(2, device)].into());
         let revision = self.tables.set_node(fixtures::node("here", 1));
         self.tables.applied(revision);

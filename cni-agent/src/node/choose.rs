@@ -4,6 +4,7 @@ use std::{
     net::IpAddr,
 };
 
+use super::leave::Leave;
 use crate::{
     netlink::{
         addr::Address,
@@ -45,8 +46,19 @@ impl Choice<'_> {
                     self.named.contains(&l.name)
                 }
             })
-            .map(|l| (l.index, Device { name: l.name.clone(), mtu: l.mtu, leads: self.carries_internal(l.index) }))
+            .map(|l| (l.index, self.device(l)))
             .collect()
+    }
+
+    fn device(&self, l: &Link) -> Device {
+        let leave = Leave { addresses: self.addresses, routes: self.routes, internal: self.internal };
+        Device {
+            name: l.name.clone(),
+            mtu: l.mtu,
+            leads: self.carries_internal(l.index),
+            leave4: leave.v4(l.index),
+            leave6: leave.v6(l.index),
+        }
     }
 
     /// Packets for the node itself come in through it: a port's belong to its bridge or bond, and the program reads an Ethernet header.

@@ -16,9 +16,18 @@ pub struct Desired {
     pub(super) heard: Heard,
     /// Rows that were compiled from less than all.
     pub(super) partial: BTreeSet<Row>,
+    /// Devices that carry `from_netdev`: by no other one do masqueraded pods leave, as nothing would translate the answers back.
+    pub(super) hooked: BTreeSet<u32>,
 }
 
 impl Desired {
+    /// Takes over which devices carry `from_netdev`; whether they are others than before, so that their row is to be compiled again.
+    pub fn note_hooked(&mut self, hooked: BTreeSet<u32>) -> bool {
+        let changed = self.hooked != hooked;
+        self.hooked = hooked;
+        changed
+    }
+
     /// Compiles the rows, and those that depend on them, which are added to the set. What cannot be compiled is in the answer.
     pub fn follow(&mut self, contents: &Contents, rows: &mut BTreeSet<Row>) -> BTreeMap<Row, String> {
         rows.append(&mut self.partial);
@@ -39,7 +48,8 @@ impl Desired {
         // Nodes before pods, as their numbers are in the pods' entries: `Row` sorts so.
         for row in rows.iter() {
             match compile::row(row, contents, &self.facts, &mut self.numbers) {
-                Ok(entries) => {
+                Ok(mut entries) => {
+                    entries.retain(|(key, _)| compile::leaves_by(key).is_none_or(|index| self.hooked.contains(&index)));
                     self.delta.set_row(row, entries);
                     let whole = compile::is_whole(row, contents, &self.facts, self.heard);
                     self.delta.hold(row, !whole);
@@ -106,6 +116,7 @@ mod tests {
                 delta: Delta::default(),
                 heard: Heard::EVERYTHING,
                 partial: BTreeSet::new(),
+                hooked: BTreeSet::new(),
             };
             let mut rig = Self { tables: Tables::new(), desired, kernel: Memory::default(), written: 0 };
             rig.tables.set_node(node("here", 1));
@@ -282,15 +293,42 @@ mod tests {
         assert_eq!(rig.writes(), 1);
         rig.tables.set_node_addresses(["192.0.2.1", "fd00::1"].map(|a| a.parse().expect("an address")).into());
         assert_eq!(rig.writes(), 1);
-        rig.tables
-            .set_devices(BTreeMap::from([(7, crate::tables::Device { name: "eth0".into(), mtu: 1500, leads: true })]));
+        rig.tables.set_devices(BTreeMap::from([(
+            7,
+            crate::tables::Device { name: "eth0".into(), mtu: 1500, leads: true, ..Default::default() },
+        )]));
         assert_eq!(rig.writes(), 0, "devices are no map entries");
+    }
+
+    #[test]
+    fn a_device_is_left_by_while_it_carries_the_program_that_translates_back_and_follows_its_addresses() {
+        let mut rig = Rig::new();
+        let device = |v4: Option<[u8; 4]>, v6: Option<&str>| crate::tables::Device {
+            name: "eth0".into(),
+            mtu: 1500,
+            leads: true,
+            leave4: v4.map(Into::into),
+            leave6: v6.map(|a| a.parse().expect("an address")),
+        };
+        let eth0 = device(Some([192, 0, 2, 1]), Some("fd00::1"));
+        rig.tables.set_devices(BTreeMap::from([(7, eth0.clone()), (8, eth0)]));
+        assert_eq!(rig.writes(), 0, "no program yet");
+        assert!(rig.desired.note_hooked(BTreeSet::from([7])) && !rig.desired.note_hooked(BTreeSet::from([7])));
+        rig.tables.mark_dirty(Row::Devices);
+        assert_eq!(rig.writes(), 2);
+        rig.tables.set_devices(BTreeMap::from([(7, device(Some([192, 0, 2, 9]), None))]));
+        assert_eq!(rig.writes(), 2, "another address, and one less");
+        rig.desired.note_hooked(BTreeSet::new());
+        rig.tables.mark_dirty(Row::Devices);
+        assert_eq!(rig.writes(), 1);
     }
 
     #[test]
     fn a_way_that_is_not_known_is_as_wide_as_the_devices_and_costs_a_write_when_they_change() {
         let mut rig = Rig::new();
-        let devices = |mtu| BTreeMap::from([(7, crate::tables::Device { name: "eth0".into(), mtu, leads: true })]);
+        let devices = |mtu| {
+            BTreeMap::from([(7, crate::tables::Device { name: "eth0".into(), mtu, leads: true, ..Default::default() })])
+        };
         rig.tables.set_devices(devices(1500));
         rig.writes();
         rig.tables.set_devices(devices(1400));

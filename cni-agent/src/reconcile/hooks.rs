@@ -1,6 +1,6 @@
 //! Which programs are where: `from_netdev` on the devices that lead to other nodes, the others on our own and on the pods' block.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -62,6 +62,11 @@ impl Hooks {
     /// Device and manner.
     pub fn attached(&self) -> &BTreeMap<String, How> {
         &self.by_name
+    }
+
+    /// Interface indexes of the devices that carry `from_netdev`.
+    pub fn indexes(&self) -> BTreeSet<u32> {
+        self.by_index.keys().copied().collect()
     }
 
     /// Every program of this build and its place; none while another's run.

@@ -98,6 +98,7 @@ impl Reconciler {
                 delta,
                 heard: Heard { objects: false, ways: false },
                 partial: BTreeSet::new(),
+                hooked: BTreeSet::new(),
             },
             routes,
             hosts: BTreeSet::new(),
@@ -163,6 +164,7 @@ impl Reconciler {
                 failures.extend(self.network(idle || rows.contains(&Row::NodeAddresses), synced));
                 failures.extend(self.unreached(&rows));
             }
+            failures.extend(self.follow_hooks());
             if synced && filled && self.datapath.waits() {
                 self.swap();
             }
@@ -205,6 +207,26 @@ impl Reconciler {
         failures
     }
 
+    /// By which devices pods leave, once it is known what is of the cluster: before that, what a former agent left stands.
+    fn follow_hooks(&mut self) -> BTreeMap<Row, String> {
+        if !self.desired.heard.objects {
+            return BTreeMap::new();
+        }
+        let contents = self.tables.read();
+        let hooked = match self.datapath.waits() {
+            // Their programs come with the pods', and before those.
+            true => contents.devices.keys().copied().collect(),
+            false => self.hooks.indexes(),
+        };
+        if !self.desired.note_hooked(hooked) {
+            return BTreeMap::new();
+        }
+        let mut failures = self.desired.follow(&contents, &mut BTreeSet::from([Row::Devices]));
+        drop(contents);
+        failures.extend(self.desired.delta.flush(&mut self.datapath.clone()));
+        failures
+    }
+
     /// Whether pods' addresses that need a route each are others than those that have one.
     fn hosts_changed(&self, rows: &BTreeSet<Row>) -> bool {
         let endpoints = rows.iter().any(|r| matches!(r, Row::Endpoint(_)));
@@ -242,8 +264,12 @@ impl Reconciler {
 
     /// Once every source is in sync, what no row asks for may go: before that it may be a row that nobody has read yet.
     fn prune(&mut self) {
-        if self.desired.facts.tunnel_address(&self.tables.read()).is_none() {
-            return;
+        {
+            let contents = self.tables.read();
+            // Between the Node object and the next look at the kernel nobody knows by which devices pods leave.
+            if self.desired.facts.tunnel_address(&contents).is_none() || contents.devices.is_empty() {
+                return;
+            }
         }
         self.desired.forget_nodes(&self.tables.read());
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);

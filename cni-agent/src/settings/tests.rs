@@ -23,7 +23,7 @@ fn everything_has_a_working_default() {
         state_dir: "/run/weft/state".into(),
         run_dir: "/run/weft".into(),
         bpffs: "/sys/fs/bpf".into(),
-        cni_install: Install::Yes,
+        cni_install: YesNo::Yes,
         cni_bin_dir: "/opt/cni/bin".into(),
         cni_conf_dir: "/etc/cni/net.d".into(),
         cni_conf_name: "05-weft.conflist".into(),
@@ -31,6 +31,9 @@ fn everything_has_a_working_default() {
         underlay: Underlay::Auto,
         tunnel_port: 8472,
         mtu: 0,
+        masquerade: YesNo::Yes,
+        masquerade_ports: PortRange::new(61_000, 65_535).unwrap(),
+        no_masquerade_cidr: vec![],
         without: vec![],
         event_rate: 100,
         verify_every: 300,
@@ -51,7 +54,16 @@ fn every_setting_has_its_flag_its_variable_and_a_help_text() {
         assert!(arg.get_help().is_some(), "{flag} has no help");
     }
     let help = Settings::command().render_long_help().to_string();
-    for part in ["Precedence:", "Files:", "Exit status:", "Examples:", "WEFT_TUNNEL_PORT", "Cluster:", "Network:"] {
+    for part in [
+        "Precedence:",
+        "Files:",
+        "Exit status:",
+        "Examples:",
+        "WEFT_TUNNEL_PORT",
+        "Cluster:",
+        "Network:",
+        "Masquerade:",
+    ] {
         assert!(help.contains(part), "{part} is missing in\n{help}");
     }
 }
@@ -74,6 +86,9 @@ fn every_setting_can_stand_in_the_file() {
         underlay = "ipv6"
         tunnel-port = 4789
         mtu = 9000
+        masquerade = false
+        masquerade-ports = "50000-50999"
+        no-masquerade-cidr = ["172.16.0.0/12"]
         without = ["tcx"]
         event-rate = 0
         verify-every = 10
@@ -91,7 +106,7 @@ fn every_setting_can_stand_in_the_file() {
         state_dir: "/s".into(),
         run_dir: "/r".into(),
         bpffs: "/b".into(),
-        cni_install: Install::No,
+        cni_install: YesNo::No,
         cni_bin_dir: "/c".into(),
         cni_conf_dir: "/d".into(),
         cni_conf_name: "20-weft.conflist".into(),
@@ -99,6 +114,9 @@ fn every_setting_can_stand_in_the_file() {
         underlay: Underlay::Ipv6,
         tunnel_port: 4789,
         mtu: 9000,
+        masquerade: YesNo::No,
+        masquerade_ports: PortRange::new(50_000, 50_999).unwrap(),
+        no_masquerade_cidr: vec!["172.16.0.0/12".parse().unwrap()],
         without: vec!["tcx".into()],
         event_rate: 0,
         verify_every: 10,
@@ -156,6 +174,9 @@ fn a_value_of_the_wrong_type_is_refused_with_key_file_and_valid_keys() {
         ("mtu = \"9000\"", "key `mtu`", "expected an integer, found string"),
         ("mtu = 9000.0", "key `mtu`", "expected an integer, found float"),
         ("underlay = 4", "key `underlay`", "expected a string, found integer"),
+        ("underlay = true", "key `underlay`", "expected a string, found boolean"),
+        ("masquerade = 1", "key `masquerade`", "expected a string, found integer"),
+        ("masquerade-ports = 61000", "key `masquerade-ports`", "expected a string, found integer"),
         ("manifests = [\"/m\"]", "key `manifests`", "expected a string, found array"),
         ("device = [1]", "key `device`", "expected an array of strings, found array"),
         ("[run-dir]\nx = 1", "key `run-dir`", "expected a string, found table"),
@@ -184,6 +205,11 @@ fn a_value_that_the_setting_refuses_is_named_with_its_cause() {
         ("node-name = \"Node_1\"", "a-z, 0-9"),
         ("node-name = \"\"", "must have a name"),
         ("cni-install = \"maybe\"", "valid are yes, no"),
+        ("masquerade = \"sometimes\"", "valid are yes, no"),
+        ("masquerade-ports = \"65535-61000\"", "range of ports such as 61000-65535"),
+        ("masquerade-ports = \"61000-70000\"", "range of ports such as 61000-65535"),
+        ("masquerade-ports = \"80-90\"", "begin at 1024"),
+        ("no-masquerade-cidr = [\"10.0.0.1/8\"]", "perhaps 10.0.0.0/8"),
         ("cni-conf-name = \"weft.conf\"", "ends in .conflist"),
         ("cni-conf-name = \"../weft.conflist\"", "without a directory"),
         ("cni-conf-name = \".weft.conflist\"", "a file's name"),
@@ -195,6 +221,22 @@ fn a_value_that_the_setting_refuses_is_named_with_its_cause() {
         assert!(matches!(error, SettingsError::BadValue { .. }), "{message}");
         assert!(message.contains(cause) && message.contains(text.split(' ').next().unwrap()), "{message}");
     }
+}
+
+#[test]
+fn yes_and_no_may_be_true_and_false() {
+    for (word, want) in [("true", YesNo::Yes), ("\"yes\"", YesNo::Yes), ("false", YesNo::No), ("\"no\"", YesNo::No)] {
+        let settings = load_file(&format!("masquerade = {word}\ncni-install = {word}"), &[]).unwrap();
+        assert_eq!((settings.masquerade, settings.cni_install), (want, want), "{word}");
+    }
+}
+
+#[test]
+fn more_cidrs_than_the_map_holds_are_refused_with_the_cure() {
+    let cidrs: Vec<String> = (0..1001).map(|n| format!("\"10.{}.{}.0/24\"", n / 256, n % 256)).collect();
+    let error = load_file(&format!("no-masquerade-cidr = [{}]", cidrs.join(",")), &[]).unwrap_err().to_string();
+    assert!(error.contains("1001 networks, and 1000 is the most: join"), "{error}");
+    load_file(&format!("no-masquerade-cidr = [{}]", cidrs[1..].join(",")), &[]).unwrap();
 }
 
 #[test]

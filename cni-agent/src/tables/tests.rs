@@ -277,7 +277,7 @@ fn run(tables: &Tables, op: &Op) -> Option<Row> {
         Op::SetDevices(v) => {
             tables.set_devices(BTreeMap::from([(
                 2,
-                Device { name: "eth0".into(), mtu: 1500 + u32::from(v), leads: true },
+                Device { name: "eth0".into(), mtu: 1500 + u32::from(v), leads: true, ..Default::default() },
             )]));
             Some(Row::Devices)
         }

@@ -203,7 +203,7 @@ pub struct NextHop {
 }
 
 /// A device that `from_netdev` watches.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Device {
     /// Its name.
     pub name: String,
@@ -211,6 +211,10 @@ pub struct Device {
     pub mtu: u32,
     /// It carries an InternalIP of this node: other nodes are behind it, and its MTU is that of the tunnel.
     pub leads: bool,
+    /// The node's address under which masqueraded pods leave by it; `None`: there is none that the kernel would take.
+    pub leave4: Option<Ipv4Addr>,
+    /// The same of IPv6.
+    pub leave6: Option<Ipv6Addr>,
 }
 
 /// Names one row of any table.

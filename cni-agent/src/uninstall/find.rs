@@ -20,6 +20,7 @@ use crate::{
         names, neigh, pod, route, rule,
         tc::{self, Place},
     },
+    node::reserved::{self, ReservedPorts},
 };
 
 /// What is on the node cannot be found out.
@@ -59,6 +60,7 @@ pub fn find(places: &Places, socket: &mut Socket) -> Result<Found, FindError> {
     on_devices_of_others(socket, &pins, &others, &mut found)?;
     tree(&pins, &mut found)?;
     network(socket, &records, &ours, &mut found)?;
+    ports(places, &mut found);
     files(places, &mut found)?;
     Ok(found)
 }
@@ -107,12 +109,28 @@ fn installed(places: &Places, found: &mut Found) {
     }
 }
 
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+/// The ports that masquerade has kept from the node's own programs.
+fn ports(places: &Places, found: &mut Found) {
+    let ports = ReservedPorts::new(&places.state_dir, &boot_id());
+    match ports.ours() {
+        Ok(ours) if ours.is_empty() => {}
+        Ok(ours) => {
+            let item = found.add(Kind::Setting, format!("net.ipv4.ip_local_reserved_ports {ours}"), Way::Ports(ports));
+            "what others have reserved stays".clone_into(&mut item.note);
+        }
+        Err(e) => found.kept.push(format!("net.ipv4.ip_local_reserved_ports, if it is ours: {}", error_chain(&e))),
+    }
+}
+
 fn records(dir: &Path) -> Result<Vec<EndpointRecord>, FindError> {
     if !dir.is_dir() {
         return Ok(Vec::new());
     }
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    Ok(RecordStore::open(dir, boot_id.trim())?.read_all()?)
+    Ok(RecordStore::open(dir, boot_id().trim())?.read_all()?)
 }
 
 /// They stay in a pod when its device goes.
@@ -212,8 +230,12 @@ fn tree(dir: &Path, found: &mut Found) -> Result<(), FindError> {
 
 /// The agent's own files. They are told by their names, as somebody may have given the agent a directory that has other things in it.
 fn files(places: &Places, found: &mut Found) -> Result<(), FindError> {
+    // With the ports goes the note of them.
+    let noted = found.items.iter().any(|i| matches!(i.way, Way::Ports(_)));
+    let is_ours =
+        |name: &str| record::is_record_file(name) || name == reserved::NOTE_STAGED || name == reserved::NOTE && !noted;
     for path in entries(&places.state_dir)? {
-        if path.file_name().and_then(|n| n.to_str()).is_some_and(record::is_record_file) {
+        if path.file_name().and_then(|n| n.to_str()).is_some_and(is_ours) {
             found.file(Kind::File, path);
         }
     }

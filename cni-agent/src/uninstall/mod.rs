@@ -18,7 +18,7 @@ pub use self::{
     remove::remove,
     running::{Alone, Running},
 };
-use crate::netlink::rule::Rule;
+use crate::{netlink::rule::Rule, node::reserved::ReservedPorts};
 
 /// Where the agent of this node keeps its things.
 #[derive(Clone, Debug)]
@@ -83,6 +83,8 @@ pub enum Kind {
     Route,
     /// A permanent neighbour on one of our devices.
     Neighbour,
+    /// Our part of a setting of the kernel's.
+    Setting,
     /// A pinned map, program or link.
     Pin,
     /// A file of the agent's.
@@ -103,6 +105,7 @@ impl fmt::Display for Kind {
             Self::Device => "device",
             Self::Route => "route",
             Self::Neighbour => "neighbour",
+            Self::Setting => "setting",
             Self::Pin => "pin",
             Self::File => "file",
             Self::Directory => "directory",
@@ -125,4 +128,6 @@ pub(super) enum Way {
     Rules(String, Vec<Rule>),
     /// With the device that it is on.
     WithDevice,
+    /// The ports that we have reserved, and the note of them.
+    Ports(ReservedPorts),
 }

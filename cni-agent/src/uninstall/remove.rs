@@ -27,6 +27,7 @@ fn one(item: &Item, socket: &mut Socket) -> Result<(), String> {
             attach::take_empty_clsact(socket, *index).missing_is_done().map_err(|e| error_chain(&e))
         }
         Way::Device(index) => socket.run(link::delete(*index)).missing_is_done().map_err(|e| error_chain(&e)),
+        Way::Ports(ports) => ports.give_back().map_err(|e| error_chain(&e)),
         Way::Rules(netns, rules) => match pod::socket_at(netns) {
             Ok(None) => Ok(()),
             Ok(Some(mut socket)) => rules

@@ -63,6 +63,32 @@ fn files_are_ours_by_name_and_content_and_others_stay() {
 }
 
 #[test]
+fn ports_that_were_reserved_go_with_the_note_of_them_and_a_note_of_another_boot_is_a_file() {
+    let root = tempfile::tempdir().unwrap();
+    let places = places(root.path());
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let note = |boot: &str| {
+        let text = format!(r#"{{"bootId":"{}","added":"61000-65535"}}"#, boot.trim());
+        fs::write(places.state_dir.join("reserved-ports"), text).unwrap();
+    };
+    let ways = || {
+        let found = find(&places, &mut Socket::open().unwrap()).unwrap();
+        let of = |i: &Item| i.kind == Kind::Setting || i.name.ends_with("reserved-ports");
+        let items: Vec<_> = found.items.into_iter().filter(of).map(|i| (i.kind, i.name)).collect();
+        (items, found.kept.len())
+    };
+    note(&boot);
+    fs::write(places.state_dir.join(".reserved-ports.new"), "").unwrap();
+    let text = "net.ipv4.ip_local_reserved_ports 61000-65535".to_owned();
+    assert_eq!(ways(), (vec![(Kind::Setting, text)], 0));
+    assert!(names(&places).0.iter().any(|name| name.ends_with(".reserved-ports.new")));
+    note("another");
+    assert_eq!(ways(), (vec![(Kind::File, places.state_dir.join("reserved-ports").display().to_string())], 0));
+    fs::write(places.state_dir.join("reserved-ports"), "no note").unwrap();
+    assert_eq!(ways().1, 1, "told of");
+}
+
+#[test]
 fn a_configuration_of_our_name_that_is_somebody_elses_stays_and_others_that_call_us_are_told_of() {
     let root = tempfile::tempdir().unwrap();
     let places = places(root.path());

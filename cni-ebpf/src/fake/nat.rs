@@ -12,11 +12,18 @@ use cni_common::{
     schema::MAX_TRANSLATIONS,
 };
 
-use super::{Fake, Frame};
+use super::{Fake, Frame, holds};
 use crate::{
     Packet, Res,
-    family::{Family, V4, V6},
-    nat::{Entered, Mend, NatEnv, NatFamily, Sockets, Translations, rewrite::Cover, sum::Diff},
+    ct::Ask,
+    family::{Family, L3, V4, V6},
+    nat::{
+        Entered, Masquerade, Mend, NatEnv, NatFamily, Sockets, Step, Translations, Ways,
+        port::{Try, Wanted},
+        rewrite::Cover,
+        sum::Diff,
+        way,
+    },
 };
 
 /// As `bpf_l4_csum_replace` does it.
@@ -97,7 +104,7 @@ impl NatEnv for Fake {
 }
 
 macro_rules! translations {
-    ($family:ty, $tables:ident) => {
+    ($family:ty, $tables:ident, $maps:ident) => {
         impl Translations<$family> for Fake {
             fn back(&self, key: &<$family as NatFamily>::Key) -> Option<<$family as NatFamily>::Back> {
                 get(&self.$tables.back, key)
@@ -132,10 +139,50 @@ macro_rules! translations {
                 self.$tables.sockets.borrow().contains(bytes_of(key))
             }
         }
+        impl<P> Ways<P, $family> for Fake {
+            fn device(&self, _: &mut P, _: &L3<$family>) -> u32 {
+                self.$maps.default_route
+            }
+            fn leave(&self, ifindex: u32) -> Option<<$family as Family>::Addr> {
+                self.$maps.leave.get(&ifindex).copied()
+            }
+            fn is_spared(&self, a: &<$family as Family>::Addr) -> bool {
+                self.$maps.spared.iter().any(|(len, prefix)| holds(*len, prefix, a))
+            }
+        }
+        impl<P: Mend> Masquerade<P, $family> for Fake {
+            fn way(&self, p: &mut P, ask: Ask) -> u32 {
+                way::way::<$family, _, _>(p, self, &ask)
+            }
+            fn translate(&self, p: &mut P, ask: Ask, by: u32) -> Res<Step> {
+                way::translate::<$family, _, _>(p, self, &ask, by)
+            }
+            fn translate_error(&self, p: &mut P, ask: Ask) -> Res<Step> {
+                way::translate_error::<$family, _, _>(p, self, &ask)
+            }
+            fn wanted(&self, p: &mut P, ask: Ask) -> Res<Wanted> {
+                way::wanted::<$family, _, _>(p, self, &ask)
+            }
+            fn attempt(&self, p: &mut P, ask: Ask, by: u32, w: Wanted) -> Res<Try> {
+                way::attempt::<$family, _, _>(p, self, &ask, by, w)
+            }
+            fn take_over(&self, p: &mut P, ask: Ask, by: u32, w: Wanted) -> Res<Try> {
+                way::take_over::<$family, _, _>(p, self, &ask, by, w)
+            }
+            fn settle(&self, p: &mut P, ask: Ask, by: u32, w: Wanted) -> Res<Try> {
+                way::settle::<$family, _, _>(p, self, &ask, by, w)
+            }
+            fn arrive(&self, p: &mut P) -> Res<Step> {
+                way::arrive::<$family, _, _>(p, self)
+            }
+            fn arrive_error(&self, p: &mut P) -> Res<Step> {
+                way::arrive_error::<$family, _, _>(p, self)
+            }
+        }
     };
 }
-translations!(V4, nat4);
-translations!(V6, nat6);
+translations!(V4, nat4, v4);
+translations!(V6, nat6, v6);
 
 /// Addresses of a family, from text.
 pub trait FromIp: Sized {

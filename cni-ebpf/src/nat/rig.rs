@@ -3,9 +3,15 @@ use std::{cell::Cell, net::IpAddr};
 
 use cni_common::{drop::Point, net::Mac, wire::ETH_LEN};
 
-use super::{End, NatFamily, Pair, Side, back, entry, error_back, error_forth, forth, give_way, related, rewrite};
+use super::{
+    End, NatFamily, NatSystem, Pair, Side, Sockets, back,
+    entry::{self, Known},
+    error_back, error_forth, give_way,
+    port::{self, Attempts, Try, Wanted},
+    related, rewrite,
+};
 use crate::{
-    Res,
+    DropReason as D, Res,
     ct::{Ask, Ends, allow, key::Rest, signal, track},
     fake::{
         Fake, Frame,
@@ -17,6 +23,45 @@ use crate::{
 };
 
 pub const HZ: u64 = 250;
+
+/// The end as which a pod's packet appears in the world, found if there is none; `None`: itself.
+pub fn end_of<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, node: &F::Addr) -> Res<Option<End<F>>>
+where
+    F: NatFamily,
+    S: NatSystem<F> + Sockets<P, F>,
+{
+    Ok(match entry::forth(s, pair, node)? {
+        Known::Itself => None,
+        Known::As(end) => Some(end),
+        Known::Nothing => {
+            let wanted = entry::wanted(s, pair)?;
+            port::choose(&mut There { p, s, pair, node }, wanted)?;
+            match entry::forth(s, pair, node)? {
+                Known::As(end) => Some(end),
+                _ => return Err(D::NatOrphan),
+            }
+        }
+    })
+}
+
+/// A flow that is to leave under an address.
+struct There<'a, F: NatFamily, P, S> {
+    p: &'a mut P,
+    s: &'a S,
+    pair: &'a Pair<F>,
+    node: &'a F::Addr,
+}
+impl<F: NatFamily, P, S: NatSystem<F> + Sockets<P, F>> Attempts for There<'_, F, P, S> {
+    fn attempt(&mut self, w: Wanted) -> Res<Try> {
+        port::attempt(self.p, self.s, self.pair, self.node, w)
+    }
+    fn take_over(&mut self, w: Wanted) -> Res<Try> {
+        port::take_over(self.s, self.pair, self.node, w)
+    }
+    fn settle(&mut self, w: Wanted) -> Res<Try> {
+        port::settle(self.p, self.s, self.pair, self.node, w)
+    }
+}
 
 /// The families, with what tests of both need.
 pub trait Tested: NatFamily<Addr: FromIp> {
@@ -39,7 +84,7 @@ macro_rules! tested {
                 track::<$family, _, _, _>(f, w, ask, &allow)
             }
             fn forth_of(w: &Fake, f: &mut Frame, pair: &Pair<Self>, node: &Self::Addr) -> Res<Option<End<Self>>> {
-                forth(f, w, pair, node)
+                end_of(f, w, pair, node)
             }
             fn back_of(w: &Fake, world: &Self::Addr, node: &Self::Addr, rest: Rest) -> Res<Option<End<Self>>> {
                 back(w, world, node, rest)

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
 pub use self::{
-    attempt::Try,
+    attempt::{SK_RELEASE, Try},
     table::{ALL, ENCAP_L2_ETH, SWITCHABLE, TCX},
 };
 

@@ -1,0 +1,577 @@
+//! The sweep of translations beside the programs' own functions, over the tables that those are tested with.
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+};
+
+use bytemuck::bytes_of;
+use cni_common::{
+    maps::{CT_HI_OPENED, CtEntry},
+    net::Be16,
+    wire::{TCP, UDP},
+};
+use cni_ebpf::{
+    DropReason as D,
+    ct::{
+        key::{Asker, Rest},
+        lifetime,
+    },
+    fake::{
+        Fake,
+        flows::{FlowTable, FlowTables},
+        nat::{FromIp, NatTables, addr},
+        world,
+    },
+    family::{V4, V6},
+    nat::{End, Pair, back, family::is_same_end, forth, give_way},
+};
+
+use super::{
+    nat::{Holds, Swept, remove, sweep},
+    table::Table,
+    translation::{Tables, Translated},
+};
+use crate::datapath::map::Contents;
+
+const HZ: u64 = 250;
+/// The port that all want, and what an echo is known by.
+const PORT: Be16 = Be16::from_host(40_000);
+
+type Map = RefCell<BTreeMap<Vec<u8>, Vec<u8>>>;
+
+/// The families, with what the programs' functions need a concrete one for.
+trait Tested: Translated<Addr: FromIp> {
+    const IS_6: bool;
+    fn flows(w: &Fake) -> &FlowTables;
+    fn nat(w: &Fake) -> &NatTables;
+    fn forth_of(w: &Fake, pair: &Pair<Self>, node: &Self::Addr) -> Result<Option<End<Self>>, D>;
+    fn back_of(w: &Fake, node: End<Self>, pair: &Pair<Self>) -> Result<Option<End<Self>>, D>;
+    fn node_sends(w: &Fake, node: End<Self>, pair: &Pair<Self>);
+}
+macro_rules! tested {
+    ($family:ident, $is_6:literal, $ct:ident, $nat:ident) => {
+        impl Tested for $family {
+            const IS_6: bool = $is_6;
+            fn flows(w: &Fake) -> &FlowTables {
+                &w.$ct
+            }
+            fn nat(w: &Fake) -> &NatTables {
+                &w.$nat
+            }
+            fn forth_of(w: &Fake, pair: &Pair<Self>, node: &Self::Addr) -> Result<Option<End<Self>>, D> {
+                forth(&mut (), w, pair, node)
+            }
+            fn back_of(w: &Fake, node: End<Self>, pair: &Pair<Self>) -> Result<Option<End<Self>>, D> {
+                let answered = Pair { pod: node, ..*pair }.rest();
+                let asker = if pair.asker == Asker::SENDER { Asker::RECEIVER } else { Asker::NONE };
+                let ports = cni_common::net::Ports::new(answered.ports.dst(), answered.ports.src());
+                back::<$family, _>(w, &pair.world.addr, &node.addr, Rest { ports, asker, ..answered })
+            }
+            fn node_sends(w: &Fake, node: End<Self>, pair: &Pair<Self>) {
+                let rest = Pair { pod: node, ..*pair }.rest();
+                give_way::<$family, _>(w, &node.addr, &pair.world.addr, rest);
+            }
+        }
+    };
+}
+tested!(V4, false, ct4, nat4);
+tested!(V6, true, ct6, nat6);
+
+macro_rules! of_both_families {
+    ($($name:ident)*) => {
+        mod v4 { $(#[test] fn $name() { super::$name::<super::V4>(); })* }
+        mod v6 { $(#[test] fn $name() { super::$name::<super::V6>(); })* }
+    };
+}
+of_both_families! {
+    what_is_over_goes_with_both_halves_and_what_lives_stays
+    what_an_endpoint_has_is_counted_anew
+    one_half_without_the_other_goes_when_its_flow_is_over
+    a_flow_that_begins_again_keeps_what_it_has_whenever_that_is
+    whoever_sends_whenever_nobody_shares_a_port
+    the_nodes_own_stays_as_long_as_it_is_used_and_a_while_longer
+    a_hold_is_respected_and_goes_when_it_was_there_a_second_ago
+    a_full_table_is_emptied_too
+    the_translations_of_a_pod_that_is_gone_go_with_it_however_they_are
+    a_sweep_rests_and_ends_when_it_is_told_to
+    an_echo_and_what_has_no_ports_are_found_by_both_keys
+    the_nodes_end_of_a_flow_is_told_if_both_halves_say_so
+}
+
+/// What one of them does at which of the agent's steps.
+type Act<'a> = &'a dyn Fn(u32);
+
+/// One table, of which the agent's steps are counted.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    on: On<'a>,
+    step: &'a Cell<u32>,
+    act: Act<'a>,
+}
+#[derive(Clone, Copy)]
+enum On<'a> {
+    Flows(&'a FlowTable),
+    Map(&'a Map, usize),
+    Accounts(&'a RefCell<BTreeMap<u32, u64>>),
+}
+
+impl At<'_> {
+    fn step(&self) {
+        (self.act)(self.step.get());
+        self.step.set(self.step.get() + 1);
+    }
+    fn all(&self) -> Contents {
+        match self.on {
+            On::Flows(flows) => flows.dump().into_iter().map(|(k, e)| (k, bytes_of(&e).to_vec())).collect(),
+            On::Map(map, _) => map.borrow().clone(),
+            On::Accounts(held) => {
+                held.borrow().iter().map(|(k, n)| (k.to_ne_bytes().to_vec(), n.to_ne_bytes().to_vec())).collect()
+            }
+        }
+    }
+    fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        match self.on {
+            On::Flows(_) => panic!("the sweep of translations writes no flow"),
+            On::Map(map, room) => {
+                if map.borrow().len() >= room && !map.borrow().contains_key(key) {
+                    return Err(io::Error::from_raw_os_error(libc::E2BIG));
+                }
+                map.borrow_mut().insert(key.to_vec(), value.to_vec());
+            }
+            On::Accounts(held) => {
+                let number =
+                    (u32::from_ne_bytes(key.try_into().unwrap()), u64::from_ne_bytes(value.try_into().unwrap()));
+                held.borrow_mut().insert(number.0, number.1);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Table for At<'_> {
+    type Walk = Option<Vec<u8>>;
+
+    fn walk(&self) -> Self::Walk {
+        None
+    }
+    /// A lot is of two entries.
+    fn lot(&self, walk: &mut Self::Walk, each: &mut dyn FnMut(&[u8], &[u8])) -> io::Result<bool> {
+        self.step();
+        let all = self.all();
+        let mut rest = all.iter().filter(|(key, _)| walk.as_ref().is_none_or(|last| *key > last));
+        let lot: Vec<_> = rest.by_ref().take(2).collect();
+        lot.iter().for_each(|(key, value)| each(key, value));
+        let more = rest.next().is_some();
+        *walk = lot.last().map(|(key, _)| (*key).clone());
+        Ok(more)
+    }
+    fn lookup(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.step();
+        Ok(self.all().remove(key))
+    }
+    fn delete(&self, key: &[u8]) -> io::Result<()> {
+        self.step();
+        match self.on {
+            On::Flows(_) => panic!("the sweep of translations writes no flow"),
+            On::Map(map, _) => drop(map.borrow_mut().remove(key)),
+            On::Accounts(held) => drop(held.borrow_mut().remove(&u32::from_ne_bytes(key.try_into().unwrap()))),
+        }
+        Ok(())
+    }
+    fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.step();
+        self.put(key, value)
+    }
+    fn enter(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
+        self.step();
+        if self.all().contains_key(key) { Ok(false) } else { self.put(key, value).map(|()| true) }
+    }
+    fn dump(&self) -> io::Result<Contents> {
+        self.step();
+        Ok(self.all())
+    }
+}
+
+/// A node whose pods are masqueraded.
+struct Node<F: Tested> {
+    w: Fake,
+    address: F::Addr,
+}
+
+impl<F: Tested> Node<F> {
+    fn new() -> Self {
+        Self { w: Fake::default(), address: addr(world::underlay(F::IS_6, 0)) }
+    }
+    fn after(&self, seconds: u32) -> &Self {
+        self.w.now.set(self.w.now.get() + u64::from(seconds) * HZ);
+        self
+    }
+    /// A flow of this pod's.
+    fn pair(pod: u8, proto: u8, port: Be16) -> Pair<F> {
+        let asker = if proto == F::ICMP { Asker::SENDER } else { Asker::NONE };
+        let world_port = if asker == Asker::SENDER { port } else { Be16::from_host(443) };
+        let pod = End { addr: addr(world::pod(F::IS_6, 0, pod)), port };
+        Pair { pod, world: End { addr: addr(world::outside(F::IS_6)), port: world_port }, proto: proto.into(), asker }
+    }
+    fn tcp(pod: u8) -> Pair<F> {
+        Self::pair(pod, TCP, PORT)
+    }
+    /// A packet of it, which conntrack knows; the node's end under which it leaves.
+    fn sends(&self, pair: &Pair<F>) -> Result<End<F>, D> {
+        let (key, from_hi) = pair.flow();
+        let verdicts = if from_hi { CT_HI_OPENED } else { 0 };
+        let charged = F::ip(&pair.pod.addr);
+        let charged = match charged {
+            IpAddr::V4(a) => a.octets()[3],
+            IpAddr::V6(a) => a.octets()[15],
+        };
+        let lifetime = lifetime::HANDSHAKE * HZ as u32;
+        let entry = CtEntry {
+            verdicts,
+            seen: self.w.now.get(),
+            lifetime,
+            charged: charged.into(),
+            ..bytemuck::Zeroable::zeroed()
+        };
+        F::flows(&self.w).new.replace(bytes_of(&key), &entry);
+        F::forth_of(&self.w, pair, &self.address).map(|end| end.expect("is masqueraded"))
+    }
+    fn port(&self, pair: &Pair<F>) -> u16 {
+        self.sends(pair).expect("leaves").port.to_host()
+    }
+    fn end(&self, port: u16) -> End<F> {
+        End { addr: self.address, port: Be16::from_host(port) }
+    }
+    /// Whether the answer to what left under this port gets to the pod.
+    fn is_answered(&self, pair: &Pair<F>, port: u16) -> bool {
+        F::back_of(&self.w, self.end(port), pair).is_ok_and(|pod| pod.is_some_and(|pod| is_same_end(&pod, &pair.pod)))
+    }
+    fn tables<'a>(&'a self, step: &'a Cell<u32>, act: Act<'a>) -> Tables<At<'a>> {
+        let (flows, nat) = (F::flows(&self.w), F::nat(&self.w));
+        let at = |on| At { on, step, act };
+        Tables {
+            flows: at(On::Flows(&flows.flows)),
+            new: at(On::Flows(&flows.new)),
+            back: at(On::Map(&nat.back, nat.room)),
+            forth: at(On::Map(&nat.forth, nat.room)),
+            accounts: at(On::Accounts(&nat.held)),
+        }
+    }
+    fn sweep_with(&self, before: &Holds, act: Act<'_>) -> (Swept, u32) {
+        let step = Cell::new(0);
+        let tables = self.tables(&step, act);
+        let now = || Ok(self.w.now.get());
+        let swept = sweep::<F, _>(&tables, &self.w.ct_config, before, now, |_| true).unwrap().expect("goes through");
+        (swept, step.get())
+    }
+    fn sweep(&self) -> Swept {
+        self.sweep_with(&Holds::new(), &|_| {}).0
+    }
+    fn remove(&self, pod: u8) -> u64 {
+        let step = Cell::new(0);
+        let gone = world::pod(F::IS_6, 0, pod);
+        remove::<F, _>(&self.tables(&step, &|_| {}), self.w.now.get(), &|a| a == gone).unwrap()
+    }
+    /// Entries by what the world writes, and by flow.
+    fn entries(&self) -> (usize, usize) {
+        let nat = F::nat(&self.w);
+        (nat.back.borrow().len(), nat.forth.borrow().len())
+    }
+    fn has_hold(&self) -> bool {
+        F::nat(&self.w).back.borrow().keys().any(|k| F::outside(&bytemuck::pod_read_unaligned(k)).is_hold)
+    }
+    fn accounts(&self) -> Vec<(u32, u64)> {
+        F::nat(&self.w).held.borrow().iter().map(|(id, n)| (*id, *n)).collect()
+    }
+}
+
+fn what_is_over_goes_with_both_halves_and_what_lives_stays<F: Tested>() {
+    let n = Node::<F>::new();
+    let (first, second) = (Node::tcp(11), Node::tcp(12));
+    n.port(&first);
+    n.after(lifetime::HANDSHAKE / 2);
+    let port = n.port(&second);
+    assert_eq!((n.entries(), n.sweep().deleted), ((2, 2), 0));
+    // In its last second another CPU may just renew it.
+    n.after(lifetime::HANDSHAKE / 2);
+    assert_eq!((n.sweep().deleted, n.entries()), (0, (2, 2)));
+    n.after(1);
+    assert_eq!((n.sweep().deleted, n.entries(), n.has_hold()), (1, (1, 1), false));
+    assert!(n.is_answered(&second, port));
+    assert_eq!(n.sweep().deleted, 0);
+    // What conntrack has forgotten is over as well.
+    F::flows(&n.w).new.remove(bytes_of(&second.flow().0));
+    assert_eq!((n.sweep().deleted, n.entries()), (1, (0, 0)));
+}
+
+fn what_an_endpoint_has_is_counted_anew<F: Tested>() {
+    let n = Node::<F>::new();
+    for (pod, port) in [(11, 1), (11, 2), (11, 3), (12, 1)] {
+        n.port(&Node::pair(pod, UDP, Be16::from_host(port)));
+    }
+    // As the programs, which only count up, have it some hours later.
+    F::nat(&n.w).held.replace([(11, 400), (12, 1), (13, 7)].into());
+    let settle = |swept: &Swept| {
+        let (step, none): (_, Act<'_>) = (Cell::new(0), &|_| {});
+        swept.settle(&At { on: On::Accounts(&F::nat(&n.w).held), step: &step, act: none }).unwrap();
+        step.get()
+    };
+    assert_eq!((settle(&n.sweep()), n.accounts()), (3, vec![(11, 3), (12, 1)]));
+    assert_eq!(settle(&n.sweep()), 1, "nothing is written where nothing has changed");
+    n.after(lifetime::HANDSHAKE + 1);
+    settle(&n.sweep());
+    assert_eq!(n.accounts(), []);
+}
+
+fn one_half_without_the_other_goes_when_its_flow_is_over<F: Tested>() {
+    for which in [0, 1] {
+        let n = Node::<F>::new();
+        let pair = Node::tcp(11);
+        let port = n.port(&pair);
+        let nat = F::nat(&n.w);
+        let other = if which == 0 { &nat.back } else { &nat.forth };
+        other.borrow_mut().clear();
+        assert_eq!(n.sweep().deleted, 0, "its flow's next packet makes it whole");
+        assert_eq!(n.port(&pair), port);
+        other.borrow_mut().clear();
+        n.after(lifetime::HANDSHAKE + 1);
+        assert_eq!((n.sweep().deleted, n.entries()), (1, (0, 0)), "{which}");
+    }
+    // Of two entries of a flow one is said to be its; the other goes with it.
+    let n = Node::<F>::new();
+    let pair = Node::tcp(11);
+    n.port(&pair);
+    F::nat(&n.w)
+        .back
+        .borrow_mut()
+        .insert(bytes_of(&pair.key(&n.end(61_000))).to_vec(), bytes_of(&F::back(&pair.pod, n.w.now.get())).to_vec());
+    assert_eq!((n.sweep().deleted, n.entries()), (0, (2, 1)));
+    n.after(lifetime::HANDSHAKE + 1);
+    assert_eq!((n.sweep().deleted, n.entries()), (2, (0, 0)));
+}
+
+/// A node that has had a pod's flow under a port of the range, which is over, and how many steps the agent makes to take it out.
+fn left_behind<F: Tested>() -> (Node<F>, Pair<F>, u16, u32) {
+    let make = || {
+        let n = Node::<F>::new();
+        // The pod's own port is another one's, so the flow has one of the range; and the other one's is over first.
+        n.port(&Node::tcp(12));
+        let pair = Node::tcp(11);
+        let port = n.port(&pair);
+        assert_ne!(port, PORT.to_host());
+        F::nat(&n.w).back.borrow_mut().remove(bytes_of(&Node::<F>::tcp(12).key(&n.end(PORT.to_host()))));
+        F::nat(&n.w).forth.borrow_mut().remove(bytes_of(&Node::<F>::tcp(12).flow().0));
+        n.after(lifetime::HANDSHAKE + 1);
+        (n, pair, port)
+    };
+    let (n, ..) = make();
+    let (_, steps) = n.sweep_with(&Holds::new(), &|_| {});
+    assert_eq!(n.entries(), (0, 0));
+    let (n, pair, port) = make();
+    (n, pair, port, steps)
+}
+
+fn a_flow_that_begins_again_keeps_what_it_has_whenever_that_is<F: Tested>() {
+    let (_, _, _, steps) = left_behind::<F>();
+    let mut kept = 0;
+    for at in 0..steps {
+        let (n, pair, port, _) = left_behind::<F>();
+        let begun = Cell::new(0);
+        n.sweep_with(&Holds::new(), &|step| {
+            if step == at {
+                begun.set(n.port(&pair));
+            }
+        });
+        assert!(!n.has_hold(), "{at}");
+        // Under whatever port it began, it goes on under that, and is answered there.
+        assert_eq!(n.port(&pair), begun.get(), "at step {at} of {steps}");
+        assert!(n.is_answered(&pair, begun.get()), "{at}");
+        kept += u32::from(begun.get() == port);
+        let (back, forth) = n.entries();
+        assert!(forth == 1 && back <= 2, "{at}: {back}");
+        n.after(lifetime::HANDSHAKE + 1);
+        n.sweep();
+        assert_eq!(n.entries(), (0, 0), "{at}: nothing is left for ever");
+    }
+    assert!(kept > 5 && kept < steps, "{kept} of {steps}: some before it was taken out, some behind");
+}
+
+fn whoever_sends_whenever_nobody_shares_a_port<F: Tested>() {
+    let (_, _, _, steps) = left_behind::<F>();
+    let mut orphans = 0;
+    for (first, second) in (0..steps).flat_map(|a| (0..steps + 2).map(move |b| (a, b))) {
+        let (n, pair, port, _) = left_behind::<F>();
+        // Another pod whose own port is the one that the flow had.
+        let other = Node::pair(13, TCP, Be16::from_host(port));
+        let ends = Cell::new((None, None));
+        n.sweep_with(&Holds::new(), &|step| {
+            if step == first {
+                ends.set((Some(n.port(&pair)), ends.get().1));
+            }
+            if step == second {
+                ends.set((ends.get().0, Some(n.port(&other))));
+            }
+        });
+        assert!(!n.has_hold());
+        for (who, had) in [(&pair, ends.get().0), (&other, ends.get().1)] {
+            let Some(had) = had else { continue };
+            // Where what was said of the flow went in the very moment in which it said something else, that holds until its next packet.
+            let answered = F::back_of(&n.w, n.end(had), who).map(|pod| pod.map(|pod| F::ip(&pod.addr)));
+            assert!(
+                [Ok(Some(F::ip(&who.pod.addr))), Err(D::NatOrphan)].contains(&answered),
+                "{first} {second}: {answered:?}"
+            );
+            orphans += u32::from(answered.is_err());
+            assert_eq!(n.port(who), had, "{first} {second}");
+            assert!(n.is_answered(who, had), "{first} {second}: what left under {had} is not answered");
+        }
+        assert_ne!(n.port(&pair), n.port(&other), "{first} {second}");
+    }
+    assert!(orphans < steps, "{orphans} of {steps} × {steps} orders");
+}
+
+fn the_nodes_own_stays_as_long_as_it_is_used_and_a_while_longer<F: Tested>() {
+    let n = Node::<F>::new();
+    let pair = Node::tcp(11);
+    let port = n.port(&pair);
+    F::node_sends(&n.w, n.end(port), &pair);
+    assert_eq!(n.sweep().deleted, 0);
+    n.after(lifetime::HANDSHAKE - 1);
+    F::node_sends(&n.w, n.end(port), &pair);
+    n.after(lifetime::HANDSHAKE - 1);
+    // The pod's flow is over, and what was said of it is the other half of nothing.
+    assert_eq!((n.sweep().deleted, n.entries()), (1, (1, 0)));
+    assert!(!n.is_answered(&pair, port));
+    n.after(1);
+    assert_eq!((n.sweep().deleted, n.entries(), n.has_hold()), (1, (0, 0), false));
+    // It is used again between the look and the hold.
+    n.port(&pair);
+    F::node_sends(&n.w, n.end(port), &pair);
+    F::flows(&n.w).new.remove(bytes_of(&pair.flow().0));
+    F::nat(&n.w).forth.borrow_mut().clear();
+    n.after(lifetime::HANDSHAKE);
+    let (_, steps) = n.sweep_with(&Holds::new(), &|step| {
+        if step == 1 {
+            F::node_sends(&n.w, n.end(port), &pair);
+        }
+    });
+    assert!(steps > 1 && n.entries() == (1, 0), "{steps} {:?}", n.entries());
+}
+
+fn a_hold_is_respected_and_goes_when_it_was_there_a_second_ago<F: Tested>() {
+    let n = Node::<F>::new();
+    let pair = Node::tcp(11);
+    let key = pair.key(&n.end(n.port(&pair)));
+    n.after(lifetime::HANDSHAKE + 1);
+    let hold = || {
+        let since = F::back(&End { addr: bytemuck::Zeroable::zeroed(), port: Be16::ZERO }, n.w.now.get());
+        F::nat(&n.w).back.borrow_mut().insert(bytes_of(&F::hold(&key)).to_vec(), bytes_of(&since).to_vec());
+    };
+    hold();
+    let first = n.sweep();
+    assert_eq!((first.deleted, first.holds.len(), n.entries()), (0, 1, (2, 1)), "somebody is at it");
+    // Once more within the second.
+    n.w.now.set(n.w.now.get() + HZ - 1);
+    let (second, _) = n.sweep_with(&first.holds, &|_| {});
+    assert_eq!((second.deleted, n.entries()), (0, (2, 1)));
+    // By then it is another one.
+    n.w.now.set(n.w.now.get() + 1);
+    hold();
+    let (third, _) = n.sweep_with(&second.holds, &|_| {});
+    assert_eq!((third.deleted, n.entries()), (0, (2, 1)));
+    n.after(1);
+    let (fourth, _) = n.sweep_with(&third.holds, &|_| {});
+    assert!(fourth.deleted >= 1 && fourth.holds.is_empty() && !n.has_hold());
+    n.sweep();
+    assert_eq!(n.entries(), (0, 0));
+}
+
+fn a_full_table_is_emptied_too<F: Tested>() {
+    let mut n = Node::<F>::new();
+    for port in 1..=4 {
+        n.port(&Node::pair(11, UDP, Be16::from_host(port)));
+    }
+    let room = |n: &mut Node<F>, room| if F::IS_6 { &mut n.w.nat6 } else { &mut n.w.nat4 }.room = room;
+    room(&mut n, 4);
+    assert_eq!(n.sends(&Node::pair(11, UDP, Be16::from_host(5))).map(|e| e.port.to_host()), Err(D::NatFull));
+    n.after(lifetime::HANDSHAKE + 1);
+    assert_eq!((n.sweep().deleted, n.entries()), (4, (0, 0)));
+}
+
+fn the_translations_of_a_pod_that_is_gone_go_with_it_however_they_are<F: Tested>() {
+    let n = Node::<F>::new();
+    for (pod, port) in [(11, 1), (11, 2), (11, 3), (12, 1), (12, 9)] {
+        n.port(&Node::pair(pod, UDP, Be16::from_host(port)));
+    }
+    let other = Node::pair(12, UDP, Be16::from_host(9));
+    assert_eq!(n.accounts(), [(11, 3), (12, 2)]);
+    // One has lost this half, one the other.
+    let (one, two) = (Node::<F>::pair(11, UDP, Be16::from_host(1)), Node::<F>::pair(11, UDP, Be16::from_host(2)));
+    F::nat(&n.w).back.borrow_mut().remove(bytes_of(&one.key(&n.end(1))));
+    F::nat(&n.w).forth.borrow_mut().remove(bytes_of(&two.flow().0));
+    assert_eq!((n.remove(11), n.entries(), n.has_hold()), (3, (2, 2), false));
+    assert!(n.is_answered(&other, 9));
+    assert_eq!(n.accounts(), [(11, 1), (12, 2)], "of one nothing said whose it was; the next pass counts anew");
+    assert_eq!((n.remove(12), n.entries()), (2, (0, 0)));
+    assert_eq!(n.accounts(), [(11, 1)]);
+    assert_eq!(n.remove(12), 0);
+}
+
+fn a_sweep_rests_and_ends_when_it_is_told_to<F: Tested>() {
+    let n = Node::<F>::new();
+    for port in 1..=5 {
+        n.port(&Node::pair(11, UDP, Be16::from_host(port)));
+    }
+    let ended_at = |most| {
+        let (step, rests) = (Cell::new(0), Cell::new(0));
+        let tables = n.tables(&step, &|_| {});
+        let now = || Ok(n.w.now.get());
+        let swept = sweep::<F, _>(&tables, &n.w.ct_config, &Holds::new(), now, |_| {
+            rests.set(rests.get() + 1);
+            rests.get() < most
+        });
+        (swept.unwrap().is_some(), rests.get())
+    };
+    // Three lots of either table.
+    assert_eq!((ended_at(2), ended_at(6), ended_at(7)), ((false, 2), (false, 6), (true, 6)));
+}
+
+fn an_echo_and_what_has_no_ports_are_found_by_both_keys<F: Tested>() {
+    let n = Node::<F>::new();
+    let talks = [Node::pair(11, F::ICMP, PORT), Node::pair(11, 132, PORT), Node::pair(11, 47, Be16::ZERO)];
+    let talks =
+        talks.map(
+            |pair| if pair.proto == 47 { Pair { world: End { port: Be16::ZERO, ..pair.world }, ..pair } } else { pair },
+        );
+    for (n_th, pair) in talks.iter().enumerate() {
+        let port = n.port(pair);
+        assert!(n.is_answered(pair, port));
+        let (flow, _) = pair.flow();
+        let keys = F::pairs(&flow).map(|p| bytes_of(&p.key(&n.end(port))).to_vec());
+        assert!(keys.contains(&bytes_of(&pair.key(&n.end(port))).to_vec()), "{n_th}");
+        let outside = F::outside(&pair.key(&n.end(port)));
+        assert!(bytes_of(&outside.pair(pair.pod).flow().0) == bytes_of(&flow), "{n_th}");
+    }
+    assert_eq!((n.sweep().deleted, n.entries()), (0, (3, 3)));
+    n.after(lifetime::OTHER);
+    assert_eq!((n.sweep().deleted, n.entries()), (3, (0, 0)));
+}
+
+fn the_nodes_end_of_a_flow_is_told_if_both_halves_say_so<F: Tested>() {
+    let n = Node::<F>::new();
+    n.port(&Node::tcp(12));
+    let pair = Node::tcp(11);
+    let port = n.port(&pair);
+    let told = || {
+        let step = Cell::new(0);
+        n.tables(&step, &|_| {}).node_end::<F>(&pair).unwrap().map(|end| end.port.to_host())
+    };
+    assert_eq!(told(), Some(port));
+    F::node_sends(&n.w, n.end(port), &pair);
+    assert_eq!(told(), None, "the node has taken it");
+    n.port(&pair);
+    F::nat(&n.w).forth.borrow_mut().clear();
+    assert_eq!(told(), None);
+}
