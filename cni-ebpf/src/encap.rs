@@ -118,22 +118,27 @@ fn by_stack<P: Packet>(p: &mut P, cfg: &Config, to: TunnelEnd, inner: &Inner) ->
 /// In place of a size: the segments have sizes of their own, which SCTP has chosen by the path's MTU (linux/skbuff.h).
 const GSO_BY_FRAGS: u32 = 0xffff;
 
-/// A GSO packet must fit segment by segment, any other one whole. MTU and both sums are without the outer Ethernet header.
 #[inline(always)]
 fn fits<P: Packet>(p: &P, tun: &Tunnel, inner: &Inner, overhead: u32) -> Res<()> {
+    if size(p, inner.l4, inner.l4_proto) + overhead > tun.mtu { Err(D::TooBig) } else { Ok(()) }
+}
+
+/// Bytes that must fit into an MTU: of a GSO packet those of a segment, of any other one all, without the Ethernet header. `l4`: offset of the
+/// transport header.
+#[inline(always)]
+pub(crate) fn size<P: Packet>(p: &P, l4: usize, l4_proto: u32) -> u32 {
     const TCP_: u32 = TCP as u32;
     let gso = p.gso_size();
-    let whole = match (gso, inner.l4_proto) {
+    match (gso, l4_proto) {
         (0, _) => p.len() - ETH_LEN as u32,
         (GSO_BY_FRAGS, _) => 0,
         // The upper half of byte 12 counts words of the TCP header (RFC 9293 section 3.1).
         (_, TCP_) => {
-            let words = p.read::<u8>(inner.l4 + 12).unwrap_or(0x50);
-            gso + (inner.l4 - ETH_LEN) as u32 + u32::from(words >> 4) * 4
+            let words = p.read::<u8>(l4 + 12).unwrap_or(0x50);
+            gso + (l4 - ETH_LEN) as u32 + u32::from(words >> 4) * 4
         }
-        _ => gso + (inner.l4 - ETH_LEN) as u32 + size_of::<Udp>() as u32,
-    };
-    if whole + overhead > tun.mtu { Err(D::TooBig) } else { Ok(()) }
+        _ => gso + (l4 - ETH_LEN) as u32 + size_of::<Udp>() as u32,
+    }
 }
 
 /// Of a header without options whose checksum field is 0 (RFC 1071).

@@ -6,7 +6,7 @@
 use cni_common::{drop::Point, maps::Tunnel, net::Mac, wire::*};
 
 use crate::{
-    DropReason as D, Env, Packet, Res, System, Tables, Verdict,
+    DropReason as D, Env, Of, Packet, Res, System, Verdict,
     family::{Family, V4, V6},
     flow::way_to,
 };
@@ -40,8 +40,14 @@ pub fn answer<P: Packet, S: System<P>>(p: &mut P, s: &S, point: Point, reason: D
         return None;
     }
     match p.read::<Eth>(0).ok()?.proto {
-        ETH_IP4 => Back::verdict(about::<V4, P, S>(p, s, cause(p, point, reason))),
-        ETH_IP6 => Back::verdict(about::<V6, P, S>(p, s, cause(p, point, reason))),
+        ETH_IP4 => {
+            let cause = cause::<V4, P, S>(p, s, point, reason);
+            Back::verdict(about::<V4, P, S>(p, s, cause))
+        }
+        ETH_IP6 => {
+            let cause = cause::<V6, P, S>(p, s, point, reason);
+            Back::verdict(about::<V6, P, S>(p, s, cause))
+        }
         _ => None,
     }
 }
@@ -78,7 +84,13 @@ struct Cause {
 impl Cause {
     const POD: u64 = 1;
     const TOO_BIG: u64 = 2;
+    const MTU: u32 = 32;
 
+    /// What may leave for the world, where the packet was to go there.
+    #[inline(always)]
+    fn mtu(self) -> u32 {
+        (self.bits >> Self::MTU) as u32
+    }
     /// Dropped in `from_pod`, else in `from_host`.
     #[inline(always)]
     fn is_a_pods(self) -> bool {
@@ -91,27 +103,37 @@ impl Cause {
     }
 }
 
+/// Here, as the node's routes are asked on a stack that the answer needs whole.
 #[inline(always)]
-fn cause<P: Packet>(p: &P, point: Point, reason: D) -> Cause {
-    let point = if point as u8 == Point::FromPod as u8 { Cause::POD } else { 0 };
-    let reason = if reason == D::TooBig { Cause::TOO_BIG } else { 0 };
-    Cause { bits: p.blur(point | reason) }
+fn cause<F: Family, P: Packet, S: Of<P, F>>(p: &mut P, s: &S, point: Point, reason: D) -> Cause {
+    let is_a_pods = point as u8 == Point::FromPod as u8;
+    let point = if is_a_pods { Cause::POD } else { 0 };
+    let (reason, mtu) = match reason {
+        D::TooBig if is_a_pods => (Cause::TOO_BIG, s.mtu(p)),
+        D::TooBig => (Cause::TOO_BIG, 0),
+        _ => (0, 0),
+    };
+    Cause { bits: p.blur(point | reason | u64::from(mtu) << Cause::MTU) }
 }
 
 #[inline(never)]
-fn about<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cause: Cause) -> Back {
+fn about<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cause: Cause) -> Back {
     turn::<F, P, S>(p, s, cause).unwrap_or(Back::NOWHERE)
 }
 
 #[inline(always)]
-fn turn<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cause: Cause) -> Option<Back> {
+fn turn<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cause: Cause) -> Option<Back> {
     let cfg = s.config()?;
     let ip = F::l3(p, ETH_LEN).ok()?;
     // An error about an error would have no end; a later fragment says not of which flow it is.
     if ip.part.is_later() || F::is_icmp_error(p, &ip) {
         return None;
     }
-    let mtu = if cause.is_too_big() { inner_mtu(s.tunnel(way_to::<F, S>(s, &ip.dst)?.0)?) } else { 0 };
+    let mtu = match way_to::<F, S>(s, &ip.dst) {
+        _ if !cause.is_too_big() => 0,
+        Some((node, _)) => inner_mtu(s.tunnel(node)?),
+        None => cause.mtu(),
+    };
     if !s.may_answer() {
         return None;
     }

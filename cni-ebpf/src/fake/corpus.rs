@@ -79,8 +79,8 @@ fn inner(r: &mut Rng, sources: &[(u8, u8)], destinations: &[(u8, u8)]) -> (u16, 
     let (s, d) = (r.pick(sources), r.pick(destinations));
     // Pod 0 of a node is the node itself.
     let src = if s.1 == 0 { world::underlay(v6, s.0) } else { world::pod(v6, s.0, s.1) };
-    let dst = match r.below(13) {
-        0 => world::outside(v6),
+    let dst = match r.below(16) {
+        0 | 13..=15 => world::outside(v6),
         1 => world::underlay(v6, r.pick(&[0, 1, 2, 3, 4, 9])),
         3 => r
             .pick(if v6 { &["::1", "fe80::1", "fe80::7", "::"] } else { &["127.0.0.1", "169.254.1.1", "0.0.0.0"] })
@@ -92,6 +92,30 @@ fn inner(r: &mut Rng, sources: &[(u8, u8)], destinations: &[(u8, u8)]) -> (u16, 
     };
     let l4 = l4(r, v6);
     header(r, v6).packet(src, dst, l4)
+}
+
+/// What somebody outside sends to the node: perhaps the answer to a pod, or an error about a packet that left for it.
+fn from_world(r: &mut Rng) -> (u16, Vec<u8>) {
+    let v6 = r.one_in(2);
+    let (here, there) = (world::underlay(v6, 0), world::outside(v6));
+    let l4 = match r.below(4) {
+        0 => {
+            let quoted = l4(r, v6);
+            let mut quote = header(r, v6).packet(here, there, quoted).1;
+            if r.one_in(3) {
+                quote.truncate(r.below(quote.len()));
+            }
+            let kind = r.pick(if v6 { &[1, 2, 3, 4, 137] } else { &[3, 11, 12, 5, 4] });
+            (if v6 { 58 } else { 1 }, [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &quote].concat())
+        }
+        1 => {
+            let (proto, mut body) = frame::ping(v6);
+            body[0] = if v6 { 129 } else { 0 };
+            (proto, body)
+        }
+        _ => l4(r, v6),
+    };
+    header(r, v6).packet(there, here, l4)
 }
 
 /// ARP and neighbour discovery from the client, honest or not.
@@ -135,6 +159,7 @@ pub fn frame(r: &mut Rng, point: Point) -> Vec<u8> {
             frame::eth(src, dst, p)
         }
         Point::FromHost => frame::eth(Mac::WEFT, Mac::WEFT, inner(r, &by_the_stack, &anywhere)),
+        Point::FromNetdev if r.one_in(4) => frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, from_world(r)),
         Point::FromNetdev | Point::FromOverlay => {
             let src = r.pick(&[1, 1, 1, 2, 2, 3, 0, 9]);
             // Mostly what the sending node may send, to pods that are here.

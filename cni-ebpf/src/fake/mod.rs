@@ -196,8 +196,8 @@ pub struct FamilyMaps<A: Ord> {
     pub nodes: BTreeMap<A, u32>,
     /// This node's addresses, with `OWN_*` bits.
     pub own: BTreeMap<A, u32>,
-    /// Under which address masqueraded pods leave, by device.
-    pub leave: BTreeMap<u32, A>,
+    /// Under which address masqueraded pods leave, by device, and its MTU.
+    pub leave: BTreeMap<u32, (A, u32)>,
     /// The device of the default route, there being no other; 0: none.
     pub default_route: u32,
     /// Prefix length and address, towards which pods keep theirs.

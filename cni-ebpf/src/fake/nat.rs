@@ -18,7 +18,7 @@ use crate::{
     ct::Ask,
     family::{Family, L3, V4, V6},
     nat::{
-        End, Entered, Masquerade, Mend, NatEnv, NatFamily, NatSystem, Pair, Sockets, Step, Translations, Ways,
+        End, Entered, Leave, Masquerade, Mend, NatEnv, NatFamily, NatSystem, Pair, Sockets, Step, Translations, Ways,
         entry::{self, Known},
         port::{self, Attempts, Try, Wanted},
         rewrite::Cover,
@@ -55,8 +55,8 @@ pub struct NatTables {
     pub held: RefCell<BTreeMap<u32, u64>>,
     /// What sockets of the node would receive.
     pub sockets: RefCell<BTreeSet<Vec<u8>>>,
-    /// What connected ones would.
-    pub connected: RefCell<BTreeSet<Vec<u8>>>,
+    /// What those would that are more than listening.
+    pub used: RefCell<BTreeSet<Vec<u8>>>,
     /// Entries of each.
     pub room: usize,
 }
@@ -67,7 +67,7 @@ impl Default for NatTables {
             forth: RefCell::default(),
             held: RefCell::default(),
             sockets: RefCell::default(),
-            connected: RefCell::default(),
+            used: RefCell::default(),
             room: MAX_TRANSLATIONS as usize,
         }
     }
@@ -181,16 +181,16 @@ macro_rules! translations {
             fn has_socket(&self, _: &mut P, key: &<$family as NatFamily>::Key) -> bool {
                 self.$tables.sockets.borrow().contains(bytes_of(key))
             }
-            fn is_connected(&self, _: &mut P, key: &<$family as NatFamily>::Key) -> bool {
-                self.$tables.connected.borrow().contains(bytes_of(key))
+            fn is_used(&self, _: &mut P, key: &<$family as NatFamily>::Key) -> bool {
+                self.$tables.used.borrow().contains(bytes_of(key))
             }
         }
         impl<P> Ways<P, $family> for Fake {
             fn device(&self, _: &mut P, _: &L3<$family>) -> u32 {
                 self.$maps.default_route
             }
-            fn leave(&self, ifindex: u32) -> Option<<$family as Family>::Addr> {
-                self.$maps.leave.get(&ifindex).copied()
+            fn leave(&self, ifindex: u32) -> Option<Leave<$family>> {
+                self.$maps.leave.get(&ifindex).map(|(addr, mtu)| Leave { addr: *addr, mtu: *mtu })
             }
             fn is_spared(&self, a: &<$family as Family>::Addr) -> bool {
                 self.$maps.spared.iter().any(|(len, prefix)| holds(*len, prefix, a))
@@ -199,6 +199,9 @@ macro_rules! translations {
         impl<P: Mend> Masquerade<P, $family> for Fake {
             fn way(&self, p: &mut P, ask: Ask) -> u32 {
                 way::way::<$family, _, _>(p, self, &ask)
+            }
+            fn mtu(&self, p: &mut P) -> u32 {
+                way::mtu::<$family, _, _>(p, self)
             }
             fn translate(&self, p: &mut P, ask: Ask, by: u32) -> Res<Step> {
                 way::translate::<$family, _, _>(p, self, &ask, by)

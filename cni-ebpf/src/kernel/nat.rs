@@ -20,7 +20,7 @@ use cni_ebpf::{
     ct::{Ask, Ends},
     family::{Family, L3, V4, V6},
     nat::{
-        Entered, Masquerade, Mend, NatEnv, NatFamily, Sockets, Step, Translations, Ways,
+        Entered, Leave, Masquerade, Mend, NatEnv, NatFamily, Sockets, Step, Translations, Ways,
         port::{Try, Wanted},
         rewrite::Cover,
         way,
@@ -146,10 +146,7 @@ fn socket<K>(p: &Skb, key: &K, len: u32, proto: u32) -> Found {
     let state = unsafe { (*sock).state };
     // SAFETY: a socket that the helper handed out, and that is given back once.
     unsafe { bpf_sk_release(sock.cast()) };
-    match state {
-        TCP_CLOSE | TCP_LISTEN => Found::Unconnected,
-        _ => Found::Connected,
-    }
+    if state == TCP_LISTEN { Found::Listening } else { Found::Using }
 }
 
 /// A socket of the node.
@@ -157,12 +154,10 @@ fn socket<K>(p: &Skb, key: &K, len: u32, proto: u32) -> Found {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
     Nothing = 0,
-    Unconnected = 1,
-    Connected = 2,
+    Listening = 1,
+    Using = 2,
 }
-/// States of `include/net/tcp_states.h`; UDP's sockets have the first of them until they are connected.
-const TCP_CLOSE: u32 = 7;
-/// See above.
+/// Of `include/net/tcp_states.h`; no socket of UDP has this state.
 const TCP_LISTEN: u32 = 10;
 
 /// Device, or 0, by which the stack would forward what `weft_host` receives.
@@ -212,8 +207,8 @@ macro_rules! node {
                 socket(p, key, $tuple, u32::from(key.proto)) != Found::Nothing
             }
             #[inline(always)]
-            fn is_connected(&self, p: &mut Skb, key: &<$family as NatFamily>::Key) -> bool {
-                socket(p, key, $tuple, u32::from(key.proto)) == Found::Connected
+            fn is_used(&self, p: &mut Skb, key: &<$family as NatFamily>::Key) -> bool {
+                socket(p, key, $tuple, u32::from(key.proto)) == Found::Using
             }
         }
         impl Ways<Skb, $family> for Kernel {
@@ -222,9 +217,9 @@ macro_rules! node {
                 device(p, $inet, ip.proto, $words(&ip.src), $words(&ip.dst))
             }
             #[inline(always)]
-            fn leave(&self, ifindex: u32) -> Option<<$family as Family>::Addr> {
+            fn leave(&self, ifindex: u32) -> Option<Leave<$family>> {
                 // SAFETY: programs only read this map, and entries are freed after an RCU grace period.
-                unsafe { $leave.get(ifindex) }.map(|l| l.addr)
+                unsafe { $leave.get(ifindex) }.map(|l| Leave { addr: l.addr, mtu: l.mtu })
             }
             #[inline(always)]
             fn is_spared(&self, a: &<$family as Family>::Addr) -> bool {
@@ -281,6 +276,7 @@ fn reason(code: i32) -> D {
     const EXHAUSTED: i32 = -(D::NatExhausted as i32);
     const FULL: i32 = -(D::NatFull as i32);
     const QUOTA: i32 = -(D::NatQuota as i32);
+    const BIG: i32 = -(D::TooBig as i32);
     const TTL: i32 = -(D::TtlExceeded as i32);
     const ORDER: i32 = -(D::FragmentOrder as i32);
     const ORPHAN: i32 = -(D::NatOrphan as i32);
@@ -288,6 +284,7 @@ fn reason(code: i32) -> D {
         EXHAUSTED => D::NatExhausted,
         FULL => D::NatFull,
         QUOTA => D::NatQuota,
+        BIG => D::TooBig,
         TTL => D::TtlExceeded,
         ORPHAN => D::NatOrphan,
         ORDER => D::FragmentOrder,
@@ -302,12 +299,18 @@ fn asked(what: u64, heard: u64) -> Ask {
 }
 
 macro_rules! steps {
-    ($family:ty, $way:ident, $translate:ident, $translate_error:ident, $wanted:ident, $attempt:ident, $take_over:ident, $settle:ident, $arrive:ident, $arrive_error:ident) => {
+    ($family:ty, $way:ident, $mtu:ident, $translate:ident, $translate_error:ident, $wanted:ident, $attempt:ident, $take_over:ident, $settle:ident, $arrive:ident, $arrive_error:ident) => {
         #[doc = "[`way::way`] as a function of the kernel's; arguments: [`Ask`], device."]
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $way(ctx: *mut __sk_buff, what: u64) -> i32 {
             way::way::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what, 0)) as i32
+        }
+        #[doc = "[`way::mtu`] as a function of the kernel's."]
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $mtu(ctx: *mut __sk_buff) -> i32 {
+            way::mtu::<$family, _, _>(&mut Skb::new(ctx), &Kernel) as i32
         }
         #[doc = "[`way::translate`] as a function of the kernel's."]
         #[unsafe(no_mangle)]
@@ -366,6 +369,10 @@ macro_rules! steps {
                 $way(p.context(), ask.what) as u32
             }
             #[inline(always)]
+            fn mtu(&self, p: &mut Skb) -> u32 {
+                $mtu(p.context()) as u32
+            }
+            #[inline(always)]
             fn translate(&self, p: &mut Skb, ask: Ask, by: u32) -> Res<Step> {
                 step($translate(p.context(), ask.what, ask.heard, by))
             }
@@ -406,6 +413,7 @@ macro_rules! steps {
 steps!(
     V4,
     nat_way4,
+    nat_mtu4,
     nat_forth4,
     nat_error_forth4,
     nat_wanted4,
@@ -418,6 +426,7 @@ steps!(
 steps!(
     V6,
     nat_way6,
+    nat_mtu6,
     nat_forth6,
     nat_error_forth6,
     nat_wanted6,

@@ -49,4 +49,4 @@ pub use icmp::{error_back, error_forth};
 pub use passage::{arrive, leave};
 pub use quote::related;
 pub use rewrite::{End, Mend, Side, rewrite};
-pub use table::{Entered, Masquerade, NatEnv, NatNode, NatSystem, Sockets, Step, Translations, Ways};
+pub use table::{Entered, Leave, Masquerade, NatEnv, NatNode, NatSystem, Sockets, Step, Translations, Ways};

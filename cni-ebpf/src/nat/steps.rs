@@ -191,7 +191,7 @@ impl Sockets<(), V4> for Cpu<'_> {
     fn has_socket(&self, (): &mut (), key: &NatKey4) -> bool {
         self.flag(|m| m.sockets.contains(bytes_of(key)))
     }
-    fn is_connected(&self, (): &mut (), _: &NatKey4) -> bool {
+    fn is_used(&self, (): &mut (), _: &NatKey4) -> bool {
         false
     }
 }

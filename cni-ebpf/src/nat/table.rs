@@ -61,8 +61,17 @@ pub trait Sockets<P, F: NatFamily> {
     /// Whether a socket of the node, a listening or an unconnected one included, would receive what the world writes so: TCP and UDP
     /// (`bpf_sk_lookup_tcp`, `bpf_sk_lookup_udp`); of other protocols the kernel does not tell, and the answer is no.
     fn has_socket(&self, p: &mut P, key: &F::Key) -> bool;
-    /// Whether one that the node has connected to just that end of the world would.
-    fn is_connected(&self, p: &mut P, key: &F::Key) -> bool;
+    /// Whether one would that does more than listen for connections.
+    fn is_used(&self, p: &mut P, key: &F::Key) -> bool;
+}
+
+/// How pods leave by a device.
+#[derive(Clone, Copy)]
+pub struct Leave<F: Family> {
+    /// Under which address of the node.
+    pub addr: F::Addr,
+    /// The device's MTU, bytes.
+    pub mtu: u32,
 }
 
 /// The node's routes; `P` is the packet, by whose device the kernel finds the namespace.
@@ -70,8 +79,8 @@ pub trait Ways<P, F: Family> {
     /// The device by which the node's stack would forward it, 0 if it would not, or if the kernel does not say which
     /// (`bpf_fib_lookup`). A next hop whose neighbour is not resolved is no obstacle.
     fn device(&self, p: &mut P, ip: &L3<F>) -> u32;
-    /// The node's address under which pods leave by this device; `None`: they do not.
-    fn leave(&self, ifindex: u32) -> Option<F::Addr>;
+    /// The node's address under which pods leave by this device, and its MTU; `None`: they do not.
+    fn leave(&self, ifindex: u32) -> Option<Leave<F>>;
     /// Whether pods keep their address towards this one.
     fn is_spared(&self, a: &F::Addr) -> bool;
 }
@@ -95,6 +104,8 @@ pub enum Step {
 pub trait Masquerade<P, F: Family> {
     /// The device by which a pod's packet leaves under the node's address, or 0.
     fn way(&self, p: &mut P, ask: Ask) -> u32;
+    /// The MTU of the device by which a pod's packet would leave, 0 if there is none.
+    fn mtu(&self, p: &mut P) -> u32;
     /// Gives a pod's packet, which was tracked, the node's end.
     ///
     /// # Errors

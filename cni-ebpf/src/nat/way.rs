@@ -12,6 +12,7 @@ use super::{
 use crate::{
     DropReason as D, Packet, Res,
     ct::{Ask, Ends, signal},
+    encap,
     family::{self, L3},
 };
 
@@ -29,19 +30,28 @@ pub fn way<F: NatFamily, P: Packet, S: NatNode<P, F>>(p: &mut P, s: &S, ask: &As
     if by == 0 || s.leave(by).is_none() { 0 } else { by }
 }
 
+/// The MTU of the device by which a pod's packet would leave, 0 if there is none.
+#[inline(always)]
+pub fn mtu<F: NatFamily, P: Packet, S: NatNode<P, F>>(p: &mut P, s: &S) -> u32 {
+    let Ok(ip) = F::l3(p, ETH_LEN) else { return 0 };
+    let by = s.device(p, &ip);
+    s.leave(by).map_or(0, |leave| leave.mtu)
+}
+
 /// Gives a pod's packet, which was tracked, the node's end.
 ///
 /// # Errors
-/// [`NatOrphan`](D::NatOrphan), [`TtlExceeded`](D::TtlExceeded).
+/// [`NatOrphan`](D::NatOrphan), [`FragmentOrder`](D::FragmentOrder), [`TooBig`](D::TooBig), [`TtlExceeded`](D::TtlExceeded).
 #[inline(always)]
 pub fn translate<F: NatFamily, P: Mend, S: NatNode<P, F>>(p: &mut P, s: &S, ask: &Ask, by: u32) -> Res<Step> {
     let ip = ask.header::<F, P>(p)?;
     let Some(signal) = signal::of(ask.heard)? else { return unknown::<F, P>(p, &ip) };
-    let Some(node) = s.leave(by) else { return Ok(Step::Itself) };
+    let Some(leave) = s.leave(by) else { return Ok(Step::Itself) };
     let pair = Pair::<F>::sent(&ip.src, &ip.dst, signal.rest);
-    match entry::forth(s, &pair, &node)? {
+    match entry::forth(s, &pair, &leave.addr)? {
         Known::Itself => Ok(Step::Itself),
         Known::Nothing => Ok(Step::Choose),
+        Known::As(_) if encap::size(p, ip.l4, ip.proto) > leave.mtu => Err(D::TooBig),
         Known::As(end) => {
             F::dec_ttl(p, ask.l3())?;
             rewrite(p, ask.l3(), &ip, Side::SOURCE, &end)?;
@@ -76,8 +86,8 @@ pub fn translate_error<F: NatFamily, P: Mend, S: NatNode<P, F>>(p: &mut P, s: &S
 /// A pod's packet as a pair, and the node's address by that device.
 #[inline(always)]
 fn pair<F: NatFamily, P: Packet, S: NatNode<P, F>>(p: &mut P, s: &S, ask: &Ask, by: u32) -> Res<(Pair<F>, F::Addr)> {
-    let Some(node) = s.leave(by) else { return Err(D::NatOrphan) };
-    Ok((sent(p, ask)?, node))
+    let Some(leave) = s.leave(by) else { return Err(D::NatOrphan) };
+    Ok((sent(p, ask)?, leave.addr))
 }
 
 #[inline(always)]
@@ -146,7 +156,7 @@ pub fn arrive<F: NatFamily, P: Mend, S: NatNode<P, F>>(p: &mut P, s: &S) -> Res<
     let Some(pod) = entry::back(s, &ip.src, &ip.dst, signal.rest)? else { return Ok(Step::Itself) };
     // The node's own flows win, also those that have begun since: the pod's goes on under another port.
     let mut key = entry::key_of::<F>(&ip.src, &ip.dst, signal.rest);
-    if s.is_connected(p, &key) {
+    if s.is_used(p, &key) {
         port::hand_over(s, &mut key);
         return Ok(Step::Itself);
     }

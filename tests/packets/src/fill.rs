@@ -1,7 +1,10 @@
 //! The native maps, written into the kernel's.
-use bytemuck::bytes_of;
+use bytemuck::{Zeroable as _, bytes_of};
 use cni_agent::datapath::Datapath;
-use cni_common::schema::{self, MapSpec};
+use cni_common::{
+    maps::{Leave4, Leave6},
+    schema::{self, MapSpec},
+};
 use cni_ebpf::fake::Fake;
 
 /// Writes every entry.
@@ -13,6 +16,7 @@ pub fn fill(datapath: &Datapath, w: &Fake) {
         put(&schema::CONFIG, &[0; 4], bytes_of(c));
     }
     put(&schema::CT_CONFIG, &[0; 4], bytes_of(&w.ct_config));
+    put(&schema::NAT_CONFIG, &[0; 4], bytes_of(&w.nat_config));
     for (k, v) in &w.endpoints {
         put(&schema::ENDPOINTS, bytes_of(k), bytes_of(v));
     }
@@ -20,7 +24,7 @@ pub fn fill(datapath: &Datapath, w: &Fake) {
         put(&schema::TUNNELS, bytes_of(k), bytes_of(v));
     }
     macro_rules! family {
-        ($m:ident, $local:ident, $remote:ident, $cidr:ident, $nodes:ident, $own:ident) => {
+        ($m:ident, $local:ident, $remote:ident, $cidr:ident, $nodes:ident, $own:ident, $leave:ident, $value:ident, $spared:ident) => {
             for (k, v) in &w.$m.local {
                 put(&schema::$local, bytes_of(k), bytes_of(v));
             }
@@ -36,8 +40,15 @@ pub fn fill(datapath: &Datapath, w: &Fake) {
             for (k, v) in &w.$m.own {
                 put(&schema::$own, bytes_of(k), bytes_of(v));
             }
+            for (k, (addr, mtu)) in &w.$m.leave {
+                let leave = $value { addr: *addr, mtu: *mtu, ..$value::zeroed() };
+                put(&schema::$leave, bytes_of(k), bytes_of(&leave));
+            }
+            for (len, k) in &w.$m.spared {
+                put(&schema::$spared, &[&len.to_ne_bytes(), bytes_of(k)].concat(), &[1, 0, 0, 0]);
+            }
         };
     }
-    family!(v4, LOCAL4, REMOTE4, CIDR4, NODES4, OWN4);
-    family!(v6, LOCAL6, REMOTE6, CIDR6, NODES6, OWN6);
+    family!(v4, LOCAL4, REMOTE4, CIDR4, NODES4, OWN4, LEAVE4, Leave4, SPARED4);
+    family!(v6, LOCAL6, REMOTE6, CIDR6, NODES6, OWN6, LEAVE6, Leave6, SPARED6);
 }

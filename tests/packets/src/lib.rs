@@ -4,6 +4,7 @@
 
 pub mod fill;
 pub mod kernel;
+pub mod node;
 pub mod refused;
 
 pub use cni_ebpf::fake::{corpus, frame, world};

@@ -2,11 +2,12 @@
 //! counted.
 use std::collections::{BTreeMap, BTreeSet};
 
-use cni_common::{drop::Point, maps::CtEntry, wire::OVERHEAD4};
-use cni_ebpf::fake::Frame;
+use cni_common::{drop::Point, maps::CtEntry, schema, wire::OVERHEAD4};
+use cni_ebpf::fake::{Fake, Frame};
 use packets::{
     corpus::{self, Rng},
     kernel::{self, Kernel},
+    node::Node,
     world::{self, CLIENT_IFINDEX},
 };
 
@@ -32,13 +33,23 @@ fn id_of(frame: &[u8]) -> u16 {
 
 #[test]
 fn native_logic_and_loaded_program_agree_on_every_frame() {
-    let mut w = world::world();
+    agree(world::world());
+}
+
+#[test]
+fn they_agree_on_a_node_that_masquerades() {
+    let node = Node::new();
+    let w = node.world();
+    node.run(|| agree(w));
+}
+
+fn agree(mut w: Fake) {
     // Time goes on for the kernel alone: no flow may be over while the test runs.
     w.ct_config = cni_ebpf::ct::lifetime::config(1, 100_000);
     let mut k = Kernel::empty();
     packets::fill::fill(k.datapath(), &w);
     // For frames that the kernel does not take.
-    let aside = world::world();
+    let aside = w.clone();
     // By a kernel of its own: the frame that it tries is a flow as well.
     let decap_l3 = Kernel::loaded().decap_l3();
     let (mut tunnelled, mut identifications) = (0, BTreeSet::new());
@@ -91,6 +102,21 @@ fn native_logic_and_loaded_program_agree_on_every_frame() {
         assert!(!new.is_empty());
         // In a corpus so large somebody has answered.
         assert!(!settled.is_empty() || size() < 2000);
+    }
+    for (name, t, maps) in [
+        ("nat4", &w.nat4, [&schema::NAT_BACK4, &schema::NAT_FORTH4, &schema::NAT_HELD4]),
+        ("nat6", &w.nat6, [&schema::NAT_BACK6, &schema::NAT_FORTH6, &schema::NAT_HELD6]),
+    ] {
+        let held = t.held.borrow().iter().map(|(k, n)| (k.to_ne_bytes().to_vec(), n.to_ne_bytes().to_vec())).collect();
+        let [back, forth, in_kernel] = maps.map(|map| k.datapath().map(map).dump().expect("is read"));
+        let keys = |t: &BTreeMap<Vec<u8>, Vec<u8>>| t.keys().cloned().collect::<BTreeSet<_>>();
+        // What it says is when it was made, and to whom it leads, which the other half says too.
+        assert_eq!(keys(&t.back.borrow()), back.into_iter().map(|(k, _)| k).collect(), "{name}");
+        assert_eq!(*t.forth.borrow(), forth.into_iter().collect(), "{name}");
+        let held: BTreeMap<_, _> = held;
+        assert_eq!(held, in_kernel.into_iter().collect(), "{name}");
+        println!("{name}: {} translations", t.forth.borrow().len());
+        assert!(!t.forth.borrow().is_empty() || w.v4.leave.is_empty() || size() < 2000);
     }
     let different = identifications.len();
     assert!(different * 10 > tunnelled * 9, "{different} identifications for {tunnelled} outer IPv4 headers");

@@ -1,5 +1,5 @@
 //! Every drop has a reason, and here is the packet that provokes it in the loaded program: counted once under program and reason, and told
-//! in an event with the right tuple. `Vlan` needs a device (`tagged.rs`).
+//! in an event with the right tuple. `Vlan` needs a device (`tagged.rs`), masquerade routes (`masquerade.rs`).
 use std::{collections::BTreeSet, net::IpAddr};
 
 use cni_common::{
@@ -232,8 +232,10 @@ fn every_reason_has_a_packet_that_provokes_it() {
     let ran = k.run(Point::FromPod, &f).expect("an ordinary frame");
     assert_eq!((ran.code, ran.counted), (SHOT, vec![(Point::FromPod, Err(DropReason::NoEndpoint))]));
     seen.insert(DropReason::NoEndpoint);
-    // `tagged.rs` has this one.
+    // `tagged.rs` has this one, `masquerade.rs` those below.
     seen.insert(DropReason::Vlan);
+    use DropReason as D;
+    seen.extend([D::NatExhausted, D::NatFull, D::NatOrphan, D::NatQuota, D::FragmentOrder]);
     // What the kernel makes no room in goes by its own device (next test); that the device's key cannot be set no packet can bring about.
     seen.insert(DropReason::AdjustRoom);
     let missing: Vec<_> = DropReason::ALL.iter().filter(|r| !seen.contains(r)).collect();
