@@ -1,7 +1,7 @@
 //! The sweep of translations beside the programs' own functions, over the tables that those are tested with.
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
 };
@@ -353,32 +353,55 @@ fn one_half_without_the_other_goes_when_its_flow_is_over<F: Tested>() {
     assert_eq!((n.sweep().deleted, n.entries()), (2, (0, 0)));
 }
 
+/// What a flow that is over has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// A port of the range. Its own is free.
+    Port,
+    /// The same, and another pod has its own.
+    Busy,
+    /// Only what was said of it.
+    Half,
+}
+const LEFT: [Left; 3] = [Left::Port, Left::Busy, Left::Half];
+
 /// A node that has had a pod's flow under a port of the range, which is over, and how many steps the agent makes to take it out.
-fn left_behind<F: Tested>() -> (Node<F>, Pair<F>, u16, u32) {
+fn left_behind<F: Tested>(left: Left) -> (Node<F>, Pair<F>, u16, u32) {
     let make = || {
         let n = Node::<F>::new();
-        // The pod's own port is another one's, so the flow has one of the range; and the other one's is over first.
-        n.port(&Node::tcp(12));
-        let pair = Node::tcp(11);
+        let (pair, other) = (Node::tcp(11), Node::tcp(12));
+        n.port(&other);
         let port = n.port(&pair);
         assert_ne!(port, PORT.to_host());
-        F::nat(&n.w).back.borrow_mut().remove(bytes_of(&Node::<F>::tcp(12).key(&n.end(PORT.to_host()))));
-        F::nat(&n.w).forth.borrow_mut().remove(bytes_of(&Node::<F>::tcp(12).flow().0));
         n.after(lifetime::HANDSHAKE + 1);
+        let nat = F::nat(&n.w);
+        if left == Left::Busy {
+            n.port(&other);
+        } else {
+            nat.back.borrow_mut().remove(bytes_of(&other.key(&n.end(PORT.to_host()))));
+            nat.forth.borrow_mut().remove(bytes_of(&other.flow().0));
+        }
+        if left == Left::Half {
+            nat.back.borrow_mut().clear();
+        }
         (n, pair, port)
     };
     let (n, ..) = make();
     let (_, steps) = n.sweep_with(&Holds::new(), &|_| {});
-    assert_eq!(n.entries(), (0, 0));
+    assert_eq!(n.entries(), if left == Left::Busy { (1, 1) } else { (0, 0) });
     let (n, pair, port) = make();
     (n, pair, port, steps)
 }
 
 fn a_flow_that_begins_again_keeps_what_it_has_whenever_that_is<F: Tested>() {
-    let (_, _, _, steps) = left_behind::<F>();
+    LEFT.into_iter().for_each(begins_again::<F>);
+}
+
+fn begins_again<F: Tested>(left: Left) {
+    let (_, _, _, steps) = left_behind::<F>(left);
     let mut kept = 0;
     for at in 0..steps {
-        let (n, pair, port, _) = left_behind::<F>();
+        let (n, pair, port, _) = left_behind::<F>(left);
         let begun = Cell::new(0);
         n.sweep_with(&Holds::new(), &|step| {
             if step == at {
@@ -387,11 +410,12 @@ fn a_flow_that_begins_again_keeps_what_it_has_whenever_that_is<F: Tested>() {
         });
         assert!(!n.has_hold(), "{at}");
         // Under whatever port it began, it goes on under that, and is answered there.
-        assert_eq!(n.port(&pair), begun.get(), "at step {at} of {steps}");
+        assert_eq!(n.port(&pair), begun.get(), "{left:?}: at step {at} of {steps}");
         assert!(n.is_answered(&pair, begun.get()), "{at}");
         kept += u32::from(begun.get() == port);
         let (back, forth) = n.entries();
-        assert!(forth == 1 && back <= 2, "{at}: {back}");
+        let others = usize::from(left == Left::Busy);
+        assert!(forth == 1 + others && back <= 2 + others, "{at}: {back}");
         n.after(lifetime::HANDSHAKE + 1);
         n.sweep();
         assert_eq!(n.entries(), (0, 0), "{at}: nothing is left for ever");
@@ -400,10 +424,15 @@ fn a_flow_that_begins_again_keeps_what_it_has_whenever_that_is<F: Tested>() {
 }
 
 fn whoever_sends_whenever_nobody_shares_a_port<F: Tested>() {
-    let (_, _, _, steps) = left_behind::<F>();
-    let mut orphans = 0;
+    LEFT.into_iter().for_each(nobody_shares::<F>);
+}
+
+fn nobody_shares<F: Tested>(left: Left) {
+    let (_, _, _, steps) = left_behind::<F>(left);
+    // When the flow has begun again so that its first answer is lost.
+    let mut orphans = BTreeSet::new();
     for (first, second) in (0..steps).flat_map(|a| (0..steps + 2).map(move |b| (a, b))) {
-        let (n, pair, port, _) = left_behind::<F>();
+        let (n, pair, port, _) = left_behind::<F>(left);
         // Another pod whose own port is the one that the flow had.
         let other = Node::pair(13, TCP, Be16::from_host(port));
         let ends = Cell::new((None, None));
@@ -424,13 +453,14 @@ fn whoever_sends_whenever_nobody_shares_a_port<F: Tested>() {
                 [Ok(Some(F::ip(&who.pod.addr))), Err(D::NatOrphan)].contains(&answered),
                 "{first} {second}: {answered:?}"
             );
-            orphans += u32::from(answered.is_err());
+            orphans.extend(answered.is_err().then_some(first));
             assert_eq!(n.port(who), had, "{first} {second}");
             assert!(n.is_answered(who, had), "{first} {second}: what left under {had} is not answered");
         }
         assert_ne!(n.port(&pair), n.port(&other), "{first} {second}");
     }
-    assert!(orphans < steps, "{orphans} of {steps} × {steps} orders");
+    // Between a look and the deletion behind it: the last look-up of a flow, or of what is said of it.
+    assert!(orphans.len() <= 3, "{left:?}: {orphans:?} of {steps}");
 }
 
 fn the_nodes_own_stays_as_long_as_it_is_used_and_a_while_longer<F: Tested>() {
