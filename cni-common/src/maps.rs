@@ -261,7 +261,7 @@ map_types! {
     pub struct NatBack4 {
         /// When it was entered, jiffies.
         pub made: u64,
-        /// The pod; zero: the node's own flow, or a hold.
+        /// The pod; zero: the node's own flow. Of a hold it means nothing.
         pub pod: Ip4,
         /// Its port, or the identifier of its ICMP echo; 0 for protocols without.
         pub pod_port: Be16,
@@ -345,12 +345,18 @@ map_types! {
     pub struct Leave4 {
         /// An address of the node.
         pub addr: Ip4,
+        /// The device's MTU, bytes.
+        pub mtu: u32,
     }
 
     /// The same for IPv6.
     pub struct Leave6 {
         /// An address of the node.
         pub addr: Ip6,
+        /// The device's MTU, bytes.
+        pub mtu: u32,
+        /// 0.
+        pub pad: u32,
     }
 
     /// What masquerade is told. One entry, at index 0.

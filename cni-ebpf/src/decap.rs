@@ -2,11 +2,12 @@
 use cni_common::{drop::Point, maps::Config, net::Mac, wire::*};
 
 use crate::{
-    DropReason as D, Env, Packet, Res, System, Tables, Verdict,
+    DropReason as D, Env, Of, Packet, Res, System, Tables, Verdict,
     ct::{Ask, Ends, Track},
     ecn,
     family::{self, Family, L3, Outer, V4, V6},
-    flow::{L4_WANT, way_to},
+    flow::{L4_WANT, to_local, way_to},
+    nat,
     packet::TunnelEnd,
 };
 
@@ -30,23 +31,10 @@ pub fn from_netdev<P: Packet, S: System<P>>(p: &mut P, s: &S) -> Res<Verdict> {
 }
 
 #[inline(always)]
-fn netdev<U: Family, P: Packet, S: System<P> + Tables<U>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
+fn netdev<U: Family, P: Packet, S: System<P> + Of<P, U>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
     p.linear(ETH_LEN as u32 + U::HEADER + TAIL);
-    let Some(ip) = U::outer(p, ETH_LEN) else { return Ok(Verdict::Pass) };
-    let l4 = ETH_LEN + U::HEADER as usize;
-    let to_tunnel_port =
-        ip.proto == u32::from(UDP) && p.read::<Udp>(l4).is_ok_and(|udp| udp.dport.raw() == cfg.tunnel_port.raw());
-    if !(to_tunnel_port && U::is_tunnel_address(cfg, &ip.dst)) {
-        // A tunnelled packet needs no look at these: its source must be a known node.
-        if U::is_probably_here(cfg, &ip.src) || <S as Tables<U>>::own(s, &ip.src) != 0 {
-            return Err(D::HostAddress);
-        }
-        if to_tunnel_port && <S as Tables<U>>::own(s, &ip.dst) != 0 {
-            return Err(D::TunnelAddress);
-        }
-        return Ok(Verdict::Pass);
-    }
-    let tail: OuterTail = p.read(l4)?;
+    let Some(ip) = tunnel::<U, P, S>(p, s, cfg)? else { return from_world::<U, P, S>(p, s) };
+    let tail: OuterTail = p.read(ETH_LEN + U::HEADER as usize)?;
     if tail.vxlan.flags.bytes[0] & VXLAN_VNI_VALID.bytes[0] == 0 {
         return Err(D::BadTunnel);
     }
@@ -57,8 +45,38 @@ fn netdev<U: Family, P: Packet, S: System<P> + Tables<U>>(p: &mut P, s: &S, cfg:
     }
 }
 
+/// The outer header of what comes by the node's tunnel; `None`: it does not.
 #[inline(always)]
-fn tunnelled<U: Family, F: Family, P: Packet, S: System<P> + Tables<U> + Tables<F> + Track<P, F>>(
+fn tunnel<U: Family, P: Packet, S: Env + Tables<U>>(p: &P, s: &S, cfg: &Config) -> Res<Option<Outer<U>>> {
+    let Some(ip) = U::outer(p, ETH_LEN) else { return Ok(None) };
+    let to_tunnel_port = ip.proto == u32::from(UDP)
+        && p.read::<Udp>(ETH_LEN + U::HEADER as usize).is_ok_and(|udp| udp.dport.raw() == cfg.tunnel_port.raw());
+    if to_tunnel_port && U::is_tunnel_address(cfg, &ip.dst) {
+        return Ok(Some(ip));
+    }
+    // A tunnelled packet needs no look at these: its source must be a known node.
+    if U::is_probably_here(cfg, &ip.src) || s.own(&ip.src) != 0 {
+        return Err(D::HostAddress);
+    }
+    if to_tunnel_port && s.own(&ip.dst) != 0 {
+        return Err(D::TunnelAddress);
+    }
+    Ok(None)
+}
+
+/// What no node sent: perhaps an answer to a masqueraded pod.
+#[inline(always)]
+fn from_world<F: Family, P: Packet, S: Of<P, F>>(p: &mut P, s: &S) -> Res<Verdict> {
+    if !nat::arrive::<F, P, S>(p, s)? {
+        return Ok(Verdict::Pass);
+    }
+    let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
+    let l = s.local(&ip.dst).ok_or(D::NoPod)?;
+    to_local(p, s, Point::FromNetdev, &ip, l)
+}
+
+#[inline(always)]
+fn tunnelled<U: Family, F: Family, P: Packet, S: System<P> + Of<P, U> + Of<P, F>>(
     p: &mut P,
     s: &S,
     outer: &Outer<U>,
@@ -117,7 +135,7 @@ pub fn from_overlay<P: Packet, S: System<P>>(p: &mut P, s: &S) -> Res<Verdict> {
 }
 
 #[inline(always)]
-fn overlay<F: Family, P: Packet, S: System<P> + Tables<F> + Track<P, F>>(
+fn overlay<F: Family, P: Packet, S: System<P> + Of<P, F>>(
     p: &mut P,
     s: &S,
     cfg: &Config,

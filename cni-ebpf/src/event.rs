@@ -6,27 +6,37 @@ use crate::{
     family::{self, Family, V4, V6},
 };
 
-/// Fills the event, but for time and endpoint, into `e`, which is all zero. By reference: the struct is an eighth of BPF's stack.
+/// Fills the event, but for time and endpoint, into `e`, from the numbers of a [`Point`] and of a
+/// [`DropReason`](D); `e` is all zero before. By reference: the struct is an eighth of BPF's stack.
 #[inline(always)]
-pub fn describe<P: Packet>(p: &P, point: Point, reason: D, e: &mut DropEvent) {
-    e.reason = reason as u8;
-    e.point = point as u8;
+pub fn describe<P: Packet>(p: &P, point: u8, reason: u8, e: &mut DropEvent) {
+    const INNER_SOURCE: u8 = D::InnerSource as u8;
+    const ECN: u8 = D::EcnNotCapable as u8;
+    e.reason = reason;
+    e.point = point;
     e.ifindex = p.ifindex();
     e.len = p.len();
-    network(p, ETH_LEN, e);
     // These two are about the inner packet; the outer headers were those of VXLAN, without options.
-    if point as u8 == Point::FromNetdev as u8 && matches!(reason, D::InnerSource | D::EcnNotCapable) {
-        let off = ETH_LEN + if e.family == 4 { OVERHEAD4 } else { OVERHEAD6 } as usize;
-        network(p, off, e);
-    }
+    let outer = if point == Point::FromNetdev as u8 && matches!(reason, INNER_SOURCE | ECN) {
+        match p.read(ETH_LEN - 2) {
+            Ok(ETH_IP4) => OVERHEAD4,
+            _ => OVERHEAD6,
+        }
+    } else {
+        0
+    };
+    network(p, (p.blur(u64::from(outer) + ETHERTYPE) & 0x7f) as usize, e);
 }
 
-/// The network header at `off`, the EtherType standing before it.
+/// Where it stands in the frame.
+const ETHERTYPE: u64 = ETH_LEN as u64 - 2;
+
+/// The network header behind the EtherType at `off`.
 #[inline(never)]
 fn network<P: Packet>(p: &P, off: usize, e: &mut DropEvent) {
-    match p.read(off - 2) {
-        Ok(ETH_IP4) => tuple::<V4, P>(p, off, e),
-        Ok(ETH_IP6) => tuple::<V6, P>(p, off, e),
+    match p.read(off) {
+        Ok(ETH_IP4) => tuple::<V4, P>(p, off + 2, e),
+        Ok(ETH_IP6) => tuple::<V6, P>(p, off + 2, e),
         _ => {}
     }
 }

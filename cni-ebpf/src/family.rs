@@ -44,6 +44,16 @@ impl Part {
         // 2 if the offset, of 16 bits at most, is not 0.
         Self { bits: (offset + 0xffff) >> 15 & Self::LATER | more & 1 }
     }
+    /// From what [`bits`](Self::bits) gives.
+    #[inline(always)]
+    pub const fn of_bits(bits: u32) -> Self {
+        Self { bits }
+    }
+    /// Two bits: 1 more fragments follow, 2 it is not the first.
+    #[inline(always)]
+    pub const fn bits(self) -> u32 {
+        self.bits
+    }
     /// Not a fragment.
     #[inline(always)]
     pub fn is_whole(self) -> bool {
@@ -271,9 +281,10 @@ impl Family for V4 {
         };
         ip.csum = encap::header_checksum(&ip);
         p.write(ETH_LEN, ip)?;
-        let (kind, code) = match e.about {
-            D::TooBig => (cni_common::wire::icmp::UNREACHABLE, cni_common::wire::icmp::FRAG_NEEDED),
-            _ => (cni_common::wire::icmp::TIME_EXCEEDED, 0),
+        let (kind, code) = if e.is_too_big {
+            (cni_common::wire::icmp::UNREACHABLE, cni_common::wire::icmp::FRAG_NEEDED)
+        } else {
+            (cni_common::wire::icmp::TIME_EXCEEDED, 0)
         };
         let mut message = Icmp { kind, code, csum: Be16::ZERO, rest: Be32::from_host(e.mtu & 0xffff) };
         let [x, y]: [u32; 2] = bytemuck::must_cast(message);
@@ -304,10 +315,11 @@ impl Family for V6 {
             return Err(D::BadHeader);
         }
         let l4 = off + size_of::<Ipv6>();
-        let (proto, l4, part) = match h.next {
-            TCP | UDP | ICMP6 => (u32::from(h.next), l4, Part::WHOLE),
-            _ => after_extensions(p, h.next, l4)?.split(),
+        let upper = match h.next {
+            TCP | UDP | ICMP6 => Upper::new(h.next, l4, 0),
+            _ => after_extensions(p, h.next, l4),
         };
+        let (proto, l4, part) = Upper { packed: p.blur(upper.packed) }.split()?;
         Ok(L3 { src: h.src, dst: h.dst, tos: traffic_class(&h), proto, l4, part })
     }
     #[inline(always)]
@@ -406,10 +418,7 @@ impl Family for V6 {
             dst: e.dst,
         };
         p.write(ETH_LEN, ip)?;
-        let kind = match e.about {
-            D::TooBig => icmp6::TOO_BIG,
-            _ => icmp6::TIME_EXCEEDED,
-        };
+        let kind = if e.is_too_big { icmp6::TOO_BIG } else { icmp6::TIME_EXCEEDED };
         let mut message = Icmp { kind, code: 0, csum: Be16::ZERO, rest: Be32::from_host(e.mtu) };
         let [x, y]: [u32; 2] = bytemuck::must_cast(message);
         message.csum = V6::icmp_checksum(&e.src, &e.dst, len, sum + u64::from(x) + u64::from(y));
@@ -453,11 +462,24 @@ impl Upper {
     fn new(proto: u8, l4: usize, part: u64) -> Self {
         Self { packed: u64::from(proto) | (l4 as u64) << 8 | part << 32 }
     }
+    /// Why there is none.
     #[inline(always)]
-    fn split(self) -> (u32, usize, Part) {
+    const fn none(why: D) -> Self {
+        Self { packed: (why as u64) << Self::ERROR }
+    }
+    const ERROR: u32 = 40;
+
+    #[inline(always)]
+    fn split(self) -> Res<(u32, usize, Part)> {
+        const LIMIT: u64 = D::ExtHdrLimit as u64;
+        match self.packed >> Self::ERROR {
+            0 => {}
+            LIMIT => return Err(D::ExtHdrLimit),
+            _ => return Err(D::Short),
+        }
         let part = Part { bits: ((self.packed >> 32) & 3) as u32 };
         // Before 6.12 the verifier learns no packet range from a mask of 16 bits.
-        ((self.packed & 0xff) as u32, ((self.packed >> 8) & 0x3fff) as usize, part)
+        Ok(((self.packed & 0xff) as u32, ((self.packed >> 8) & 0x3fff) as usize, part))
     }
 }
 
@@ -470,33 +492,33 @@ const MAX_EXTENSIONS: u32 = 4;
 
 /// Skips extension headers. Out of line: unrolled in the fast path they would be most of the program.
 #[inline(never)]
-fn after_extensions<P: Packet>(p: &P, mut next: u8, mut l4: usize) -> Res<Upper> {
+fn after_extensions<P: Packet>(p: &P, mut next: u8, mut l4: usize) -> Upper {
     let mut part = 0;
     for _ in 0..MAX_EXTENSIONS {
         match next {
             0 | 43 | 60 => {
-                let [kind, words]: [u8; 2] = p.read(l4)?;
+                let Ok([kind, words]) = p.read::<[u8; 2]>(l4) else { return Upper::none(D::Short) };
                 next = kind;
                 l4 += (usize::from(words) + 1) * 8;
             }
             44 => {
-                let [kind, offset]: [Be16; 2] = p.read(l4)?;
+                let Ok([kind, offset]) = p.read::<[Be16; 2]>(l4) else { return Upper::none(D::Short) };
                 next = kind.bytes[0];
                 l4 += 8;
                 let offset = offset.to_host();
                 if offset & 0xfff8 != 0 {
                     // What follows is the middle of some payload, whatever `next` says.
-                    return Ok(Upper::new(next, l4, 2));
+                    return Upper::new(next, l4, 2);
                 }
                 // M = 0 and offset 0: an atomic fragment (RFC 6946) is a whole datagram.
                 part |= u64::from(offset & 1);
             }
-            _ => return Ok(Upper::new(next, l4, part)),
+            _ => return Upper::new(next, l4, part),
         }
     }
     match next {
-        0 | 43 | 44 | 60 => Err(D::ExtHdrLimit),
-        _ => Ok(Upper::new(next, l4, part)),
+        0 | 43 | 44 | 60 => Upper::none(D::ExtHdrLimit),
+        _ => Upper::new(next, l4, part),
     }
 }
 

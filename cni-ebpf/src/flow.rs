@@ -1,17 +1,17 @@
 //! What pods and the node's own stack send.
 use cni_common::{
     drop::Point,
-    maps::{Config, Endpoint, NODE_SELF, OWN_ANNOUNCED, REMOTE_NODE},
+    maps::{Config, Endpoint, Local, NODE_SELF, OWN_ANNOUNCED, REMOTE_NODE},
     net::{Mac, Ports},
     wire::*,
 };
 
 use crate::{
-    DropReason as D, Env, Packet, Res, System, Tables, Verdict,
+    DropReason as D, Env, Of, Packet, Res, System, Tables, Verdict,
     ct::{Ask, Ends, Track},
     encap::{self, Inner},
     family::{self, Family, L3, V4, V6},
-    neigh,
+    nat, neigh,
 };
 
 /// Headers that must be readable before parsing: Ethernet, the network header and the ports.
@@ -49,12 +49,7 @@ fn same_mac(a: &Mac, b: &Mac) -> bool {
 }
 
 #[inline(always)]
-fn pod<F: Family, P: Packet, S: Env + Tables<F> + Track<P, F>>(
-    p: &mut P,
-    s: &S,
-    cfg: &Config,
-    ep: &Endpoint,
-) -> Res<Verdict> {
+fn pod<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cfg: &Config, ep: &Endpoint) -> Res<Verdict> {
     let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     if !F::is_source(ep, &ip.src) {
         return Err(D::SourceAddress);
@@ -86,14 +81,18 @@ fn pod<F: Family, P: Packet, S: Env + Tables<F> + Track<P, F>>(
     };
     // One call: the verifier walks it anew for each.
     let to = near.map_or(0, |l| l.id);
-    s.track(p, Ask::new(Point::FromPod, ETH_LEN, &ip, Ends { from: ep.id, to }))?;
+    let ask = Ask::new(Point::FromPod, ETH_LEN, &ip, Ends { from: ep.id, to });
+    s.track(p, ask)?;
     if let Some(l) = near {
         F::dec_ttl(p, ETH_LEN)?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));
     }
     if node == NO_NODE {
-        return to_stack(p);
+        return match nat::leave(p, s, ask)? {
+            0 => to_stack(p),
+            ifindex => Ok(Verdict::Neigh(ifindex)),
+        };
     }
     F::dec_ttl(p, ETH_LEN)?;
     encap::to_node(p, s, cfg, node, &inner(&ip, ports, ep.vni))
@@ -129,14 +128,11 @@ pub fn from_host<P: Packet, S: System<P>>(p: &mut P, s: &S) -> Res<Verdict> {
 }
 
 #[inline(always)]
-fn host<F: Family, P: Packet, S: Env + Tables<F> + Track<P, F>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
+fn host<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
     let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     let ports = family::ports(p, &ip)?;
     if let Some(l) = s.local(&ip.dst) {
-        s.track(p, Ask::new(Point::FromHost, ETH_LEN, &ip, Ends { from: 0, to: l.id }))?;
-        p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
-        p.for_this_host();
-        return Ok(Verdict::Peer(l.ifindex));
+        return to_local(p, s, Point::FromHost, &ip, l);
     }
     match way_to::<F, S>(s, &ip.dst) {
         Some((node, _)) if node != NODE_SELF => {
@@ -147,6 +143,21 @@ fn host<F: Family, P: Packet, S: Env + Tables<F> + Track<P, F>>(p: &mut P, s: &S
         }
         _ => Err(D::NoPod),
     }
+}
+
+/// Into the pod that it is for.
+#[inline(always)]
+pub(crate) fn to_local<F: Family, P: Packet, S: Track<P, F>>(
+    p: &mut P,
+    s: &S,
+    point: Point,
+    ip: &L3<F>,
+    l: &Local,
+) -> Res<Verdict> {
+    s.track(p, Ask::new(point, ETH_LEN, ip, Ends { from: 0, to: l.id }))?;
+    p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
+    p.for_this_host();
+    Ok(Verdict::Peer(l.ifindex))
 }
 
 /// Whether another node takes the address for one of this node's: see `decap::sent_by`.

@@ -17,8 +17,8 @@ const QUOTE: u32 = 128;
 
 /// An error to send.
 pub struct Error<F: Family> {
-    /// [`D::TooBig`] or [`D::TtlExceeded`].
-    pub about: D,
+    /// The packet was too big; else it had no hop left.
+    pub is_too_big: bool,
     /// What would have fitted, bytes, when it was too big.
     pub mtu: u32,
     /// Under which address.
@@ -40,8 +40,8 @@ pub fn answer<P: Packet, S: System<P>>(p: &mut P, s: &S, point: Point, reason: D
         return None;
     }
     match p.read::<Eth>(0).ok()?.proto {
-        ETH_IP4 => Back::verdict(about::<V4, P, S>(p, s, point as u32, reason)),
-        ETH_IP6 => Back::verdict(about::<V6, P, S>(p, s, point as u32, reason)),
+        ETH_IP4 => Back::verdict(about::<V4, P, S>(p, s, cause(p, point, reason))),
+        ETH_IP6 => Back::verdict(about::<V6, P, S>(p, s, cause(p, point, reason))),
         _ => None,
     }
 }
@@ -70,28 +70,53 @@ impl Back {
     }
 }
 
-#[inline(never)]
-fn about<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, point: u32, about: D) -> Back {
-    turn::<F, P, S>(p, s, point, about).unwrap_or(Back::NOWHERE)
+/// Where, and why: bits of which the verifier knows nothing, as it would walk all that follows once for each pair.
+#[derive(Clone, Copy)]
+struct Cause {
+    bits: u64,
+}
+impl Cause {
+    const POD: u64 = 1;
+    const TOO_BIG: u64 = 2;
+
+    /// Dropped in `from_pod`, else in `from_host`.
+    #[inline(always)]
+    fn is_a_pods(self) -> bool {
+        self.bits & Self::POD != 0
+    }
+    /// Too big, else without a hop left.
+    #[inline(always)]
+    fn is_too_big(self) -> bool {
+        self.bits & Self::TOO_BIG != 0
+    }
 }
 
 #[inline(always)]
-fn turn<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, point: u32, about: D) -> Option<Back> {
+fn cause<P: Packet>(p: &P, point: Point, reason: D) -> Cause {
+    let point = if point as u8 == Point::FromPod as u8 { Cause::POD } else { 0 };
+    let reason = if reason == D::TooBig { Cause::TOO_BIG } else { 0 };
+    Cause { bits: p.blur(point | reason) }
+}
+
+#[inline(never)]
+fn about<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cause: Cause) -> Back {
+    turn::<F, P, S>(p, s, cause).unwrap_or(Back::NOWHERE)
+}
+
+#[inline(always)]
+fn turn<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, cause: Cause) -> Option<Back> {
     let cfg = s.config()?;
     let ip = F::l3(p, ETH_LEN).ok()?;
     // An error about an error would have no end; a later fragment says not of which flow it is.
     if ip.part.is_later() || F::is_icmp_error(p, &ip) {
         return None;
     }
-    let mtu = match about {
-        D::TooBig => inner_mtu(s.tunnel(way_to::<F, S>(s, &ip.dst)?.0)?),
-        _ => 0,
-    };
+    let mtu = if cause.is_too_big() { inner_mtu(s.tunnel(way_to::<F, S>(s, &ip.dst)?.0)?) } else { 0 };
     if !s.may_answer() {
         return None;
     }
     let sender: Eth = p.read(0).ok()?;
-    let (src, mac, back) = if point == Point::FromPod as u32 {
+    let (src, mac, back) = if cause.is_a_pods() {
         (F::node(cfg), sender.src, Back::pod(p.ifindex()))
     } else {
         // What the stack sent came from a pod here, from the node itself or from whom it forwards for. The stack believes only a source
@@ -101,7 +126,7 @@ fn turn<F: Family, P: Packet, S: Env + Tables<F>>(p: &mut P, s: &S, point: u32, 
             None => (ip.dst, Mac::WEFT, Back::HOST),
         }
     };
-    write(p, &Error::<F> { about, mtu, src, dst: ip.src }).ok()?;
+    write(p, &Error::<F> { is_too_big: cause.is_too_big(), mtu, src, dst: ip.src }).ok()?;
     p.write(0, Eth { dst: mac, src: Mac::WEFT, proto: F::ETHERTYPE }).ok()?;
     p.for_this_host();
     Some(back)

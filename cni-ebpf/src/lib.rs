@@ -31,7 +31,7 @@ pub mod tables;
 
 pub use cni_common::drop::DropReason;
 pub use packet::{Packet, Room};
-pub use tables::{Env, System, Tables};
+pub use tables::{Env, Of, System, Tables};
 
 /// What becomes of a frame that is not dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -41,6 +41,9 @@ pub trait Packet {
     fn identification(&self) -> u16;
     /// Whether a VLAN tag stands beside the frame (the kernel takes it out of the bytes).
     fn has_vlan(&self) -> bool;
+    /// `n` again, of which neither the compiler nor the verifier knows any more what it is. Else the verifier would walk all that follows once for
+    /// each value that a branch has left.
+    fn blur(&self, n: u64) -> u64;
     /// Makes the first `want` bytes readable, as far as the frame has them.
     fn linear(&mut self, want: u32);
     /// Reads at `off`.

@@ -7,7 +7,7 @@ use aya_ebpf::{
 use cni_common::drop::{Outcome, Point};
 use cni_ebpf::{DropReason, Env, Packet, Res, Verdict, decap, flow, icmp};
 
-use crate::kernel::{Kernel, Skb, count, redirect};
+use crate::kernel::{Kernel, Skb, answer, count, redirect};
 
 /// tc ingress of a pod's host-side veth.
 #[classifier]
@@ -67,12 +67,11 @@ fn finish(p: &mut Skb, point: Point, r: Res<Verdict>) -> i32 {
     }
 }
 
-/// The drop is told of as it was; what goes back to the sender is another packet. Out of line, with its own call of `report`: compared after
-/// a common one, each reason would be a state of the verifier's through all of it.
-#[inline(never)]
+/// The drop is told of as it was; what goes back to the sender is another packet.
+#[inline(always)]
 fn tell_sender(p: &mut Skb, point: Point, reason: DropReason) -> i32 {
     count::report(p, point, reason);
-    match icmp::answer(p, &Kernel, point, reason) {
+    match answer::answer(p, point, reason) {
         Some(verdict) => {
             count::count(point, Outcome::Answer as u64, p.len());
             carry_out(verdict)

@@ -4,6 +4,7 @@ use cni_common::maps::{Cidr, Config, Endpoint, Local, Remote, Tunnel};
 use crate::{
     ct::Track,
     family::{Family, V4, V6},
+    nat::Masquerade,
 };
 
 /// What does not depend on the address family.
@@ -33,5 +34,9 @@ pub trait Tables<F: Family> {
 }
 
 /// All a datapath function may ask for; `P` is the packet.
-pub trait System<P>: Env + Tables<V4> + Tables<V6> + Track<P, V4> + Track<P, V6> {}
-impl<P, T: Env + Tables<V4> + Tables<V6> + Track<P, V4> + Track<P, V6>> System<P> for T {}
+pub trait System<P>: Env + Of<P, V4> + Of<P, V6> {}
+impl<P, T: Env + Of<P, V4> + Of<P, V6>> System<P> for T {}
+
+/// What it may ask for of one address family.
+pub trait Of<P, F: Family>: Tables<F> + Track<P, F> + Masquerade<P, F> {}
+impl<P, F: Family, T: Tables<F> + Track<P, F> + Masquerade<P, F>> Of<P, F> for T {}

@@ -13,7 +13,7 @@ pub struct Counts {
     pub passed: usize,
     /// Tests that ran and failed, and test binaries that ended before their summary.
     pub failed: usize,
-    /// Tests that are there and were not run (`#[ignore]`).
+    /// Tests that are there and were not run (`#[ignore]`), or have said `skipped: WHY`.
     pub skipped: usize,
     /// What failed, for the list under the table: a name or a sentence, and on further lines its panic or the last that it said.
     pub failures: Vec<String>,
@@ -43,6 +43,8 @@ impl Counts {
 /// A test binary between its first line and its summary.
 #[derive(Default)]
 struct Open {
+    /// Tests that have said that there is nothing to test; the harness counts them among those that passed.
+    skipped: usize,
     /// Names on lines `test NAME ... FAILED`; what a test itself prints may break such a line.
     failed: Vec<String>,
     /// Names in the list at the end, which is there if the binary came that far; none: not in the list.
@@ -91,14 +93,17 @@ impl Reader {
             self.open = Some(Open::default());
         } else if let Some(rest) = line.strip_prefix("test result: ") {
             if let Some((passed, failed, ignored)) = summary(rest) {
-                let names = self.open.take().unwrap_or_default().names(failed);
-                self.counts.passed += passed;
+                let open = self.open.take().unwrap_or_default();
+                self.counts.passed += passed.saturating_sub(open.skipped);
                 self.counts.failed += failed;
-                self.counts.skipped += ignored;
+                self.counts.skipped += ignored + open.skipped.min(passed);
+                let names = open.names(failed);
                 self.counts.failures.extend(names);
             }
         } else if let Some(open) = &mut self.open {
-            if let Some(name) = line.strip_prefix("test ").and_then(|r| r.strip_suffix(" ... FAILED")) {
+            if line.starts_with("skipped: ") && open.speaker.is_none() {
+                open.skipped += 1;
+            } else if let Some(name) = line.strip_prefix("test ").and_then(|r| r.strip_suffix(" ... FAILED")) {
                 open.failed.push(name.to_owned());
             } else if let Some(name) = line.strip_prefix("---- ").and_then(|r| r.strip_suffix(" stdout ----")) {
                 open.speaker = Some(name.to_owned());
@@ -200,6 +205,16 @@ mod tests {
              test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s\n",
         );
         assert_eq!(counts, Counts { passed: 3, failed: 1, skipped: 1, failures: vec!["d".to_owned()] });
+    }
+
+    #[test]
+    fn a_test_that_finds_nothing_to_test_is_skipped_and_has_not_passed() {
+        let counts = read(
+            "running 3 tests\ntest a ... \nskipped: no SCTP\nok\ntest b ... ok\ntest c ... FAILED\n\nfailures:\n\n---- c stdout ----\n\
+             skipped: a beat\n\nfailures:\n    c\n\n\
+             test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
+        );
+        assert_eq!((counts.passed, counts.failed, counts.skipped), (1, 1, 1));
     }
 
     #[test]

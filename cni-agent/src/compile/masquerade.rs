@@ -40,8 +40,8 @@ pub(super) fn spared_node(node: &Node) -> Vec<Entry> {
 pub(super) fn leaves(devices: &BTreeMap<u32, Device>) -> Vec<Entry> {
     let of_device = |(index, d): (&u32, &Device)| {
         let key = || index.to_ne_bytes().to_vec();
-        let v4 = d.leave4.map(|a| entry(&schema::LEAVE4, key(), &Leave4 { addr: a.into() }));
-        let v6 = d.leave6.map(|a| entry(&schema::LEAVE6, key(), &Leave6 { addr: a.into() }));
+        let v4 = d.leave4.map(|a| entry(&schema::LEAVE4, key(), &Leave4 { addr: a.into(), mtu: d.mtu }));
+        let v6 = d.leave6.map(|a| entry(&schema::LEAVE6, key(), &Leave6 { addr: a.into(), mtu: d.mtu, pad: 0 }));
         v4.into_iter().chain(v6)
     };
     devices.iter().flat_map(of_device).collect()

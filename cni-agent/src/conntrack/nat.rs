@@ -166,7 +166,7 @@ pub fn remove<F: Translated, T: Table>(
             Holder::Pod(pod) => whose(F::ip(&pod.addr)),
             Holder::Node(_) => false,
         };
-        for (key, _) in lot.iter().filter(|(_, back)| is_of_one(back)) {
+        for (key, _) in lot.iter().filter(|(key, back)| !F::outside(key).is_hold && is_of_one(back)) {
             removed += u64::from(tables.take_out::<F>(key, now, &mut |back| Ok(is_of_one(back)))?);
         }
         if !more {

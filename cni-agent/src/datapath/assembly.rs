@@ -30,6 +30,10 @@ pub const fn store_zero(offset: i16) -> Insn {
 pub const fn call(helper: i32) -> Insn {
     insn(0x85, 0, 0, helper)
 }
+/// Skips as many instructions if the register is 0.
+pub const fn skip_if_zero(register: u8, instructions: i16) -> Insn {
+    insn(0x15, register, instructions, 0)
+}
 /// A number of 64 bits, which takes two instructions; `kind` says what it is, such as [`MAP_FD`].
 pub const fn wide(to: u8, kind: u8, number: u64) -> [Insn; 2] {
     [insn(0x18, to | kind << 4, 0, number as i32), insn(0, 0, 0, (number >> 32) as i32)]

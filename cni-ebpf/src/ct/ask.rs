@@ -6,7 +6,10 @@
 use cni_common::drop::Point;
 
 use super::{Ends, Judged};
-use crate::family::{Family, L3};
+use crate::{
+    Packet, Res,
+    family::{Family, L3, Part},
+};
 
 /// A packet, as conntrack needs to know it: numbers, of which none says more than a few bits' range to the verifier.
 #[derive(Clone, Copy)]
@@ -18,7 +21,7 @@ pub struct Ask {
 }
 
 const L4: u32 = 8;
-const LATER: u32 = 24;
+const PART: u32 = 24;
 const L3_AT: u32 = 32;
 const POINT: u32 = 40;
 
@@ -28,7 +31,7 @@ impl Ask {
     pub fn new<F: Family>(point: Point, at: usize, ip: &L3<F>, ends: Ends) -> Self {
         let what = u64::from(ip.proto & 0xff)
             | (ip.l4 as u64) << L4
-            | u64::from(ip.part.is_later()) << LATER
+            | u64::from(ip.part.bits()) << PART
             | (at as u64) << L3_AT
             | (point as u64) << POINT;
         Self { what, ends }
@@ -43,15 +46,24 @@ impl Ask {
     pub fn l4(&self) -> usize {
         (self.what >> L4) as usize & 0x3fff
     }
-    /// Whether it is a fragment without the transport header.
+    /// Which part of a datagram it is.
     #[inline(always)]
-    pub fn is_later(&self) -> bool {
-        self.what >> LATER & 1 != 0
+    pub fn part(&self) -> Part {
+        Part::of_bits((self.what >> PART) as u32 & 3)
     }
     /// Offset of the network header.
     #[inline(always)]
     pub fn l3(&self) -> usize {
         (self.what >> L3_AT) as usize & 0xff
+    }
+    /// The network header again.
+    ///
+    /// # Errors
+    /// [`Short`](crate::DropReason::Short).
+    #[inline(always)]
+    pub fn header<F: Family, P: Packet>(&self, p: &P) -> Res<L3<F>> {
+        let (src, dst) = F::addresses(p, self.l3())?;
+        Ok(L3 { src, dst, tos: 0, proto: self.proto(), l4: self.l4(), part: self.part() })
     }
     /// Where it was met.
     #[inline(always)]
@@ -74,7 +86,7 @@ mod tests {
     use cni_common::drop::Point;
 
     use super::*;
-    use crate::family::{Part, V4, V6};
+    use crate::family::{V4, V6};
 
     fn there_and_back<F: Family>(src: F::Addr) {
         for point in Point::ALL {
@@ -83,7 +95,7 @@ mod tests {
                 let ip = L3::<F> { src, dst: src, tos: 0xff, proto, l4, part };
                 let ask = Ask::new(point, at, &ip, Ends { from: 1, to: 2 });
                 assert_eq!((ask.point(), ask.l3(), ask.l4()), (Some(point), at, l4));
-                assert_eq!((ask.proto(), ask.is_later()), (proto, later));
+                assert_eq!((ask.proto(), ask.part()), (proto, part));
             }
         }
     }

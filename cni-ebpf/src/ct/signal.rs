@@ -55,7 +55,7 @@ pub struct Signal {
 /// another flow or about none. `blur`: see [`CtEnv::blur`](super::CtEnv::blur).
 #[inline(always)]
 pub fn read<P: Packet>(p: &mut P, ask: &Ask, blur: impl Fn(u64) -> u64) -> Res<Option<Signal>> {
-    if ask.is_later() {
+    if ask.part().is_later() {
         return Ok(None);
     }
     let heard = blur(hear(p, *ask));

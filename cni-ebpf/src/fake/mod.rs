@@ -104,6 +104,9 @@ impl Packet for Frame {
     fn has_vlan(&self) -> bool {
         self.vlan
     }
+    fn blur(&self, n: u64) -> u64 {
+        n
+    }
     fn linear(&mut self, want: u32) {
         if self.linear < want as usize && self.linear < self.data.len() {
             self.linear = self.data.len().min(want as usize);
@@ -193,6 +196,12 @@ pub struct FamilyMaps<A: Ord> {
     pub nodes: BTreeMap<A, u32>,
     /// This node's addresses, with `OWN_*` bits.
     pub own: BTreeMap<A, u32>,
+    /// Under which address masqueraded pods leave, by device.
+    pub leave: BTreeMap<u32, A>,
+    /// The device of the default route, there being no other; 0: none.
+    pub default_route: u32,
+    /// Prefix length and address, towards which pods keep theirs.
+    pub spared: Vec<(u32, A)>,
 }
 impl<A: Ord> Default for FamilyMaps<A> {
     fn default() -> Self {
@@ -202,6 +211,9 @@ impl<A: Ord> Default for FamilyMaps<A> {
             cidr: Vec::new(),
             nodes: BTreeMap::new(),
             own: BTreeMap::new(),
+            leave: BTreeMap::new(),
+            default_route: 0,
+            spared: Vec::new(),
         }
     }
 }
@@ -281,13 +293,14 @@ impl Env for Fake {
     }
 }
 
-fn longest<'a, A: Pod>(prefixes: &'a [(u32, A, Cidr)], a: &A) -> Option<&'a Cidr> {
+/// Whether the prefix of this length holds the address.
+fn holds<A: Pod>(len: u32, prefix: &A, a: &A) -> bool {
     let bit = |x: &A, i: u32| bytemuck::bytes_of(x)[(i / 8) as usize] >> (7 - i % 8) & 1;
-    prefixes
-        .iter()
-        .filter(|(len, p, _)| (0..*len).all(|i| bit(p, i) == bit(a, i)))
-        .max_by_key(|(len, ..)| *len)
-        .map(|(.., c)| c)
+    (0..len).all(|i| bit(prefix, i) == bit(a, i))
+}
+
+fn longest<'a, A: Pod>(prefixes: &'a [(u32, A, Cidr)], a: &A) -> Option<&'a Cidr> {
+    prefixes.iter().filter(|(len, p, _)| holds(*len, p, a)).max_by_key(|(len, ..)| *len).map(|(.., c)| c)
 }
 
 macro_rules! tables {

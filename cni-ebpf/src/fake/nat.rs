@@ -12,11 +12,19 @@ use cni_common::{
     schema::MAX_TRANSLATIONS,
 };
 
-use super::{Fake, Frame};
+use super::{Fake, Frame, holds};
 use crate::{
-    Packet, Res,
-    family::{Family, V4, V6},
-    nat::{Entered, Mend, NatEnv, NatFamily, Sockets, Translations, rewrite::Cover, sum::Diff},
+    DropReason as D, Packet, Res,
+    ct::Ask,
+    family::{Family, L3, V4, V6},
+    nat::{
+        End, Entered, Masquerade, Mend, NatEnv, NatFamily, NatSystem, Pair, Sockets, Step, Translations, Ways,
+        entry::{self, Known},
+        port::{self, Attempts, Try, Wanted},
+        rewrite::Cover,
+        sum::Diff,
+        way,
+    },
 };
 
 /// As `bpf_l4_csum_replace` does it.
@@ -62,6 +70,45 @@ impl Default for NatTables {
     }
 }
 
+/// The end as which a pod's packet appears in the world, found if there is none; `None`: itself.
+pub fn end_of<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, node: &F::Addr) -> Res<Option<End<F>>>
+where
+    F: NatFamily,
+    S: NatSystem<F> + Sockets<P, F>,
+{
+    Ok(match entry::forth(s, pair, node)? {
+        Known::Itself => None,
+        Known::As(end) => Some(end),
+        Known::Nothing => {
+            let wanted = entry::wanted(s, pair)?;
+            port::choose(&mut There { p, s, pair, node }, wanted)?;
+            match entry::forth(s, pair, node)? {
+                Known::As(end) => Some(end),
+                _ => return Err(D::NatOrphan),
+            }
+        }
+    })
+}
+
+/// A flow that is to leave under an address.
+struct There<'a, F: NatFamily, P, S> {
+    p: &'a mut P,
+    s: &'a S,
+    pair: &'a Pair<F>,
+    node: &'a F::Addr,
+}
+impl<F: NatFamily, P, S: NatSystem<F> + Sockets<P, F>> Attempts for There<'_, F, P, S> {
+    fn attempt(&mut self, w: Wanted) -> Res<Try> {
+        port::attempt(self.p, self.s, self.pair, self.node, w)
+    }
+    fn take_over(&mut self, w: Wanted) -> Res<Try> {
+        port::take_over(self.s, self.pair, self.node, w)
+    }
+    fn settle(&mut self, w: Wanted) -> Res<Try> {
+        port::settle(self.p, self.s, self.pair, self.node, w)
+    }
+}
+
 type Map = RefCell<BTreeMap<Vec<u8>, Vec<u8>>>;
 
 fn get<K: Pod, V: Pod>(map: &Map, key: &K) -> Option<V> {
@@ -97,7 +144,7 @@ impl NatEnv for Fake {
 }
 
 macro_rules! translations {
-    ($family:ty, $tables:ident) => {
+    ($family:ty, $tables:ident, $maps:ident) => {
         impl Translations<$family> for Fake {
             fn back(&self, key: &<$family as NatFamily>::Key) -> Option<<$family as NatFamily>::Back> {
                 get(&self.$tables.back, key)
@@ -132,10 +179,50 @@ macro_rules! translations {
                 self.$tables.sockets.borrow().contains(bytes_of(key))
             }
         }
+        impl<P> Ways<P, $family> for Fake {
+            fn device(&self, _: &mut P, _: &L3<$family>) -> u32 {
+                self.$maps.default_route
+            }
+            fn leave(&self, ifindex: u32) -> Option<<$family as Family>::Addr> {
+                self.$maps.leave.get(&ifindex).copied()
+            }
+            fn is_spared(&self, a: &<$family as Family>::Addr) -> bool {
+                self.$maps.spared.iter().any(|(len, prefix)| holds(*len, prefix, a))
+            }
+        }
+        impl<P: Mend> Masquerade<P, $family> for Fake {
+            fn way(&self, p: &mut P, ask: Ask) -> u32 {
+                way::way::<$family, _, _>(p, self, &ask)
+            }
+            fn translate(&self, p: &mut P, ask: Ask, by: u32) -> Res<Step> {
+                way::translate::<$family, _, _>(p, self, &ask, by)
+            }
+            fn translate_error(&self, p: &mut P, ask: Ask) -> Res<Step> {
+                way::translate_error::<$family, _, _>(p, self, &ask)
+            }
+            fn wanted(&self, p: &mut P, ask: Ask) -> Res<Wanted> {
+                way::wanted::<$family, _, _>(p, self, &ask)
+            }
+            fn attempt(&self, p: &mut P, ask: Ask, by: u32, w: Wanted) -> Res<Try> {
+                way::attempt::<$family, _, _>(p, self, &ask, by, w)
+            }
+            fn take_over(&self, p: &mut P, ask: Ask, by: u32, w: Wanted) -> Res<Try> {
+                way::take_over::<$family, _, _>(p, self, &ask, by, w)
+            }
+            fn settle(&self, p: &mut P, ask: Ask, by: u32, w: Wanted) -> Res<Try> {
+                way::settle::<$family, _, _>(p, self, &ask, by, w)
+            }
+            fn arrive(&self, p: &mut P) -> Res<Step> {
+                way::arrive::<$family, _, _>(p, self)
+            }
+            fn arrive_error(&self, p: &mut P) -> Res<Step> {
+                way::arrive_error::<$family, _, _>(p, self)
+            }
+        }
     };
 }
-translations!(V4, nat4);
-translations!(V6, nat6);
+translations!(V4, nat4, v4);
+translations!(V6, nat6, v6);
 
 /// Addresses of a family, from text.
 pub trait FromIp: Sized {

@@ -362,7 +362,7 @@ proptest! {
         let r = decide(point, &mut f, &w);
         if let Err(reason) = r {
             let mut e = DropEvent::zeroed();
-            event::describe(&f, point, reason, &mut e);
+            event::describe(&f, point as u8, reason as u8, &mut e);
             prop_assert_eq!((e.reason, e.point), (reason as u8, point as u8));
         }
     }
@@ -433,7 +433,7 @@ fn an_event_names_the_inner_packet_where_that_is_what_was_wrong() {
     let f = Frame::new(data, UNDERLAY_IFINDEX);
     let described = |reason| {
         let mut e = DropEvent::zeroed();
-        event::describe(&f, Point::FromNetdev, reason, &mut e);
+        event::describe(&f, Point::FromNetdev as u8, reason as u8, &mut e);
         (e.src.canonical(), e.dst.canonical(), e.dport.to_host())
     };
     assert_eq!(described(D::InnerSource), (pod(true, 2, 1), server(true), 2));

@@ -18,7 +18,7 @@ use cni_ebpf::{
 use super::{Kernel, Skb, count, maps::*};
 
 /// The map has the key already (`linux/errno.h`).
-const EEXIST: i32 = -17;
+pub const EEXIST: i32 = -17;
 
 impl CtEnv for Kernel {
     #[inline(always)]
@@ -35,7 +35,7 @@ impl CtEnv for Kernel {
         let mut n = n;
         // SAFETY: two instructions on registers.
         unsafe {
-            asm!("{0} += {1}", "{0} -= {1}", inout(reg) n, in(reg) unknown, options(nomem, nostack));
+            asm!("{0} += {1}", "{0} -= {1}", "goto +0", inout(reg) n, in(reg) unknown, options(nomem, nostack));
         }
         n
     }
@@ -55,7 +55,7 @@ fn flow<'a>(entry: Option<*mut CtEntry>) -> Option<&'a Flow> {
 
 /// One more, by an instruction that no other CPU comes between. Without the old value, as 5.10 has it.
 #[inline(always)]
-fn add_one(n: *mut u64) {
+pub fn add_one(n: *mut u64) {
     // SAFETY: `n` is a value of a map, 8 bytes and aligned; the instruction changes nothing else.
     unsafe {
         asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) n, in(reg) 1_u64, options(nostack));

@@ -4,9 +4,11 @@
     reason = "field guide, rule 11: packet memory, maps and helpers are reached here and nowhere else"
 )]
 
+pub mod answer;
 pub mod count;
 pub mod flows;
 pub mod maps;
+pub mod nat;
 pub mod redirect;
 pub mod skb;
 pub mod tables;

@@ -135,6 +135,15 @@ impl Packet for Skb {
         // SAFETY: a field of the program's context.
         unsafe { (*self.ctx).vlan_present != 0 }
     }
+    #[inline(always)]
+    fn blur(&self, n: u64) -> u64 {
+        let mut n = n;
+        // SAFETY: two instructions on registers; any number that the verifier does not know will do.
+        unsafe {
+            asm!("{0} += {1}", "{0} -= {1}", "goto +0", inout(reg) n, in(reg) u64::from(self.len()), options(nomem, nostack));
+        }
+        n
+    }
     /// Only what is neither long enough nor whole is pulled: a locally sent TCP segment keeps its payload in pages, and
     /// pulling "a few bytes more, to be safe" costs a microsecond a packet.
     #[inline(always)]

@@ -19,7 +19,7 @@ use super::{
     family::{NatFamily, is_same_end},
     port::{self, Wanted},
     rewrite::End,
-    table::{NatSystem, Sockets},
+    table::NatSystem,
 };
 use crate::{
     DropReason as D, Res,
@@ -104,11 +104,17 @@ pub enum Holder<F: NatFamily> {
     Node(u64),
 }
 
-/// Who has it: an entry without a pod is the node's own.
+/// Who has a translation: one without a pod is the node's own.
 #[inline(always)]
 pub fn holder<F: NatFamily>(back: &F::Back) -> Holder<F> {
     let (pod, made) = F::pod_end(back);
-    if F::is_same(&pod.addr, &bytemuck::Zeroable::zeroed()) { Holder::Node(made) } else { Holder::Pod(pod) }
+    holder_of(&pod, made)
+}
+
+/// Who has a translation to this end, made then: one without a pod is the node's own.
+#[inline(always)]
+fn holder_of<F: NatFamily>(pod: &End<F>, made: u64) -> Holder<F> {
+    if F::is_same(&pod.addr, &bytemuck::Zeroable::zeroed()) { Holder::Node(made) } else { Holder::Pod(*pod) }
 }
 
 /// The flow, wherever it is: it may move from one table to the other between two look-ups.
@@ -130,11 +136,11 @@ pub fn living<'s, F: NatFamily, S: CtEnv + Flows<F>>(s: &'s S, key: &F::CtKey) -
     if is_within(s.jiffies(), flow.seen.get(), flow.lifetime.get()) { Some(flow) } else { None }
 }
 
-/// Whether the translation belongs to a flow that may still be used: one that ends in this second is, as another CPU may just renew it.
+/// Whether the translation to this end, made then, belongs to a flow that may still be used: one that ends in this second is, as another CPU may just renew it.
 #[inline(always)]
-pub fn lives<F: NatFamily, S: NatSystem<F>>(s: &S, pair: &Pair<F>, back: &F::Back) -> bool {
+pub fn lives<F: NatFamily, S: NatSystem<F>>(s: &S, pair: &Pair<F>, pod: &End<F>, made: u64) -> bool {
     let Some(cfg) = s.ct_config() else { return true };
-    match holder::<F>(back) {
+    match holder_of::<F>(pod, made) {
         Holder::Node(made) => is_within(s.jiffies(), made, claim(cfg, pair.rest())),
         Holder::Pod(pod) => {
             let (key, _) = Pair { pod, ..*pair }.flow();
@@ -159,37 +165,59 @@ pub fn is_of<F: NatFamily, S: NatSystem<F>>(s: &S, key: &F::Key, pod: &End<F>) -
 /// A flow that this very packet has begun was seen in this jiffy or, if that has just ended, in the last one.
 const BEGUN: u32 = 2;
 
-/// As what a packet from a pod to the world appears there, `node` being the address to use. `None`: as itself, as the world has opened
-/// its flow, by the pod's own address.
+/// What is known of how a pod's packet leaves.
+#[derive(Clone, Copy)]
+pub enum Known<F: NatFamily> {
+    /// As itself: the world has opened its flow, by the pod's own address.
+    Itself,
+    /// As this end of the node.
+    As(End<F>),
+    /// As nothing yet: [`choose`](port::choose) finds an end.
+    Nothing,
+}
+
+/// As what a packet from a pod to the world appears there, `node` being the address to use.
 ///
 /// The packet has been tracked before: so its flow lives, and nobody else takes what is its.
 ///
 /// # Errors
-/// [`NatOrphan`](D::NatOrphan): the packet is of no flow that is known. [`NatExhausted`](D::NatExhausted), [`NatFull`](D::NatFull) and
-/// [`NatQuota`](D::NatQuota).
+/// [`NatOrphan`](D::NatOrphan): the packet is of no flow that is known.
 #[inline(always)]
-pub fn forth<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, node: &F::Addr) -> Res<Option<End<F>>>
+pub fn forth<F, S>(s: &S, pair: &Pair<F>, node: &F::Addr) -> Res<Known<F>>
 where
     F: NatFamily,
-    S: NatSystem<F> + Sockets<P, F>,
+    S: NatSystem<F>,
 {
     let (key, from_hi) = pair.flow();
     let Some(flow) = living::<F, S>(s, &key) else { return Err(D::NatOrphan) };
     if (flow.verdicts.get() & CT_HI_OPENED != 0) != from_hi {
-        return Ok(None);
+        return Ok(Known::Itself);
     }
     if is_within(s.jiffies(), flow.seen.get(), BEGUN) {
         s.fence();
     }
-    let said = s.forth(&key).map(|f| F::node_end(&f));
-    if let Some(said) = said
+    if let Some(said) = s.forth(&key).map(|f| F::node_end(&f))
         && F::is_same(&said.addr, node)
         && is_of::<F, S>(s, &pair.key(&said), &pair.pod)
     {
-        return Ok(Some(said));
+        return Ok(Known::As(said));
     }
-    let wanted = Wanted { node: *node, before: said.map(|said| said.port), account: flow.charged.get() };
-    port::choose(p, s, pair, &key, &wanted).map(Some)
+    Ok(Known::Nothing)
+}
+
+/// What a flow of which nothing is known is to get.
+///
+/// # Errors
+/// [`NatOrphan`](D::NatOrphan): the packet is of no flow that is known.
+#[inline(always)]
+pub fn wanted<F: NatFamily, S: NatSystem<F>>(s: &S, pair: &Pair<F>) -> Res<Wanted> {
+    let (key, _) = pair.flow();
+    let Some(flow) = living::<F, S>(s, &key) else { return Err(D::NatOrphan) };
+    let account = flow.charged.get();
+    match s.forth(&key) {
+        Some(said) => Ok(Wanted::new(Some(F::node_end(&said).port), account)),
+        None => Ok(Wanted::new(None, account)),
+    }
 }
 
 /// The pod's end that is meant by a packet from the world to the node, as conntrack reads it. `None`: the node itself.
@@ -226,7 +254,7 @@ pub fn give_way<F: NatFamily, S: NatSystem<F>>(s: &S, node: &F::Addr, world: &F:
         // Nobody translates what the world asks the node.
         return;
     }
-    let key = own.key(&own.pod);
+    let mut key = own.key(&own.pod);
     let Some(found) = s.back(&key) else { return };
     let Some(cfg) = s.ct_config() else { return };
     if let Holder::Node(made) = holder::<F>(&found)
@@ -234,5 +262,5 @@ pub fn give_way<F: NatFamily, S: NatSystem<F>>(s: &S, node: &F::Addr, world: &F:
     {
         return;
     }
-    port::hand_over(s, &key);
+    port::hand_over(s, &mut key);
 }

@@ -31,8 +31,14 @@ pub trait NatFamily: Family {
     const ICMP_COVER: Cover;
     /// The key of what `world` sends to `node`.
     fn key(world: &End<Self>, node: &End<Self>, proto: u32) -> Self::Key;
+    /// Makes the key of a translation that of the hold on it, or back.
+    fn set_hold(key: &mut Self::Key, is_hold: bool);
     /// The key of the hold on a translation.
-    fn hold(key: &Self::Key) -> Self::Key;
+    fn hold(key: &Self::Key) -> Self::Key {
+        let mut hold = *key;
+        Self::set_hold(&mut hold, true);
+        hold
+    }
     /// A translation to the pod's end, made at this time.
     fn back(pod: &End<Self>, made: u64) -> Self::Back;
     /// The pod's end, and when the translation was made.
@@ -61,15 +67,13 @@ pub fn is_same_end<F: NatFamily>(a: &End<F>, b: &End<F>) -> bool {
     a.port.raw() == b.port.raw() && F::is_same(&a.addr, &b.addr)
 }
 
-/// Ports, protocol and whether it is a hold, as they stand behind the addresses of a key.
+/// Ports and protocol, as they stand behind the addresses of a key.
 #[inline(always)]
 fn tail(world: Be16, node: Be16, proto: u32) -> u64 {
     u64::from(Ports::new(world, node).raw()) | u64::from(proto & 0xff) << 32
 }
-/// `hold` of a key, in the word that [`tail`] makes.
-const HOLD: u64 = 1 << 40;
-const _: () = assert!(cfg!(target_endian = "little") && core::mem::offset_of!(NatKey4, hold) == 13);
-const _: () = assert!(core::mem::offset_of!(NatKey6, hold) == 37);
+const _: () = assert!(cfg!(target_endian = "little") && core::mem::offset_of!(NatKey4, proto) == 12);
+const _: () = assert!(core::mem::offset_of!(NatKey6, proto) == 36);
 
 impl NatFamily for V4 {
     type Key = NatKey4;
@@ -85,9 +89,8 @@ impl NatFamily for V4 {
         bytemuck::must_cast([addresses, tail(world.port, node.port, proto)])
     }
     #[inline(always)]
-    fn hold(key: &NatKey4) -> NatKey4 {
-        let [addresses, tail]: [u64; 2] = bytemuck::must_cast(*key);
-        bytemuck::must_cast([addresses, tail | HOLD])
+    fn set_hold(key: &mut NatKey4, is_hold: bool) {
+        key.hold = is_hold.into();
     }
     #[inline(always)]
     fn back(pod: &End<Self>, made: u64) -> NatBack4 {
@@ -157,9 +160,8 @@ impl NatFamily for V6 {
         bytemuck::must_cast([w0, w1, n0, n1, tail(world.port, node.port, proto)])
     }
     #[inline(always)]
-    fn hold(key: &NatKey6) -> NatKey6 {
-        let [w0, w1, n0, n1, tail]: [u64; 5] = bytemuck::must_cast(*key);
-        bytemuck::must_cast([w0, w1, n0, n1, tail | HOLD])
+    fn set_hold(key: &mut NatKey6, is_hold: bool) {
+        key.hold = is_hold.into();
     }
     #[inline(always)]
     fn back(pod: &End<Self>, made: u64) -> NatBack6 {

@@ -30,7 +30,7 @@ where
     P: Mend,
     S: NatSystem<F>,
 {
-    let Some(quote) = quote::read(p, ip) else { return Ok(None) };
+    let Some(quote) = quote::read(p, ip, |n| s.blur(n, s.jiffies())) else { return Ok(None) };
     if !F::is_same(&quote.ip.src, &ip.dst) {
         return Ok(None);
     }
@@ -50,7 +50,7 @@ where
     P: Mend,
     S: NatSystem<F>,
 {
-    let Some(quote) = quote::read(p, ip) else { return Ok(false) };
+    let Some(quote) = quote::read(p, ip, |n| s.blur(n, s.jiffies())) else { return Ok(false) };
     if !F::is_same(&quote.ip.dst, &ip.src) {
         return Err(D::NatOrphan);
     }

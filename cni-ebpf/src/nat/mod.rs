@@ -10,17 +10,12 @@
 //! | `rewrite` | how one end of a packet is replaced, and its checksums with it |
 //! | `sum` | how a checksum follows a change |
 //! | `family` | what differs between IPv4 and IPv6 |
+//! | `way` | the steps, of which each is a function of the kernel's |
+//! | `passage` | the way of a packet through them |
 //!
-//! No program calls it yet, and no map of it is declared. Who does will
-//!
-//! - out of a pod, to what is not of the cluster and in no CIDR that is spared: [`track`](crate::ct::track()) the packet, then [`forth`] and
-//!   [`rewrite()`] its source; an ICMP error goes through [`error_forth`] instead. What both know nothing of has no address to leave under;
-//! - from the world, to an address of the node: [`back`] and [`rewrite()`] its destination, then track it as the pod's; an ICMP error goes through
-//!   [`error_back`]. What both know nothing of is the node's own;
-//! - out of the node itself: [`give_way`], for a packet that is its own and was not just translated;
-//! - let an error that is for a pod pass where the flow does to which it is [`related`];
-//! - have later fragments find their ports first: without, only [`rewrite()`] knows what to do with them;
-//! - have the agent take out what is over, under a hold, and keep the range out of the node's own choice (`ip_local_reserved_ports`).
+//! Out of a pod, a packet is tracked, then translated ([`leave`]); from the world it is translated first and tracked as the pod's
+//! ([`arrive`]).
+//! What the node itself sends must not meet a pod's translation: [`give_way`], which no hook calls yet.
 //!
 //! A packet of a flow that is known costs three look-ups in either direction: its flow and the two halves.
 pub mod entry;
@@ -30,6 +25,7 @@ pub mod family;
 #[cfg(test)]
 mod histories;
 pub mod icmp;
+pub mod passage;
 pub mod port;
 pub mod quote;
 #[cfg(test)]
@@ -45,10 +41,12 @@ pub mod sum;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod way;
 
-pub use entry::{Pair, back, forth, give_way};
+pub use entry::{Pair, back, give_way};
 pub use family::NatFamily;
 pub use icmp::{error_back, error_forth};
+pub use passage::{arrive, leave};
 pub use quote::related;
 pub use rewrite::{End, Mend, Side, rewrite};
-pub use table::{Entered, NatEnv, NatSystem, Sockets, Translations};
+pub use table::{Entered, Masquerade, NatEnv, NatNode, NatSystem, Sockets, Step, Translations, Ways};

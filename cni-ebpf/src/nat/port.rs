@@ -49,158 +49,264 @@ pub fn probe(cfg: &NatConfig, hash: u32, n: u32) -> Be16 {
     Be16::from_host((u64::from(cfg.first_port) + offset) as u16)
 }
 
-/// What a flow is to get.
-pub struct Wanted<F: NatFamily> {
-    /// The node's address.
-    pub node: F::Addr,
-    /// The port that it had, to be asked for first; then its own is.
-    pub before: Option<Be16>,
-    /// The endpoint on whose account it is.
-    pub account: u32,
+/// What a flow is to get, and which of its ports is tried, in one register.
+#[derive(Clone, Copy)]
+pub struct Wanted {
+    packed: u64,
+}
+impl Wanted {
+    const FORMER: u32 = 8;
+    const HAS_FORMER: u64 = 1 << 24;
+    const ACCOUNT: u32 = 32;
+    /// Below 2^31: a negative number is an error.
+    const ACCOUNTS: u32 = u32::MAX >> 1;
+
+    /// The port that it had, to be asked for first, else its own is; the endpoint on whose account it is.
+    #[inline(always)]
+    pub fn new(former: Option<Be16>, account: u32) -> Self {
+        let former = former.map_or(0, |port| u64::from(port.raw()) << Self::FORMER | Self::HAS_FORMER);
+        Self { packed: former | u64::from(account & Self::ACCOUNTS) << Self::ACCOUNT }
+    }
+    /// From what [`packed`](Self::packed) gives.
+    #[inline(always)]
+    pub const fn of(packed: u64) -> Self {
+        Self { packed }
+    }
+    /// As a number, positive as a signed one.
+    #[inline(always)]
+    pub const fn packed(self) -> u64 {
+        self.packed
+    }
+    /// The same, and the `n`th port, below 256.
+    #[inline(always)]
+    pub fn nth(self, n: u32) -> Self {
+        Self { packed: self.packed & !0xff | u64::from(n & 0xff) }
+    }
+    #[inline(always)]
+    fn n(self) -> u32 {
+        self.packed as u32 & 0xff
+    }
+    #[inline(always)]
+    fn had_one(self) -> bool {
+        self.packed & Self::HAS_FORMER != 0
+    }
+    #[inline(always)]
+    fn former(self) -> Be16 {
+        Be16::new(((self.packed >> Self::FORMER) as u16).to_ne_bytes())
+    }
+    #[inline(always)]
+    fn account(self) -> u32 {
+        (self.packed >> Self::ACCOUNT) as u32
+    }
+    /// The port to be tried.
+    #[inline(always)]
+    fn port<F: NatFamily>(self, cfg: &NatConfig, pair: &Pair<F>) -> Be16 {
+        match self.n() {
+            0 if self.had_one() => self.former(),
+            0 | 1 => pair.pod.port,
+            n => probe(cfg, hash(pair), n - 1),
+        }
+    }
 }
 
-/// Finds a port for the flow, under `key` in conntrack, and makes its translation.
+/// What became of a port that was tried.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub enum Try {
+    /// It is the flow's.
+    Done = 0,
+    /// It is not free.
+    Taken = 1,
+    /// The entry is the flow's: it is to be [`settle`]d.
+    Entered = 2,
+    /// It has the entry of a flow that is over, which may be [taken over](take_over).
+    Over = 3,
+}
+
+/// The steps in which a port is tried; in the kernel each is a function with a stack of its own.
+pub trait Attempts {
+    /// See [`attempt`].
+    ///
+    /// # Errors
+    /// As there. So below.
+    fn attempt(&mut self, w: Wanted) -> Res<Try>;
+    /// See [`take_over`].
+    ///
+    /// # Errors
+    /// As there.
+    fn take_over(&mut self, w: Wanted) -> Res<Try>;
+    /// See [`settle`].
+    ///
+    /// # Errors
+    /// As there.
+    fn settle(&mut self, w: Wanted) -> Res<Try>;
+}
+
+/// Finds a port for the flow and makes its translation.
 ///
 /// # Errors
 /// [`NatExhausted`](D::NatExhausted), [`NatFull`](D::NatFull) and [`NatQuota`](D::NatQuota).
 #[inline(always)]
-pub fn choose<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, key: &F::CtKey, wanted: &Wanted<F>) -> Res<End<F>>
+pub fn choose(steps: &mut impl Attempts, wanted: Wanted) -> Res<()> {
+    for n in 0..PROBES + 2 {
+        let w = wanted.nth(n);
+        let mut what = steps.attempt(w)?;
+        if what == Try::Over {
+            what = steps.take_over(w)?;
+        }
+        if what == Try::Entered {
+            what = steps.settle(w)?;
+        }
+        if what == Try::Done {
+            return Ok(());
+        }
+    }
+    Err(D::NatExhausted)
+}
+
+/// The port as an end of the node.
+#[inline(always)]
+fn end<F: NatFamily, S: NatSystem<F>>(s: &S, pair: &Pair<F>, node: &F::Addr, w: Wanted) -> Res<End<F>> {
+    let cfg = s.nat_config().ok_or(D::NoConfig)?;
+    Ok(End { addr: *node, port: w.port(cfg, pair) })
+}
+
+/// The pod's entry.
+#[inline(always)]
+fn mine<F: NatFamily, S: NatSystem<F>>(s: &S, pair: &Pair<F>) -> F::Back {
+    F::back(&pair.pod, s.jiffies())
+}
+
+/// Makes the pod's entry under this port, or finds that it has it.
+///
+/// # Errors
+/// As [`choose`].
+#[inline(always)]
+pub fn attempt<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, node: &F::Addr, w: Wanted) -> Res<Try>
 where
     F: NatFamily,
     S: NatSystem<F> + Sockets<P, F>,
 {
     let cfg = s.nat_config().ok_or(D::NoConfig)?;
-    if wanted.before.is_none() && s.translated(wanted.account) >= u64::from(MAX_TRANSLATED) {
-        return Err(D::NatQuota);
+    match w.n() {
+        0 if !w.had_one() && s.translated(w.account()) >= u64::from(MAX_TRANSLATED) => return Err(D::NatQuota),
+        // Its own was the first.
+        1 if !w.had_one() => return Ok(Try::Taken),
+        2.. if !Layout::of::<F>(pair.proto).has_port() || cfg.ports == 0 => return Err(D::NatExhausted),
+        _ => {}
     }
-    let hash = hash(pair);
-    let more = Layout::of::<F>(pair.proto).has_port() && cfg.ports != 0;
-    let mine = F::back(&pair.pod, s.jiffies());
-    for n in 0..PROBES + 2 {
-        let port = match n {
-            0 => wanted.before.unwrap_or(pair.pod.port),
-            1 if wanted.before.is_none() => continue,
-            1 => pair.pod.port,
-            n => probe(cfg, hash, n - 1),
-        };
-        let end = End { addr: wanted.node, port };
-        match secure(p, s, pair, &pair.key(&end), &mine) {
-            Entered::Done => {}
-            Entered::Full => return Err(D::NatFull),
-            Entered::Other if more => continue,
-            Entered::Other => return Err(D::NatExhausted),
-        }
-        return say(s, pair, key, &end, wanted);
+    let key = pair.key(&end(s, pair, node, w)?);
+    let found = s.back(&key).map(|there| F::pod_end(&there));
+    let is_mine = found.as_ref().is_some_and(|(pod, _)| is_same_end(pod, &pair.pod));
+    if let Some((pod, made)) = &found
+        && !is_mine
+        && lives(s, pair, pod, *made)
+    {
+        return Ok(Try::Taken);
     }
-    Err(D::NatExhausted)
+    if s.has_socket(p, &key) {
+        return Ok(Try::Taken);
+    }
+    if is_mine {
+        return Ok(Try::Entered);
+    }
+    if found.is_some() {
+        return Ok(Try::Over);
+    }
+    match s.enter(&key, &mine(s, pair)) {
+        Entered::Done => Ok(Try::Entered),
+        Entered::Full => Err(D::NatFull),
+        // Another CPU was faster: perhaps with this flow's packet.
+        Entered::Other if is_of::<F, S>(s, &key, &pair.pod) => Ok(Try::Entered),
+        Entered::Other => Ok(Try::Taken),
+    }
 }
 
-/// Makes the pod's entry under `key`, or finds that it has it. `Other`: the port is not free. Out of line: once, not for each probe.
-#[inline(never)]
-fn secure<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, key: &F::Key, mine: &F::Back) -> Entered
+/// Replaces an entry of a flow that is over.
+///
+/// # Errors
+/// As [`choose`].
+#[inline(always)]
+pub fn take_over<F: NatFamily, S: NatSystem<F>>(s: &S, pair: &Pair<F>, node: &F::Addr, w: Wanted) -> Res<Try> {
+    let mut key = pair.key(&end(s, pair, node, w)?);
+    let mine = mine(s, pair);
+    let taken = held(s, &mut key, &mine, |key| {
+        // What was found before the hold may have been replaced before it.
+        let Some(there) = s.back(key) else { return false };
+        let (pod, made) = F::pod_end(&there);
+        if is_same_end(&pod, &pair.pod) || lives(s, pair, &pod, made) || !s.exchange(key, &mine) {
+            return false;
+        }
+        s.fence();
+        let begun_again = lives(s, pair, &pod, made);
+        if begun_again {
+            // Without memory it stays ours, and unused.
+            s.exchange(key, &there);
+        }
+        !begun_again
+    });
+    Ok(if taken { Try::Entered } else { Try::Taken })
+}
+
+/// Says of the flow that this is its end at the node, if no socket has it by now. If another CPU has just said another of a flow that had
+/// none, that one is its end.
+///
+/// # Errors
+/// As [`choose`].
+#[inline(always)]
+pub fn settle<F, P, S>(p: &mut P, s: &S, pair: &Pair<F>, node: &F::Addr, w: Wanted) -> Res<Try>
 where
     F: NatFamily,
     S: NatSystem<F> + Sockets<P, F>,
 {
-    let found = s.back(key);
-    if let Some(there) = &found
-        && !is_same_end(&F::pod_end(there).0, &pair.pod)
-        && lives(s, pair, there)
-    {
-        return Entered::Other;
-    }
-    if s.has_socket(p, key) {
-        return Entered::Other;
-    }
-    let entered = match found {
-        None => match s.enter(key, mine) {
-            // Another CPU was faster: perhaps with this flow's packet.
-            Entered::Other if is_of::<F, S>(s, key, &pair.pod) => Entered::Done,
-            entered => entered,
-        },
-        Some(there) if is_same_end(&F::pod_end(&there).0, &pair.pod) => Entered::Done,
-        Some(there) if take_over(s, pair, key, &there, mine) => Entered::Done,
-        Some(_) => Entered::Other,
-    };
+    let end = end(s, pair, node, w)?;
     // A socket binds first and looks for the entry when it sends (`entry::give_way`): here it is the other way round, so one sees the other.
-    if entered != Entered::Done {
-        return entered;
-    }
     s.fence();
-    if s.has_socket(p, key) {
-        hand_over(s, key);
-        return Entered::Other;
+    let mut key = pair.key(&end);
+    if s.has_socket(p, &key) {
+        hand_over(s, &mut key);
+        return Ok(Try::Taken);
     }
-    entered
+    let (flow, _) = pair.flow();
+    let forth = F::forth(&end);
+    if w.had_one() {
+        return if s.replace_forth(&flow, &forth) { Ok(Try::Done) } else { Err(D::NatFull) };
+    }
+    match s.enter_forth(&flow, &forth) {
+        Entered::Done => {
+            s.count_translated(w.account());
+            Ok(Try::Done)
+        }
+        Entered::Full => Err(D::NatFull),
+        // Whether that one holds is looked at when the packet is translated.
+        Entered::Other => Ok(Try::Done),
+    }
 }
 
 /// Makes the entry under `key` the node's own. Who has the hold now has it for a moment; whoever needs this asks again.
 #[inline(always)]
-pub fn hand_over<F: NatFamily, S: NatSystem<F>>(s: &S, key: &F::Key) {
+pub fn hand_over<F: NatFamily, S: NatSystem<F>>(s: &S, key: &mut F::Key) {
     let own = F::back(&End { addr: bytemuck::Zeroable::zeroed(), port: Be16::ZERO }, s.jiffies());
-    held(s, key, || s.exchange(key, &own));
+    held(s, key, &own, |key| s.exchange(key, &own));
 }
 
-/// Replaces an entry of a flow that is over.
+/// Does what needs the hold on a key, which says since when, as `value` does; false, and nothing is done, if it cannot be had. The hold's key is
+/// made of the key in place: two of them are much of BPF's stack.
 #[inline(always)]
-fn take_over<F: NatFamily, S: NatSystem<F>>(
+pub fn held<F: NatFamily, S: NatSystem<F>>(
     s: &S,
-    pair: &Pair<F>,
-    key: &F::Key,
-    there: &F::Back,
-    mine: &F::Back,
+    key: &mut F::Key,
+    value: &F::Back,
+    what: impl FnOnce(&F::Key) -> bool,
 ) -> bool {
-    held(s, key, || {
-        // What was found before the hold may have been replaced before it.
-        let is_there = s.back(key).is_some_and(|b| is_same_end(&F::pod_end(&b).0, &F::pod_end(there).0));
-        if !is_there || !s.exchange(key, mine) {
-            return false;
-        }
-        s.fence();
-        let begun_again = lives(s, pair, there);
-        if begun_again {
-            // Without memory it stays ours, and unused.
-            s.exchange(key, there);
-        }
-        !begun_again
-    })
-}
-
-/// Does what needs the hold on a key; false, and nothing is done, if it cannot be had.
-#[inline(always)]
-pub fn held<F: NatFamily, S: NatSystem<F>>(s: &S, key: &F::Key, what: impl FnOnce() -> bool) -> bool {
-    let hold = F::hold(key);
-    let since = F::back(&End { addr: bytemuck::Zeroable::zeroed(), port: Be16::ZERO }, s.jiffies());
-    if s.enter(&hold, &since) != Entered::Done {
+    F::set_hold(key, true);
+    if s.enter(key, value) != Entered::Done {
         return false;
     }
-    let done = what();
-    s.release(&hold);
+    F::set_hold(key, false);
+    let done = what(key);
+    F::set_hold(key, true);
+    s.release(key);
     done
-}
-
-/// Says of the flow that this is its end at the node. If another CPU has just said another of a flow that had none, that one is its end.
-#[inline(always)]
-fn say<F: NatFamily, S: NatSystem<F>>(
-    s: &S,
-    pair: &Pair<F>,
-    key: &F::CtKey,
-    end: &End<F>,
-    wanted: &Wanted<F>,
-) -> Res<End<F>> {
-    let forth = F::forth(end);
-    if wanted.before.is_some() {
-        return if s.replace_forth(key, &forth) { Ok(*end) } else { Err(D::NatFull) };
-    }
-    match s.enter_forth(key, &forth) {
-        Entered::Done => {
-            s.count_translated(wanted.account);
-            Ok(*end)
-        }
-        Entered::Full => Err(D::NatFull),
-        Entered::Other => match s.forth(key).map(|f| F::node_end(&f)) {
-            Some(said) if is_of::<F, S>(s, &pair.key(&said), &pair.pod) => Ok(said),
-            _ => Err(D::NatOrphan),
-        },
-    }
 }

@@ -1,5 +1,6 @@
 //! The packet that an ICMP error quotes: which flow it is about.
 use cni_common::{
+    drop::Point,
     net::{Be16, Ports},
     wire::{Icmp, SCTP, TCP, UDP},
 };
@@ -8,7 +9,7 @@ use super::{entry::living, family::NatFamily};
 use crate::{
     Packet,
     ct::{
-        CtEnv, Flow, Flows,
+        Ask, CtEnv, Ends, Flow, Flows,
         key::{Asker, Rest},
     },
     family::{self, L3},
@@ -29,19 +30,31 @@ pub struct Quote<F: NatFamily> {
 }
 
 /// Reads what the packet with this network header quotes. `None`: it is no ICMP error, or one of which nobody can say which flow it is about,
-/// as it is itself a fragment, quotes a later one, or ends too early.
+/// as it is itself a fragment, quotes a later one, or ends too early. `blur`: see [`CtEnv::blur`].
 #[inline(always)]
-pub fn read<F: NatFamily, P: Packet>(p: &mut P, ip: &L3<F>) -> Option<Quote<F>> {
+pub fn read<F: NatFamily, P: Packet>(p: &mut P, ip: &L3<F>, blur: impl Fn(u64) -> u64) -> Option<Quote<F>> {
     if ip.proto != u32::from(F::ICMP) || !ip.part.is_whole() || !F::quotes(p.read::<u8>(ip.l4).ok()?) {
         return None;
     }
     let at = ip.l4 + size_of::<Icmp>();
     let quoted = family::parse::<F, P>(p, at, QUOTED_L4).ok()?;
-    if quoted.part.is_later() {
+    if at > MAX_AT || quoted.part.is_later() {
         return None;
     }
-    Some(Quote { at, ip: quoted, rest: rest::<F, P>(p, &quoted)? })
+    let ask = Ask::new(Point::FromNetdev, at, &quoted, Ends { from: 0, to: 0 });
+    let ask = Ask { what: blur(ask.what), ..ask };
+    let quoted = ask.header::<F, P>(p).ok()?;
+    let rest = rest::<F, P>(p, &quoted)?;
+    let rest = Rest {
+        ports: Ports::of(blur(rest.ports.raw().into()) as u32),
+        asker: Asker::of(blur(rest.asker.code().into()) as u32),
+        ..rest
+    };
+    Some(Quote { at: ask.l3(), ip: quoted, rest })
 }
+
+/// What [`Ask`] has room for; behind more options than that there is nothing honest.
+const MAX_AT: usize = 0xff;
 
 #[inline(always)]
 fn rest<F: NatFamily, P: Packet>(p: &P, ip: &L3<F>) -> Option<Rest> {
@@ -68,7 +81,7 @@ fn rest<F: NatFamily, P: Packet>(p: &P, ip: &L3<F>) -> Option<Rest> {
 /// does. Of a masqueraded flow only between the pod and its node's translation, which is where the quoted ends are the real ones.
 #[inline(always)]
 pub fn related<'s, F: NatFamily, P: Packet, S: CtEnv + Flows<F>>(p: &mut P, s: &'s S, ip: &L3<F>) -> Option<&'s Flow> {
-    let quote = read(p, ip)?;
+    let quote = read(p, ip, |n| s.blur(n, s.jiffies()))?;
     if !F::is_same(&quote.ip.src, &ip.dst) {
         return None;
     }

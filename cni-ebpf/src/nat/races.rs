@@ -8,7 +8,7 @@ use cni_common::{
 };
 
 use super::{
-    End, NatFamily, Pair, back, forth, give_way,
+    End, NatFamily, Pair, back, give_way,
     steps::{Answer, Cpu, Maps, one_step},
 };
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
         Flows,
         key::{Asker, Rest},
     },
+    fake::nat::end_of,
     family::V4,
 };
 
@@ -65,7 +66,7 @@ impl Job {
                 let pair = pair(pod);
                 // As `track` does with every packet, in effect.
                 cpu.begin(&pair.flow().0, &bytemuck::Zeroable::zeroed());
-                forth(&mut (), cpu, &pair, &NODE).map(|end| end.map(|e| e.port.to_host()))
+                end_of(&mut (), cpu, &pair, &NODE).map(|end| end.map(|e| e.port.to_host()))
             }
             Self::Binds => {
                 cpu.flag(|m| m.sockets.insert(bytes(&pair(0).key(&node(PORT)))));

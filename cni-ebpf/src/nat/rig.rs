@@ -3,14 +3,14 @@ use std::{cell::Cell, net::IpAddr};
 
 use cni_common::{drop::Point, net::Mac, wire::ETH_LEN};
 
-use super::{End, NatFamily, Pair, Side, back, entry, error_back, error_forth, forth, give_way, related, rewrite};
+use super::{End, NatFamily, Pair, Side, back, entry, error_back, error_forth, give_way, related, rewrite};
 use crate::{
     Res,
     ct::{Ask, Ends, allow, key::Rest, signal, track},
     fake::{
         Fake, Frame,
         frame::{self, Ip},
-        nat::{FromIp, addr},
+        nat::{FromIp, addr, end_of},
         world,
     },
     family::{self, V4, V6},
@@ -39,7 +39,7 @@ macro_rules! tested {
                 track::<$family, _, _, _>(f, w, ask, &allow)
             }
             fn forth_of(w: &Fake, f: &mut Frame, pair: &Pair<Self>, node: &Self::Addr) -> Res<Option<End<Self>>> {
-                forth(f, w, pair, node)
+                end_of(f, w, pair, node)
             }
             fn back_of(w: &Fake, world: &Self::Addr, node: &Self::Addr, rest: Rest) -> Res<Option<End<Self>>> {
                 back(w, world, node, rest)

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 use bytemuck::Zeroable;
 use cni_common::{
     maps::NAT_FIRST_PORT,
-    schema::MAX_TRANSLATED,
     net::Be16,
+    schema::MAX_TRANSLATED,
     wire::{ICMP, ICMP6, TCP, UDP},
 };
 
@@ -321,16 +321,17 @@ fn a_hold_that_is_not_to_be_had_is_not_waited_for<F: Tested>() {
     assert_eq!(n.port_of(pod(F::IS_6, 11), syn(40_000), out), Ok(40_000));
     let key = n.tables().back.borrow().keys().next().cloned().expect("one");
     let key: F::Key = bytemuck::pod_read_unaligned(&key);
+    let hold = F::hold(&key);
     n.after(u64::from(lifetime::HANDSHAKE) + 1);
     n.tables()
         .back
         .borrow_mut()
-        .insert(bytemuck::bytes_of(&F::hold(&key)).to_vec(), bytemuck::bytes_of(&F::Back::zeroed()).to_vec());
+        .insert(bytemuck::bytes_of(&hold).to_vec(), bytemuck::bytes_of(&F::Back::zeroed()).to_vec());
     assert_ne!(n.port_of(pod(F::IS_6, 12), syn(40_000), out), Ok(40_000));
-    let there = bytemuck::pod_read_unaligned(&n.tables().back.borrow()[bytemuck::bytes_of(&key)]);
+    let there: F::Back = bytemuck::pod_read_unaligned(&n.tables().back.borrow()[bytemuck::bytes_of(&key)]);
     let there = entry::holder::<F>(&there);
     assert!(matches!(there, entry::Holder::Pod(end) if F::is_same(&end.addr, &addr(pod(F::IS_6, 11)))));
-    n.tables().back.borrow_mut().remove(bytemuck::bytes_of(&F::hold(&key)));
+    n.tables().back.borrow_mut().remove(bytemuck::bytes_of(&hold));
     assert_eq!(n.port_of(pod(F::IS_6, 13), syn(40_000), out), Ok(40_000));
 }
 

@@ -19,7 +19,6 @@ use cni_agent::netlink::{
     Socket, addr,
     link::{self, End},
     netns,
-    route::{self, Route},
 };
 use ipnet::IpNet;
 
@@ -28,7 +27,8 @@ pub use foreign::{Direction, Foreign, Side};
 pub use nft::Policy;
 
 use crate::{
-    layout::{self, CONTAINER_DEVICE, DOCKER, DOCKER_NETS, NODE_DEVICE, SECOND_DEVICE},
+    cable::{self, index_of, way},
+    layout::{self, DOCKER, DOCKER_NETS, NODE_DEVICE, SECOND_DEVICE},
     probe::Place,
     state::NodeState,
     underlay::Router,
@@ -209,7 +209,7 @@ impl HostileNode {
         let addresses = DOCKER_NETS.map(|net| host_in(net, 2));
         let port = End { name: "veth_docker", ..End::default() };
         let routes = |device| DOCKER_NETS.map(|net| way(net.addr(), None, device)).into();
-        let port = wire(&mut socket, &port, &layout::container_netns(self.number), &addresses, routes)?;
+        let port = cable::lay(&mut socket, &port, &layout::container_netns(self.number), &addresses, routes)?;
         socket.batch(vec![link::set_master(port, Some(bridge)), link::up(bridge)])?;
         Ok(())
     }
@@ -222,7 +222,7 @@ impl HostileNode {
         let cidrs = layout::pod_cidrs(self.number);
         let routes = |device| own.iter().zip(cidrs).map(|(via, to)| way(via.addr(), Some(to), device)).collect();
         let outside = layout::outside_netns(self.number);
-        let nic = wire(&mut socket, &nic, &outside, &layout::outside_addresses(), routes)?;
+        let nic = cable::lay(&mut socket, &nic, &outside, &layout::outside_addresses(), routes)?;
         socket.batch(own.map(|net| addr::add(nic, net)).into())?;
         Ok(())
     }
@@ -234,45 +234,12 @@ impl HostileNode {
     }
 }
 
-/// Makes a namespace and a wire into it, both ends up; gives the near one's index.
-fn wire(
-    socket: &mut Socket,
-    near: &End<'_>,
-    far: &str,
-    addresses: &[IpNet],
-    routes: impl FnOnce(u32) -> Vec<Route>,
-) -> Result<u32> {
-    let netns = netns::create(far).with_context(|| format!("make the network namespace {far}"))?;
-    let end = End { name: CONTAINER_DEVICE, netns: Some(netns.as_fd()), ..End::default() };
-    socket.run(link::create_veth(near, &end))?;
-    let mut inside = Socket::open_in(netns.as_fd())?;
-    inside.run(link::up(link::LOOPBACK))?;
-    // As on the nodes: nobody waits for the search for duplicates.
-    netns::set_sysctl(&netns, &format!("ipv6/conf/{CONTAINER_DEVICE}/accept_dad"), "0")?;
-    let (index, other) = (index_of(socket, near.name)?, index_of(&mut inside, CONTAINER_DEVICE)?);
-    socket.run(link::up(index))?;
-    inside.run(link::up(other))?;
-    inside.batch(addresses.iter().map(|net| addr::add(other, *net)).collect())?;
-    inside.batch(routes(other).iter().map(route::add).collect())?;
-    Ok(index)
-}
-
-fn way(via: IpAddr, to: Option<IpNet>, device: u32) -> Route {
-    let all = Route::default_through(via, device);
-    // Not one of Weft's, although made by its functions: protocol "boot", as `ip route add` writes it.
-    Route { dst: to.unwrap_or(all.dst), onlink: false, protocol: 3, ..all }
-}
-
 /// Address number `n` of the network that `net` is in.
 fn host_in(net: IpNet, n: u8) -> IpNet {
     match net {
         IpNet::V4(net) => layout::v4(net.network(), n, net.prefix_len()),
         IpNet::V6(net) => layout::v6(net.network(), n, net.prefix_len()),
     }
-}
-
-fn index_of(socket: &mut Socket, name: &str) -> Result<u32> {
-    Ok(link::by_name(socket, name)?.with_context(|| format!("device {name} has vanished"))?.index)
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use crate::{
     state::{NodeState, State},
     underlay::{self, Router, Underlay},
     watch::{Step, Watch},
+    world::World,
 };
 
 /// A lab to build.
@@ -37,6 +38,8 @@ pub struct LabConfig {
     pub underlay: Underlay,
     /// Which one is hostile.
     pub hostile: Hostile,
+    /// With a world outside of the cluster, behind a router on the underlay's bridge.
+    pub world: bool,
     /// Whose addresses the pods of a node get, by the node's number: [`layout::pod_cidrs`], [`layout::wide_pod_cidrs`] or others.
     pub pod_cidrs: fn(u8) -> Vec<IpNet>,
     /// Further arguments of every agent.
@@ -54,6 +57,7 @@ impl Default for LabConfig {
             nodes: 2,
             underlay: Underlay::Bridge,
             hostile: Hostile::default(),
+            world: false,
             pod_cidrs: |node| layout::pod_cidrs(node).into(),
             agent_args: Vec::new(),
             bin_dir: None,
@@ -67,6 +71,12 @@ impl LabConfig {
     #[must_use]
     pub fn with_nodes(nodes: u8) -> Self {
         Self { nodes, ..Self::default() }
+    }
+
+    /// Two nodes, the second of them hostile, and a world.
+    #[must_use]
+    pub fn with_world() -> Self {
+        Self { world: true, ..Self::default() }
     }
 }
 
@@ -85,6 +95,7 @@ pub struct Lab {
     state: State,
     nodes: Vec<Node>,
     hostile: Option<HostileNode>,
+    world: Option<World>,
     watch: Watch,
     takes_down: bool,
     _lock: Lock,
@@ -97,7 +108,7 @@ impl Lab {
     /// # Errors
     /// When somebody's lab is up, programs are missing, or any part fails; nothing is left then.
     pub fn up(config: LabConfig) -> Result<Self> {
-        let LabConfig { nodes, underlay, hostile, pod_cidrs, agent_args, bin_dir, mut watch } = config;
+        let LabConfig { nodes, underlay, hostile, world, pod_cidrs, agent_args, bin_dir, mut watch } = config;
         if !nix::unistd::geteuid().is_root() {
             bail!("the lab needs root: it makes network namespaces and loads BPF programs. Run it with sudo");
         }
@@ -112,6 +123,9 @@ impl Lab {
                 "a hostile node gets its address from a router that routes nothing: behind one that does, nobody is hostile"
             );
         }
+        if underlay != Underlay::Bridge && world {
+            bail!("the world's router is joined to a bridge: take that as the underlay");
+        }
         let bin_dir = programs::find(bin_dir)?;
         let lock = Lock::wait()?;
         remove_leftovers(&mut watch)?;
@@ -124,12 +138,13 @@ impl Lab {
             bin_dir,
             agent_args,
             nodes: nodes.clone(),
+            world,
             pods: Vec::new(),
             made_netns_dir: !Path::new(netns::DIRECTORY).exists(),
         };
         let nodes = nodes.into_iter().map(Node::new).collect();
         // From here on, dropping it removes what is there already.
-        let mut lab = Self { state, nodes, hostile: None, watch, takes_down: true, _lock: lock };
+        let mut lab = Self { state, nodes, hostile: None, world: None, watch, takes_down: true, _lock: lock };
         lab.build()?;
         Ok(lab)
     }
@@ -137,7 +152,7 @@ impl Lab {
     fn build(&mut self) -> Result<()> {
         fs::create_dir_all(ROOT).with_context(|| format!("make {ROOT}"))?;
         self.state.write()?;
-        let Self { state, nodes, hostile, watch, .. } = self;
+        let Self { state, nodes, hostile, world, watch, .. } = self;
         let what = match state.underlay {
             Underlay::Bridge => "make the nodes' network namespaces and join them by a bridge",
             Underlay::Direct => "make two nodes' network namespaces and join them by a wire",
@@ -151,6 +166,12 @@ impl Lab {
                 let made = hostile.insert(HostileNode::open(node, Router::of(state.underlay, node.number))?);
                 made.build().with_context(|| format!("make {} hostile", node.name))
             })?;
+        }
+        if state.world {
+            let made = watch.step("make the world: a router, a host behind it, and one behind a narrow way", || {
+                World::build(&state.nodes).context("make the world")
+            })?;
+            *world = Some(made);
         }
         watch.step("make the nodes' directories, each with a BPF file system", || {
             nodes.iter().try_for_each(Node::make_directories)
@@ -182,7 +203,8 @@ impl Lab {
         let nodes = state.nodes.iter().cloned().map(Node::new).collect();
         let hostile = state.nodes.iter().find(|n| n.hostile);
         let hostile = hostile.map(|n| HostileNode::open(n, Router::of(state.underlay, n.number))).transpose()?;
-        Ok(Self { state, nodes, hostile, watch: Watch::default(), takes_down: false, _lock: lock })
+        let world = state.world.then(World::open).transpose()?;
+        Ok(Self { state, nodes, hostile, world, watch: Watch::default(), takes_down: false, _lock: lock })
     }
 
     /// Leaves the lab standing when this is dropped, until [`down`](Self::down) or [`remove`](Self::remove).
@@ -236,6 +258,14 @@ impl Lab {
     /// When no node is hostile.
     pub fn hostile(&self) -> Result<&HostileNode> {
         self.hostile.as_ref().context("no node of this lab is hostile: ask for one by LabConfig::hostile")
+    }
+
+    /// What is outside of the cluster.
+    ///
+    /// # Errors
+    /// When the lab has no world.
+    pub fn world(&self) -> Result<&World> {
+        self.world.as_ref().context("this lab has no world: ask for one by LabConfig::world")
     }
 
     /// Lists these addresses in the Node object of `node` beside those on the underlay, as further InternalIPs.
@@ -307,16 +337,24 @@ impl Lab {
         self.state.pods.iter().find(|p| p.name == name).with_context(|| format!("no pod is called `{name}`"))
     }
 
-    /// The pod or node called `name`, as an end of a probe.
+    /// The pod or node called `name`, or else who is of the world, as an end of a probe.
     ///
     /// # Errors
-    /// When there is neither.
+    /// When there is nobody.
     pub fn place(&self, name: &str) -> Result<Place> {
         match (self.pod(name), self.node(name)) {
             (Ok(pod), _) => pod.place(),
             (_, Ok(node)) => node.place(),
-            _ => bail!("neither a pod nor a node is called `{name}`; `lab status` lists both"),
+            _ => self
+                .world_places()?
+                .into_iter()
+                .find(|place| place.name == name)
+                .with_context(|| format!("neither a pod nor a node is called `{name}`; `lab status` lists both")),
         }
+    }
+
+    fn world_places(&self) -> Result<Vec<Place>> {
+        self.world.as_ref().map_or(Ok(Vec::new()), |world| Ok(world.places()?.into()))
     }
 
     /// Its nodes and pods, as `weft-lab status --json` prints them.

@@ -27,8 +27,10 @@ pub const DOCKER_NETS: [IpNet; 2] = [
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(172, 17, 0, 1), 16)),
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd17, 0, 0, 0, 0, 0, 0, 1), 64)),
 ];
-/// Device of a container on that bridge, and of the host behind the second device.
-pub const CONTAINER_DEVICE: &str = "eth0";
+/// The router between the underlay and the world, and its network namespace.
+pub const WORLD: &str = "weft-world";
+/// MTU of the way to the world's narrow host, behind the router: more than the least of IPv6 (1280), less than what fits into a tunnel.
+pub const NARROW_MTU: u32 = 1300;
 /// As many nodes as the addresses reach for.
 pub const MAX_NODES: u8 = 99;
 
@@ -43,6 +45,10 @@ const CONTAINER_NETNS: &str = "weft-docker-";
 const OUTSIDE_NETNS: &str = "weft-outside-";
 /// Number of the host behind a hostile node's second device.
 const OUTSIDE: u8 = 99;
+/// Number of the world's router on the underlay; nodes' numbers end at 99.
+const WORLD_ROUTER: u8 = 200;
+/// Number of a host in its part of the world, where the router is number 1.
+const WORLD_HOST: u8 = 10;
 
 /// What node `number`, from 1, is called.
 #[must_use]
@@ -77,7 +83,7 @@ pub fn outside_netns(number: u8) -> String {
 /// The network namespace called `name` is one of the lab's.
 #[must_use]
 pub fn is_ours(netns: &str) -> bool {
-    let beginnings = [NODE_NETNS, POD_NETNS, CONTAINER_NETNS, OUTSIDE_NETNS];
+    let beginnings = [NODE_NETNS, POD_NETNS, CONTAINER_NETNS, OUTSIDE_NETNS, WORLD];
     netns == UNDERLAY || beginnings.iter().any(|b| netns.starts_with(b))
 }
 
@@ -147,6 +153,29 @@ pub fn second_addresses(number: u8) -> [IpNet; 2] {
 #[must_use]
 pub fn outside_addresses() -> [IpNet; 2] {
     second_addresses(OUTSIDE)
+}
+
+/// The network namespace of a host of the world.
+#[must_use]
+pub fn world_netns(host: &str) -> String {
+    format!("{WORLD}-{host}")
+}
+
+/// Addresses of the world's router on the underlay, IPv4 first.
+#[must_use]
+pub fn world_router() -> [IpNet; 2] {
+    node_addresses(WORLD_ROUTER)
+}
+
+/// Networks of the world, from those for documentation (RFC 5737, RFC 3849): that of the near host, then that of the narrow one. Gives the
+/// router's addresses in it and the host's, IPv4 first.
+#[must_use]
+pub fn world_link(narrow: bool) -> ([IpNet; 2], [IpNet; 2]) {
+    let (v4_net, subnet) =
+        if narrow { (Ipv4Addr::new(203, 0, 113, 0), 0x113) } else { (Ipv4Addr::new(198, 51, 100, 0), 0x51) };
+    let v6_net = Ipv6Addr::new(0x2001, 0xdb8, subnet, 0, 0, 0, 0, 0);
+    let number = |n| [v4(v4_net, n, 24), v6(v6_net, n, 64)];
+    (number(1), number(WORLD_HOST))
 }
 
 /// Address `number` of an IPv4 network.
@@ -288,13 +317,19 @@ mod tests {
         assert_eq!(router_addresses(12).map(|a| a.to_string()), ["10.97.12.254/24", "fd97:0:0:12::254/64"]);
         assert_eq!(second_addresses(12).map(|a| a.to_string()), ["10.98.0.12/24", "fd98::12/64"]);
         assert_eq!(pod_cidrs(12).map(|a| a.to_string()), ["10.244.12.0/24", "fd10:244:12::/64"]);
+        assert_eq!(world_router().map(|a| a.to_string()), ["10.99.0.200/24", "fd99::200/64"]);
+        let (router, host) = world_link(true);
+        assert_eq!(router.map(|a| a.to_string()), ["203.0.113.1/24", "2001:db8:113::1/64"]);
+        assert_eq!(host.map(|a| a.to_string()), ["203.0.113.10/24", "2001:db8:113::10/64"]);
         let wide: Vec<_> = wide_pod_cidrs(12).iter().map(ToString::to_string).collect();
         assert_eq!(wide, ["10.112.0.0/16", "fd10:244:12::/64"]);
     }
 
     #[test]
     fn only_the_labs_namespaces_are_the_labs() {
-        for ours in [UNDERLAY, &node_netns(1), &pod_netns("web"), &container_netns(2), &outside_netns(2)] {
+        let world = world_netns("near");
+        for ours in [UNDERLAY, &node_netns(1), &pod_netns("web"), &container_netns(2), &outside_netns(2), WORLD, &world]
+        {
             assert!(is_ours(ours), "{ours}");
         }
         for other in ["weft-test-1", "weft", "cni-1234", "node-1"] {

@@ -7,6 +7,7 @@
 //! There is one lab on a machine at a time. Its parts have well-known names ([`layout`]), so whatever a crash leaves behind
 //! the next lab finds and removes.
 pub mod api;
+mod cable;
 mod clean;
 pub mod hostile;
 mod lab;
@@ -27,13 +28,15 @@ pub mod tool;
 pub mod tour;
 mod underlay;
 mod watch;
+mod world;
 
 pub use hostile::{Hostile, HostileNode};
 pub use lab::{Ending, Lab, LabConfig, exec};
 pub use lock::{HELD_BY_PARENT, Quiet};
-pub use machine::{Machine, bound, is_virtual, pause};
+pub use machine::{Machine, bound, is_virtual, pause, skipped};
 pub use node::Node;
 pub use pod::{Added, CniCall, INTERFACE, Pod, PodSpec, Port};
 pub use snapshot::Snapshot;
 pub use underlay::Underlay;
 pub use watch::{Step, Watch};
+pub use world::World;

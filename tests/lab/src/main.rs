@@ -78,6 +78,9 @@ struct Up {
     /// No hostile node: without it the last of several has a firewall, Docker's bridge, a second NIC and other people's filters
     #[arg(long)]
     ordinary: bool,
+    /// With a world outside of the cluster: a router, the host `near`, and the host `narrow` behind a smaller MTU
+    #[arg(long, conflicts_with = "direct")]
+    world: bool,
     /// Further arguments for every agent
     #[arg(last = true, value_name = "AGENT ARGS")]
     agent_args: Vec<String>,
@@ -130,12 +133,13 @@ fn run(verb: Verb) -> Result<ExitCode> {
                 nodes: up.nodes,
                 underlay,
                 hostile: if up.ordinary { Hostile::Nobody } else { Hostile::default() },
+                world: up.world,
                 agent_args: up.agent_args,
                 watch: printing(),
                 ..LabConfig::default()
             };
             let lab = Lab::up(config)?;
-            print_status(&lab);
+            print_status(&lab)?;
             lab.keep()?;
         }
         Verb::Status { json } => {
@@ -143,7 +147,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             if json {
                 println!("{}", serde_json::to_string_pretty(&lab.status()).context("write JSON")?);
             } else {
-                print_status(&lab);
+                print_status(&lab)?;
             }
         }
         Verb::Pod(PodVerb::Add(add)) => {
@@ -185,7 +189,7 @@ fn printing() -> Watch {
     Watch::new(|Step { what, took }| println!("{:>9.1} ms  {what}", took.as_secs_f64() * 1e3))
 }
 
-fn print_status(lab: &Lab) {
+fn print_status(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let agent = node.agent_pid().map_or("no agent runs".into(), |pid| format!("agent {pid}"));
         let cidrs = node.pod_cidrs().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
@@ -203,6 +207,12 @@ fn print_status(lab: &Lab) {
             pod.name
         );
     }
+    if let Ok(world) = lab.world() {
+        for place in world.places()? {
+            println!("{:<10} {:<32} of the world", place.name, join(&place.addresses));
+        }
+    }
+    Ok(())
 }
 
 fn join(addresses: &[std::net::IpAddr]) -> String {

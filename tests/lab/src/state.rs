@@ -19,6 +19,8 @@ pub(crate) struct State {
     /// Further arguments of every agent.
     pub(crate) agent_args: Vec<String>,
     pub(crate) nodes: Vec<NodeState>,
+    /// It has a world.
+    pub(crate) world: bool,
     pub(crate) pods: Vec<Pod>,
     /// /run/netns was not there before and goes with the lab.
     pub(crate) made_netns_dir: bool,

@@ -12,6 +12,7 @@ use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cable::index_of,
     layout::{self, BRIDGE, NODE_DEVICE, UNDERLAY, UNDERLAY_MTU, node_netns},
     state::NodeState,
 };
@@ -180,10 +181,6 @@ fn address(node: &NodeState) -> Result<()> {
     batch.insert(0, link::up(device));
     socket.batch(batch)?;
     Ok(())
-}
-
-fn index_of(socket: &mut Socket, name: &str) -> Result<u32> {
-    Ok(link::by_name(socket, name)?.with_context(|| format!("device {name} has vanished"))?.index)
 }
 
 /// A node as it will be.

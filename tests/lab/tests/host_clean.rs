@@ -54,14 +54,19 @@ fn crash(args: &[&str], after: &str) {
 fn a_whole_life_leaves_the_host_as_it_was() {
     let _alone = alone();
     let before = Snapshot::take().unwrap();
-    let mut lab = Lab::up(LabConfig::default()).unwrap();
+    let mut lab = Lab::up(LabConfig::with_world()).unwrap();
     let web = lab.pod_add("node-1", &PodSpec::named("web")).unwrap().pod.place().unwrap();
     let client = lab.pod_add("node-2", &PodSpec::named("client")).unwrap().pod.place().unwrap();
     probe::tcp(&client, &web, Family::V4).unwrap();
     lab.restart_agent("node-1", Ending::Killed).unwrap();
     lab.pod_del("web").unwrap();
     let during = before.difference(&Snapshot::take().unwrap());
-    for what in ["network namespace weft-node-1", "mount of bpf on /run/weft-lab/node-1/bpf", "process weft-agent"] {
+    for what in [
+        "network namespace weft-node-1",
+        "network namespace weft-world-narrow",
+        "mount of bpf on /run/weft-lab/node-1/bpf",
+        "process weft-agent",
+    ] {
         assert!(during.appeared.iter().any(|f| f.starts_with(what)), "the comparison must see a lab: {during}");
     }
     lab.down().unwrap();
@@ -94,7 +99,7 @@ fn what_a_crash_leaves_behind_the_next_lab_removes() {
 fn down_removes_what_a_crash_leaves_behind() {
     let _alone = alone();
     let before = Snapshot::take().unwrap();
-    crash(&["up"], "write the Node objects");
+    crash(&["up", "--world"], "write the Node objects");
     Lab::remove().unwrap();
     assert_same(&before);
     Lab::remove().unwrap();

@@ -2,7 +2,7 @@
 use std::collections::BTreeSet;
 
 use cni_agent::datapath::{
-    features::{ALL, Try},
+    features::{ALL, SK_RELEASE, Try},
     object,
 };
 
@@ -21,9 +21,10 @@ fn helpers(elf: &[u8]) -> BTreeSet<i32> {
 
 #[test]
 fn every_helper_that_the_programs_call_is_required_of_the_kernel_and_no_other() {
-    let required = ALL.iter().filter(|f| f.without.is_none()).filter_map(|f| match f.attempt {
-        Try::Helper(number, _) => Some(number),
-        _ => None,
+    let required = ALL.iter().filter(|f| f.without.is_none()).flat_map(|f| match f.attempt {
+        Try::Helper(number, _) => vec![number],
+        Try::Socket(number) => vec![number, SK_RELEASE],
+        _ => vec![],
     });
     assert_eq!(helpers(object::OBJECT), required.collect());
 }

@@ -21,11 +21,11 @@ use cni_ebpf::{
     fake::{
         Fake,
         flows::{FlowTable, FlowTables},
-        nat::{FromIp, NatTables, addr},
+        nat::{FromIp, NatTables, addr, end_of},
         world,
     },
     family::{V4, V6},
-    nat::{End, Pair, back, family::is_same_end, forth, give_way},
+    nat::{End, Pair, back, family::is_same_end, give_way},
 };
 
 use crate::{
@@ -63,7 +63,7 @@ macro_rules! tested {
                 &w.$nat
             }
             fn forth_of(w: &Fake, pair: &Pair<Self>, node: &Self::Addr) -> Result<Option<End<Self>>, D> {
-                forth(&mut (), w, pair, node)
+                end_of(&mut (), w, pair, node)
             }
             fn back_of(w: &Fake, node: End<Self>, pair: &Pair<Self>) -> Result<Option<End<Self>>, D> {
                 let answered = Pair { pod: node, ..*pair }.rest();

@@ -5,7 +5,7 @@ use cni_common::schema::{MapType, NO_PREALLOC};
 use netlink_packet_route::link::InfoKind;
 
 use super::super::{
-    assembly::{EXIT, MAP_FD, add, call, copy, set, store_zero, wide},
+    assembly::{EXIT, MAP_FD, add, call, copy, set, skip_if_zero, store_zero, wide},
     syscall::{self, Insn},
 };
 use crate::netlink::{NetlinkError, Socket, link, tc};
@@ -14,6 +14,8 @@ use crate::netlink::{NetlinkError, Socket, link, tc};
 pub(super) const LRU_HASH: u32 = 9;
 /// `BPF_FUNC_skb_adjust_room`.
 pub(super) const ADJUST_ROOM: i32 = 50;
+/// `BPF_FUNC_sk_release`, without which no program that looks for a socket is loaded.
+pub const SK_RELEASE: i32 = 86;
 /// Nobody's interface index: as the kernel reads it, it is negative.
 const NO_DEVICE: u32 = u32::MAX;
 
@@ -24,6 +26,8 @@ pub enum Try {
     Map(u32, u32),
     /// Load a program that calls the helper of this number.
     Helper(i32, &'static [Arg]),
+    /// Load a program that looks for a socket by the helper of this number, and gives it back.
+    Socket(i32),
     /// Read a map of this type by batch.
     Batch(u32),
     /// Attach a program by TCX to a device that is not there.
@@ -67,7 +71,7 @@ pub enum Arg {
 }
 
 /// Bytes of zeros on the stack.
-const STACK: i16 = 32;
+const STACK: i16 = 64;
 
 /// What `bpf_skb_adjust_room` is given, behind the packet and `BPF_ADJ_ROOM_MAC`.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +104,7 @@ impl Attempts {
         match *attempt {
             Try::Map(kind, flags) => errno(syscall::create_probe_map(kind, key_size(kind), flags)).map(drop),
             Try::Helper(number, args) => helper(number, args),
+            Try::Socket(number) => socket(number),
             Try::Batch(kind) => errno(syscall::lookup_probe_batch(map(kind)?.as_fd())),
             Try::Tcx => errno(syscall::attach_tcx_ingress(nothing()?.as_fd(), NO_DEVICE)).map(drop),
             Try::TestRun => run(&nothing()?).map(drop),
@@ -184,6 +189,15 @@ fn helper(number: i32, args: &[Arg]) -> Answer {
         }
     }
     insns.extend([call(number), set(0, 0), EXIT]);
+    program(&insns).map(drop)
+}
+
+/// The tuple is one of IPv4; the namespace is that of the packet's device.
+fn socket(number: i32) -> Answer {
+    let mut insns = vec![copy(6, 1)];
+    insns.extend((1..=STACK / 8).map(|n| store_zero(-8 * n)));
+    insns.extend([copy(2, 10), add(2, -i32::from(STACK)), set(3, 12), set(4, -1), set(5, 0), copy(1, 6), call(number)]);
+    insns.extend([skip_if_zero(0, 2), copy(1, 0), call(SK_RELEASE), set(0, 0), EXIT]);
     program(&insns).map(drop)
 }
 

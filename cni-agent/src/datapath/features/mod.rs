@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
 pub use self::{
-    attempt::Try,
+    attempt::{SK_RELEASE, Try},
     table::{ALL, ENCAP_L2_ETH, SWITCHABLE, TCX},
 };
 
@@ -72,7 +72,9 @@ impl Feature {
             Try::Veth | Try::Vxlan => (&[libc::EADDRNOTAVAIL], &[libc::EOPNOTSUPP]),
             Try::SharedBlock => (&[libc::EINVAL], &[libc::ENOENT, libc::ENODEV, libc::EOPNOTSUPP]),
             Try::TestRun | Try::AdjustRoom(_) => (&[], &[libc::EINVAL, NOT_SUPPORTED]),
-            Try::Map(..) | Try::Helper(..) | Try::VerifiedInsns => (&[], &[libc::EINVAL, libc::EOPNOTSUPP]),
+            Try::Map(..) | Try::Helper(..) | Try::Socket(_) | Try::VerifiedInsns => {
+                (&[], &[libc::EINVAL, libc::EOPNOTSUPP])
+            }
         };
         if there.contains(&errno) {
             Verdict::There

@@ -45,6 +45,10 @@ const fn helper(
     needed(name, what, (since, CLS), "The programs call it for packets.", Try::Helper(number, args))
 }
 
+const fn socket(name: &'static str, what: &'static str, since: &'static str, number: i32) -> Feature {
+    needed(name, what, (since, CLS), "Masquerade keeps off the ports of the node's own sockets.", Try::Socket(number))
+}
+
 const fn map(name: &'static str, what: &'static str, since: &'static str, kind: u32, flags: u32) -> Feature {
     needed(name, what, (since, BPF), "The programs keep in them what they know.", Try::Map(kind, flags))
 }
@@ -93,6 +97,9 @@ pub const ALL: &[Feature] = &[
         "All pods' devices have their program by one.",
         Try::SharedBlock,
     ),
+    socket("sk-lookup-tcp", "the helpers bpf_sk_lookup_tcp and bpf_sk_release", "4.20", 84),
+    socket("sk-lookup-udp", "the helpers bpf_sk_lookup_udp and bpf_sk_release", "4.20", 85),
+    helper("fib-lookup", "the helper bpf_fib_lookup", "4.18", 69, &[Arg::Ctx, Arg::Stack, Arg::Is(64), Arg::Is(0)]),
     helper(
         "adjust-room",
         "the helper bpf_skb_adjust_room",
@@ -103,6 +110,7 @@ pub const ALL: &[Feature] = &[
     map("map-lru-hash", "BPF hash maps that forget what was least recently used", "4.10", LRU_HASH, 0),
     map("map-lpm-trie", "BPF longest-prefix tries", "4.11", LPM_TRIE, NO_PREALLOC),
     helper("pull-data", "the helper bpf_skb_pull_data", "4.9", 39, &[Arg::Ctx, Arg::Is(0)]),
+    helper("csum-update", "the helper bpf_csum_update", "4.9", 40, &[Arg::Ctx, Arg::Is(0)]),
     helper("change-tail", "the helper bpf_skb_change_tail", "4.9", 38, &[Arg::Ctx, Arg::Is(64), Arg::Is(0)]),
     helper("change-type", "the helper bpf_skb_change_type", "4.8", 32, &[Arg::Ctx, Arg::Is(0)]),
     helper(
@@ -135,6 +143,13 @@ pub const ALL: &[Feature] = &[
         ("4.3", &["VXLAN"]),
         "They take from the tunnel what the programs leave to them.",
         Try::Vxlan,
+    ),
+    helper(
+        "l4-csum-replace",
+        "the helper bpf_l4_csum_replace",
+        "4.1",
+        11,
+        &[Arg::Ctx, Arg::Is(16), Arg::Is(0), Arg::Is(0), Arg::Is(0)],
     ),
     helper("ktime-get-ns", "the helper bpf_ktime_get_ns", "4.1", 5, &[]),
     helper("get-prandom-u32", "the helper bpf_get_prandom_u32", "4.1", 7, &[]),

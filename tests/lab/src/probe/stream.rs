@@ -1,12 +1,13 @@
 //! TCP connections.
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, Socket, Type};
 
 use super::{Family, LIMIT, Place, Reply};
 
@@ -51,16 +52,40 @@ impl Flow {
         let address = to.address(family)?;
         let listener = to.run(|| TcpListener::bind(SocketAddr::new(family.any(), 0))).with_context(|| what.clone())?;
         let port = listener.local_addr().with_context(|| what.clone())?.port();
+        let connect = || TcpStream::connect_timeout(&SocketAddr::new(address, port), LIMIT);
+        Self::join(from, &listener, what, connect)
+    }
+
+    /// Opens one from this port of `from` to the address `to`, where `listener` waits.
+    ///
+    /// # Errors
+    /// When the port is taken, or the connection is not made within [`LIMIT`].
+    pub fn open_from(from: &Place, port: u16, listener: &TcpListener, to: SocketAddr) -> Result<Self> {
+        let what = format!("TCP {} from port {port} → {to}", from.name);
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            socket.bind(&SocketAddr::new(if to.is_ipv4() { Family::V4 } else { Family::V6 }.any(), port).into())?;
+            socket.connect_timeout(&to.into(), LIMIT)?;
+            Ok(socket.into())
+        };
+        Ok(Self::join(from, listener, what, connect)?.0)
+    }
+
+    fn join(
+        from: &Place,
+        listener: &TcpListener,
+        what: String,
+        connect: impl FnOnce() -> io::Result<TcpStream> + Send,
+    ) -> Result<(Self, Duration)> {
         let (client, took) = from
             .run(|| {
                 let begin = Instant::now();
-                let stream = TcpStream::connect_timeout(&SocketAddr::new(address, port), LIMIT)?;
-                Ok((stream, begin.elapsed()))
+                Ok((connect()?, begin.elapsed()))
             })
             .with_context(|| format!("{what}: no connection"))?;
         // The handshake is done, so it waits in the queue; unless the last packet of it was lost.
         let timeout = PollTimeout::try_from(LIMIT).unwrap_or(PollTimeout::MAX);
-        let ready = poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&listener), PollFlags::POLLIN)], timeout);
+        let ready = poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(listener), PollFlags::POLLIN)], timeout);
         if ready.with_context(|| what.clone())? == 0 {
             bail!("{what}: the listener never saw the end of the handshake");
         }
@@ -111,5 +136,13 @@ impl Flow {
     #[must_use]
     pub fn seen(&self) -> SocketAddr {
         self.seen
+    }
+
+    /// What the client takes itself for.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn client(&self) -> Result<SocketAddr> {
+        self.client.local_addr().with_context(|| self.what.clone())
     }
 }

@@ -6,7 +6,11 @@ use lab::{
     tool,
 };
 
-use crate::{Rig, option};
+use crate::{
+    Rig,
+    hops_said::{hops, lossless},
+    option,
+};
 
 /// Where a packet of the client may go, and whom it meets, the destination last.
 fn ways(rig: &Rig, family: Family) -> Vec<(&Place, Vec<IpAddr>)> {
@@ -19,19 +23,6 @@ fn ways(rig: &Rig, family: Family) -> Vec<(&Place, Vec<IpAddr>)> {
         // Nobody is in between.
         (&rig.near_node, vec![first]),
     ]
-}
-
-/// The addresses in lines that begin with a number, which is the hop's; one for each hop. A hop that did not answer has none.
-fn hops(said: &str, separator: &str) -> Vec<Option<IpAddr>> {
-    let mut hops: Vec<Option<IpAddr>> = Vec::new();
-    for line in said.lines() {
-        let Some((number, rest)) = line.trim().split_once(separator) else { continue };
-        let Ok(number) = number.trim().parse::<usize>() else { continue };
-        hops.resize(hops.len().max(number), None);
-        let address = rest.split_whitespace().find_map(|word| word.trim_matches(['(', ')']).parse().ok());
-        hops[number - 1] = hops[number - 1].or(address);
-    }
-    hops
 }
 
 fn assert_hops(rig: &Rig, family: Family, command: &str, separator: &str) {
@@ -87,8 +78,7 @@ fn mtr_shows_the_same_and_loses_nothing() {
             let said = tool::succeeds(&rig.client, &line).unwrap();
             let expected: Vec<_> = expected.into_iter().map(Some).collect();
             assert_eq!(hops(&said, ".|--"), expected, "to {}: {line} says:\n{said}", to.name);
-            let lossless = said.lines().filter(|l| l.contains(".|--")).all(|l| l.contains(" 0.0%"));
-            assert!(lossless, "to {}: {line} says:\n{said}", to.name);
+            assert!(lossless(&said), "to {}: {line} says:\n{said}", to.name);
         }
     });
 }

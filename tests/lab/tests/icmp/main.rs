@@ -4,6 +4,8 @@
 mod checksum;
 mod gateway;
 mod hops;
+#[path = "../support/hops.rs"]
+mod hops_said;
 mod limit;
 mod size;
 
