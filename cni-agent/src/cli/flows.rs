@@ -15,7 +15,8 @@ Shows the flows that conntrack knows on this node, or removes some.
 
 A flow is one connection, or what goes between two ports, both directions in one: its packets are judged when it begins, and let \
 through from then on. Each stands in the family's table `settled` once both ends have spoken, before that in `new`. Removing one \
-breaks nothing that is allowed: the flow's next packet is judged anew. Filters choose: a flow is taken when it fits each of \
+breaks nothing that is allowed: the flow's next packet is judged anew. Where a pod speaks to the world with an address of its node, the \
+column AS shows the node's end. Filters choose: a flow is taken when it fits each of \
 them, and one that is given several times is fit by any of its values.";
 
 #[derive(Debug, Subcommand)]

@@ -204,6 +204,7 @@ fn pods_leave_by_each_device_under_its_address_unless_masquerade_is_off() {
     let t = cluster();
     let eth0 = Device {
         name: "eth0".into(),
+        mtu: 1400,
         leave4: Some([192, 0, 2, 1].into()),
         leave6: Some("fd00::1".parse().expect("an address")),
         ..Device::default()
@@ -212,9 +213,11 @@ fn pods_leave_by_each_device_under_its_address_unless_masquerade_is_off() {
     let entries = compiled(&t, &Row::Devices);
     assert_eq!(entries.len(), 3);
     for index in [7_u32, 8] {
-        assert_eq!(value::<Leave4>(&entries, &schema::LEAVE4, &index.to_ne_bytes()).addr.bytes, [192, 0, 2, 1]);
+        let leave: Leave4 = value(&entries, &schema::LEAVE4, &index.to_ne_bytes());
+        assert_eq!((leave.addr.bytes, leave.mtu), ([192, 0, 2, 1], 1400));
     }
-    assert_eq!(value::<Leave6>(&entries, &schema::LEAVE6, &8_u32.to_ne_bytes()).addr.bytes[..2], [0xfd, 0]);
+    let leave: Leave6 = value(&entries, &schema::LEAVE6, &8_u32.to_ne_bytes());
+    assert_eq!((&leave.addr.bytes[..2], leave.mtu), (&[0xfd, 0][..], 1400));
     let off = Facts { masquerade: None, ..facts() };
     assert!(row(&Row::Devices, &t.read(), &off, &mut NodeNumbers::default()).expect("compiles").is_empty());
     let by = |map, key: u32| leaves_by(&EntryKey::new(map, key.to_ne_bytes().to_vec()).expect("in order"));

@@ -298,6 +298,22 @@ mod tests {
     }
 
     #[test]
+    fn it_is_noted_before_it_is_done() {
+        let node = Node::new("");
+        let sysctl = node.root.path().join(RESERVED);
+        fs::remove_file(&sysctl).unwrap();
+        // A number that nobody may write, root neither.
+        std::os::unix::fs::symlink("/proc/sys/kernel/random/poolsize", &sysctl).unwrap();
+        let error = node.ports("b").reserve(RANGE).unwrap_err().to_string();
+        assert!(error.starts_with("write ") && error.contains(RESERVED), "{error}");
+        // As if the agent had died behind the write.
+        fs::remove_file(&sysctl).unwrap();
+        fs::write(&sysctl, "61000-65535\n").unwrap();
+        node.ports("b").give_back().unwrap();
+        assert_eq!((node.reserved().as_str(), node.has_note()), ("", false));
+    }
+
+    #[test]
     fn a_note_of_another_boot_is_void() {
         let node = Node::new("");
         node.ports("one").reserve(RANGE).unwrap();

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::add::args::AddArgs;
 use crate::inline::Test;
 use crate::layout::{Family, LayoutName};
-use crate::{agent, ct, interrupt, netns, path, report};
+use crate::{agent, ct, interrupt, nat, netns, path, report};
 
 /// Measures Weft's datapath and CNI calls side by side with the physical limit and with peers.
 ///
@@ -130,7 +130,8 @@ impl AgentArgs {
 /// What it costs the agent to look for flows that are over, with 500,000 of them, as a share of one core.
 ///
 /// A map of its own, as conntrack's and with room for 524,288 flows, is filled and gone through as the agent does it, with its rests.
-/// None of the flows is over: what deleting costs depends on how many flows there are in a second.
+/// None of the flows is over: what deleting costs depends on how many flows there are in a second. Then the same with the translations of 131,072
+/// masqueraded flows, as many as a family can have, in one pass.
 ///
 /// OUTPUT: one line a figure, `figure ct sweep_percent X`, for programs to read. With --json one document instead.
 ///
@@ -151,7 +152,8 @@ pub struct CtArgs {
 impl CtArgs {
     fn run(self) -> Result<bool> {
         interrupt::watch()?;
-        let figures = ct::measure(self.rounds)?;
+        let mut figures = ct::measure(self.rounds)?;
+        figures.extend(nat::measure()?);
         if self.json {
             println!("{}", serde_json::to_string_pretty(&figures).context("write the report as JSON")?);
         } else {

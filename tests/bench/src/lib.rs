@@ -13,6 +13,7 @@ pub mod ct;
 pub mod inline;
 pub mod interrupt;
 pub mod layout;
+pub mod nat;
 pub mod netns;
 pub mod no_tso;
 pub mod path;
