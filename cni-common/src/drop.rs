@@ -89,6 +89,8 @@ drop_reasons! {
     NatOrphan = 27, "to be masqueraded, or translated back, but its flow is not known or has another translation by now: a late packet, or an error about one";
     /// Masquerade: the pod has its share of the table.
     NatQuota = 28, "the pod has its share of the table of masqueraded flows, which no other pod can do without; those that are over count until the agent takes them out";
+    /// A later fragment whose first one was not seen.
+    FragmentOrder = 29, "to be masqueraded, but a fragment that came before the first one of its datagram, or long after it: only that one has the ports";
 }
 
 /// Which program saw the packet.

@@ -90,7 +90,8 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System<P> + Of<P, U> + Of<P, F>
         return Ok(Verdict::Pass);
     }
     let Some(l) = <S as Tables<F>>::local(s, &ip.dst) else { return Ok(Verdict::Pass) };
-    <S as Track<P, F>>::track(s, p, Ask::new(Point::FromNetdev, at, &ip, Ends { from: 0, to: l.id }))?;
+    let ask = Ask::of::<F, P, S>(p, s, Point::FromNetdev, at, &ip, Ends { from: 0, to: l.id });
+    <S as Track<P, F>>::track(s, p, ask)?;
     let (outer_ecn, inner_ecn) = (ecn::bits(outer.tos), ecn::bits(ip.tos));
     if outer_ecn != ecn::NOT_ECT && outer_ecn != inner_ecn {
         ecn::carry::<F, P>(p, at, outer_ecn, inner_ecn)?;
@@ -147,7 +148,8 @@ fn overlay<F: Family, P: Packet, S: System<P> + Of<P, F>>(
         TunnelEnd::V6(a) => sent_by::<V6, F, S>(s, &a, &ip)?,
     }
     if let Some(l) = <S as Tables<F>>::local(s, &ip.dst) {
-        <S as Track<P, F>>::track(s, p, Ask::new(Point::FromOverlay, ETH_LEN, &ip, Ends { from: 0, to: l.id }))?;
+        let ask = Ask::of::<F, P, S>(p, s, Point::FromOverlay, ETH_LEN, &ip, Ends { from: 0, to: l.id });
+        <S as Track<P, F>>::track(s, p, ask)?;
         p.for_this_host();
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));

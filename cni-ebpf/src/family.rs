@@ -1,7 +1,7 @@
 //! IPv4 and IPv6 as type parameters: one copy of every decision.
 use bytemuck::Pod;
 use cni_common::{
-    maps::{Config, CtKey4, CtKey6, Endpoint, Tunnel},
+    maps::{Config, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Tunnel},
     net::{Be16, Be32, GATEWAY4, GATEWAY6, Ip4, Ip6, Ports},
     wire::*,
 };
@@ -23,6 +23,8 @@ pub struct L3<F: Family> {
     pub l4: usize,
     /// Which part of a datagram this is.
     pub part: Part,
+    /// Offset of the fragment header; 0: there is none, as in IPv4.
+    pub frag: usize,
 }
 
 /// Fragments: a later one has no ports, and ports of the first one must not decide where only the first one goes.
@@ -72,6 +74,8 @@ pub trait Family: Copy + 'static {
     type Addr: Pod;
     /// The key of its flows.
     type CtKey: Pod;
+    /// The key of a datagram in fragments.
+    type FragKey: Pod;
     /// 4 or 6.
     const NUMBER: u8;
     /// Its header without options, bytes.
@@ -104,6 +108,8 @@ pub trait Family: Copy + 'static {
     fn addresses<P: Packet>(p: &P, off: usize) -> Res<(F4or6<Self>, F4or6<Self>)>;
     /// The key of a packet's flow, and whether its sender is the end that comes last in it.
     fn ct_key(src: &F4or6<Self>, dst: &F4or6<Self>, rest: ct::key::Rest) -> (Self::CtKey, bool);
+    /// The key of the datagram of which the packet is a fragment.
+    fn frag_key<P: Packet>(p: &P, ask: &ct::Ask) -> Res<Self::FragKey>;
     /// In the form that events have.
     fn widen(a: &F4or6<Self>) -> Ip6;
     /// Replaces the two ECN bits. IPv4: with the checksum.
@@ -155,6 +161,7 @@ fn csum_replace(csum: Be16, old: u16, new: u16) -> Be16 {
 impl Family for V4 {
     type Addr = Ip4;
     type CtKey = CtKey4;
+    type FragKey = FragKey4;
     const NUMBER: u8 = 4;
     const HEADER: u32 = size_of::<Ipv4>() as u32;
     const ETHERTYPE: Be16 = ETH_IP4;
@@ -176,7 +183,15 @@ impl Family for V4 {
         }
         let frag = h.frag.to_host();
         let part = Part::of_fragment(u32::from(frag & 0x1fff), u32::from(frag >> 13));
-        Ok(L3 { src: h.src, dst: h.dst, tos: u32::from(h.tos), proto: u32::from(h.proto), l4: off + ihl, part })
+        Ok(L3 {
+            src: h.src,
+            dst: h.dst,
+            tos: u32::from(h.tos),
+            proto: u32::from(h.proto),
+            l4: off + ihl,
+            part,
+            frag: 0,
+        })
     }
     #[inline(always)]
     fn outer<P: Packet>(p: &P, off: usize) -> Option<Outer<Self>> {
@@ -229,6 +244,12 @@ impl Family for V4 {
     #[inline(always)]
     fn ct_key(src: &Ip4, dst: &Ip4, rest: ct::key::Rest) -> (CtKey4, bool) {
         ct::key::of4(src, dst, rest)
+    }
+    #[inline(always)]
+    fn frag_key<P: Packet>(p: &P, ask: &ct::Ask) -> Res<FragKey4> {
+        let h: Ipv4 = p.read(ask.l3())?;
+        let rest = u64::from(h.id.raw()) | u64::from(ask.proto()) << 16;
+        Ok(bytemuck::must_cast([u64::from(h.src.raw()) | u64::from(h.dst.raw()) << 32, rest]))
     }
     #[inline(always)]
     fn widen(a: &Ip4) -> Ip6 {
@@ -296,6 +317,7 @@ impl Family for V4 {
 impl Family for V6 {
     type Addr = Ip6;
     type CtKey = CtKey6;
+    type FragKey = FragKey6;
     const NUMBER: u8 = 6;
     const HEADER: u32 = size_of::<Ipv6>() as u32;
     const ETHERTYPE: Be16 = ETH_IP6;
@@ -319,8 +341,8 @@ impl Family for V6 {
             TCP | UDP | ICMP6 => Upper::new(h.next, l4, 0),
             _ => after_extensions(p, h.next, l4),
         };
-        let (proto, l4, part) = Upper { packed: p.blur(upper.packed) }.split()?;
-        Ok(L3 { src: h.src, dst: h.dst, tos: traffic_class(&h), proto, l4, part })
+        let (proto, l4, part, frag) = Upper { packed: p.blur(upper.packed) }.split()?;
+        Ok(L3 { src: h.src, dst: h.dst, tos: traffic_class(&h), proto, l4, part, frag })
     }
     #[inline(always)]
     fn outer<P: Packet>(p: &P, off: usize) -> Option<Outer<Self>> {
@@ -376,6 +398,14 @@ impl Family for V6 {
     #[inline(always)]
     fn ct_key(src: &Ip6, dst: &Ip6, rest: ct::key::Rest) -> (CtKey6, bool) {
         ct::key::of6(src, dst, rest)
+    }
+    #[inline(always)]
+    fn frag_key<P: Packet>(p: &P, ask: &ct::Ask) -> Res<FragKey6> {
+        let h: Ipv6 = p.read(ask.l3())?;
+        let id: Be32 = p.read(ask.frag() + 4)?;
+        let ([s0, s1], [d0, d1]) = (h.src.raw(), h.dst.raw());
+        let rest = u64::from(u32::from_ne_bytes(id.bytes)) | u64::from(ask.proto()) << 32;
+        Ok(bytemuck::must_cast([s0, s1, d0, d1, rest]))
     }
     #[inline(always)]
     fn widen(a: &Ip6) -> Ip6 {
@@ -452,15 +482,16 @@ fn traffic_class(h: &Ipv6) -> u32 {
     (h.ver_tc_flow.to_host() >> 20) & 0xff
 }
 
-/// Protocol, offset and part in one register: a subprogram of BPF returns one.
+/// Protocol, offset, part and the fragment header's offset in one register: a subprogram of BPF returns one.
 #[derive(Clone, Copy)]
 struct Upper {
     packed: u64,
 }
 impl Upper {
+    const PART: u32 = 32;
     #[inline(always)]
     fn new(proto: u8, l4: usize, part: u64) -> Self {
-        Self { packed: u64::from(proto) | (l4 as u64) << 8 | part << 32 }
+        Self { packed: u64::from(proto) | (l4 as u64) << 8 | part << Self::PART }
     }
     /// Why there is none.
     #[inline(always)]
@@ -468,18 +499,20 @@ impl Upper {
         Self { packed: (why as u64) << Self::ERROR }
     }
     const ERROR: u32 = 40;
+    const FRAG: u32 = 48;
 
     #[inline(always)]
-    fn split(self) -> Res<(u32, usize, Part)> {
+    fn split(self) -> Res<(u32, usize, Part, usize)> {
         const LIMIT: u64 = D::ExtHdrLimit as u64;
-        match self.packed >> Self::ERROR {
+        match self.packed >> Self::ERROR & 0xff {
             0 => {}
             LIMIT => return Err(D::ExtHdrLimit),
             _ => return Err(D::Short),
         }
-        let part = Part { bits: ((self.packed >> 32) & 3) as u32 };
+        let part = Part { bits: ((self.packed >> Self::PART) & 3) as u32 };
         // Before 6.12 the verifier learns no packet range from a mask of 16 bits.
-        Ok(((self.packed & 0xff) as u32, ((self.packed >> 8) & 0x3fff) as usize, part))
+        let frag = (self.packed >> Self::FRAG) as usize & 0x3fff;
+        Ok(((self.packed & 0xff) as u32, ((self.packed >> 8) & 0x3fff) as usize, part, frag))
     }
 }
 
@@ -504,11 +537,12 @@ fn after_extensions<P: Packet>(p: &P, mut next: u8, mut l4: usize) -> Upper {
             44 => {
                 let Ok([kind, offset]) = p.read::<[Be16; 2]>(l4) else { return Upper::none(D::Short) };
                 next = kind.bytes[0];
+                part |= (l4 as u64) << (Upper::FRAG - Upper::PART);
                 l4 += 8;
                 let offset = offset.to_host();
                 if offset & 0xfff8 != 0 {
                     // What follows is the middle of some payload, whatever `next` says.
-                    return Upper::new(next, l4, 2);
+                    return Upper::new(next, l4, part | 2);
                 }
                 // M = 0 and offset 0: an atomic fragment (RFC 6946) is a whole datagram.
                 part |= u64::from(offset & 1);

@@ -81,7 +81,7 @@ fn pod<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cfg: &Config, 
     };
     // One call: the verifier walks it anew for each.
     let to = near.map_or(0, |l| l.id);
-    let ask = Ask::new(Point::FromPod, ETH_LEN, &ip, Ends { from: ep.id, to });
+    let ask = Ask::of(p, s, Point::FromPod, ETH_LEN, &ip, Ends { from: ep.id, to });
     s.track(p, ask)?;
     if let Some(l) = near {
         F::dec_ttl(p, ETH_LEN)?;
@@ -154,7 +154,8 @@ pub(crate) fn to_local<F: Family, P: Packet, S: Track<P, F>>(
     ip: &L3<F>,
     l: &Local,
 ) -> Res<Verdict> {
-    s.track(p, Ask::new(point, ETH_LEN, ip, Ends { from: 0, to: l.id }))?;
+    let ask = Ask::of(p, s, point, ETH_LEN, ip, Ends { from: 0, to: l.id });
+    s.track(p, ask)?;
     p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
     p.for_this_host();
     Ok(Verdict::Peer(l.ifindex))

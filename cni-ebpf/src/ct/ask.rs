@@ -16,6 +16,8 @@ use crate::{
 pub struct Ask {
     /// Where the headers are, and what they are: see the accessors.
     pub what: u64,
+    /// What it says, as [`signal`](super::signal) writes it.
+    pub heard: u64,
     /// Endpoints.
     pub ends: Ends,
 }
@@ -24,6 +26,7 @@ const L4: u32 = 8;
 const PART: u32 = 24;
 const L3_AT: u32 = 32;
 const POINT: u32 = 40;
+const FRAG: u32 = 48;
 
 impl Ask {
     /// Of the packet whose network header is at `at`, below 256.
@@ -33,8 +36,20 @@ impl Ask {
             | (ip.l4 as u64) << L4
             | u64::from(ip.part.bits()) << PART
             | (at as u64) << L3_AT
-            | (point as u64) << POINT;
-        Self { what, ends }
+            | (point as u64) << POINT
+            | (ip.frag as u64) << FRAG;
+        Self { what, heard: 0, ends }
+    }
+    /// The same, and what it says.
+    #[inline(always)]
+    pub fn of<F: Family, P, S: Track<P, F>>(p: &mut P, s: &S, point: Point, at: usize, ip: &L3<F>, ends: Ends) -> Self {
+        let ask = Self::new(point, at, ip, ends);
+        Self { heard: s.hear(p, ask), ..ask }
+    }
+    /// Offset of the fragment header; 0: there is none, as in IPv4.
+    #[inline(always)]
+    pub fn frag(&self) -> usize {
+        (self.what >> FRAG) as usize & 0x3fff
     }
     /// IP protocol.
     #[inline(always)]
@@ -63,7 +78,7 @@ impl Ask {
     #[inline(always)]
     pub fn header<F: Family, P: Packet>(&self, p: &P) -> Res<L3<F>> {
         let (src, dst) = F::addresses(p, self.l3())?;
-        Ok(L3 { src, dst, tos: 0, proto: self.proto(), l4: self.l4(), part: self.part() })
+        Ok(L3 { src, dst, tos: 0, proto: self.proto(), l4: self.l4(), part: self.part(), frag: self.frag() })
     }
     /// Where it was met.
     #[inline(always)]
@@ -79,6 +94,8 @@ pub trait Track<P, F: Family> {
     /// # Errors
     /// Why the packet is refused.
     fn track(&self, p: &mut P, ask: Ask) -> Judged;
+    /// What a packet says: see [`fragment::heard`](super::fragment::heard).
+    fn hear(&self, p: &mut P, ask: Ask) -> u64;
 }
 
 #[cfg(test)]
@@ -92,10 +109,10 @@ mod tests {
         for point in Point::ALL {
             for (at, l4, proto, later) in [(14, 34, 17, false), (64, 104, 6, true), (84, 0x3fff, 255, false)] {
                 let part = if later { Part::of_fragment(185, 1) } else { Part::of_fragment(0, 1) };
-                let ip = L3::<F> { src, dst: src, tos: 0xff, proto, l4, part };
+                let ip = L3::<F> { src, dst: src, tos: 0xff, proto, l4, part, frag: l4 - 8 };
                 let ask = Ask::new(point, at, &ip, Ends { from: 1, to: 2 });
                 assert_eq!((ask.point(), ask.l3(), ask.l4()), (Some(point), at, l4));
-                assert_eq!((ask.proto(), ask.part()), (proto, part));
+                assert_eq!((ask.proto(), ask.part(), ask.frag()), (proto, part, l4 - 8));
             }
         }
     }

@@ -3,6 +3,7 @@
 //! | file | what changes it |
 //! |---|---|
 //! | `key` | what makes two packets one flow |
+//! | `fragment` | which flow a fragment is of |
 //! | `signal` | what a packet says: opens, answers, ends, resets |
 //! | `entry` | what an entry holds, and what a packet makes of it |
 //! | `lifetime` | how long a flow without packets lives |
@@ -20,6 +21,7 @@
 //! before, so it is the last that is evicted. What can go wrong then is a lifetime; a verdict only if its epoch has just changed as well.
 pub mod ask;
 pub mod entry;
+pub mod fragment;
 pub mod key;
 pub mod lifetime;
 #[cfg(test)]

@@ -51,33 +51,33 @@ pub struct Signal {
     pub rest: Rest,
 }
 
-/// Reads it. `None`: the packet is of no flow that is tracked, as a later fragment, which has no ports, and any ICMP but echo, which is about
-/// another flow or about none. `blur`: see [`CtEnv::blur`](super::CtEnv::blur).
+/// From [`Ask::heard`]. `None`: the packet is of no flow that is tracked, as a later fragment whose first one was not seen, and any ICMP but
+/// echo, which is about another flow or about none.
 #[inline(always)]
-pub fn read<P: Packet>(p: &mut P, ask: &Ask, blur: impl Fn(u64) -> u64) -> Res<Option<Signal>> {
-    if ask.part().is_later() {
-        return Ok(None);
-    }
-    let heard = blur(hear(p, *ask));
-    let said = (heard & 0xff) as u32;
+pub fn of(heard: u64) -> Res<Option<Signal>> {
+    let (said, asker, ports) = split(heard);
     if said == 0 {
         return if heard == CUT { Err(D::Short) } else { Ok(None) };
     }
-    let asker = Asker::of((heard >> 8 & 3) as u32);
-    let rest = Rest { ports: Ports::of((heard >> 32) as u32), proto: (heard >> 16 & 0xff) as u32, asker };
-    Ok(Some(Signal { said, rest }))
+    Ok(Some(Signal { said, rest: Rest { ports, proto: (heard >> 16 & 0xff) as u32, asker } }))
+}
+
+/// What was said, who asks, and the ports.
+#[inline(always)]
+pub fn split(heard: u64) -> (u32, Asker, Ports) {
+    ((heard & 0xff) as u32, Asker::of((heard >> 8 & 3) as u32), Ports::of((heard >> 32) as u32))
 }
 
 /// The frame ends inside what must be read.
 const CUT: u64 = 1 << 8;
 /// Of no flow.
-const NOTHING: u64 = 0;
+pub const NOTHING: u64 = 0;
 
 /// What is said, asker, protocol and ports, in one register from the lowest byte up, or [`CUT`] or [`NOTHING`].
 ///
 /// One register, as a pair with a discriminant would make the verifier walk all that follows once for each protocol.
 #[inline(never)]
-fn hear<P: Packet>(p: &mut P, ask: Ask) -> u64 {
+pub fn hear<P: Packet>(p: &mut P, ask: Ask) -> u64 {
     const TCP_: u32 = TCP as u32;
     const SCTP_: u32 = SCTP as u32;
     const UDP_: u32 = UDP as u32;
@@ -97,8 +97,9 @@ fn hear<P: Packet>(p: &mut P, ask: Ask) -> u64 {
     }
 }
 
+/// In the form of [`Ask::heard`].
 #[inline(always)]
-fn heard(said: u32, asker: Asker, proto: u32, ports: Ports) -> u64 {
+pub fn heard(said: u32, asker: Asker, proto: u32, ports: Ports) -> u64 {
     u64::from(said) | u64::from(asker.code()) << 8 | u64::from(proto) << 16 | u64::from(ports.raw()) << 32
 }
 

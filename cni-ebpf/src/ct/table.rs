@@ -1,7 +1,7 @@
 //! What conntrack asks of maps and of its callers.
 use cni_common::{
     drop::{Outcome, Point},
-    maps::{CtConfig, CtEntry},
+    maps::{CtConfig, CtEntry, Fragments},
 };
 
 use super::Flow;
@@ -68,6 +68,10 @@ pub trait Flows<F: Family> {
     fn promote(&self, key: &F::CtKey, entry: &CtEntry) -> Promotion;
     /// Takes it out of the small one.
     fn forget(&self, key: &F::CtKey);
+    /// What the first fragment of a datagram has said.
+    fn fragments(&self, key: &F::FragKey) -> Option<Fragments>;
+    /// Remembers that, in the place of what is there. The oldest are forgotten.
+    fn remember(&self, key: &F::FragKey, said: &Fragments);
     /// Flows in the large table on an endpoint's account. Several CPUs count at a time, so it may be a few off.
     fn held(&self, endpoint: u32) -> u64;
     /// One more.

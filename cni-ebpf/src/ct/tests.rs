@@ -3,7 +3,7 @@ use std::cell::{Cell, RefCell};
 
 use cni_common::{
     drop::{Outcome, Point},
-    maps::{CT_HI_ALLOWED, CT_HI_OPENED, CT_LO_ALLOWED, CtEntry},
+    maps::{CT_HI_ALLOWED, CT_HI_OPENED, CT_LO_ALLOWED, CtEntry, Fragments},
     net::{Be16, Mac, Ports},
     schema::MAX_HELD,
     wire::{ETH_LEN, SCTP},
@@ -16,7 +16,7 @@ use super::{
     Ends, Flow, Flows, Promotion,
     entry::{Stage, stage},
     key::{self, Asker, Rest},
-    lifetime, track,
+    lifetime, signal, track,
 };
 use crate::{
     DropReason, Res,
@@ -64,7 +64,10 @@ impl Pair {
             self.asked.borrow_mut().push(direction);
             self.refuse.get().map_or(Ok(()), Err)
         };
-        track::<F, _, _, _>(f, &self.w, Ask::new(Point::FromPod, ETH_LEN, &ip, ends), &judge)
+        let ask = Ask::new(Point::FromPod, ETH_LEN, &ip, ends);
+        let heard = if ip.part.is_later() { signal::NOTHING } else { signal::hear(f, ask) };
+        let ask = Ask { heard, ..ask };
+        track::<F, _, _, _>(f, &self.w, ask, &judge)
     }
 
     fn send_frame(&self, f: &mut Frame, ends: Ends) -> Res<()> {
@@ -552,6 +555,12 @@ fn a_flow_that_another_cpu_moves_between_two_look_ups_is_found() {
         fn forget(&self, _: &cni_common::maps::CtKey4) {
             panic!("it is settled");
         }
+        fn fragments(&self, _: &cni_common::maps::FragKey4) -> Option<Fragments> {
+            panic!("it is whole");
+        }
+        fn remember(&self, _: &cni_common::maps::FragKey4, _: &Fragments) {
+            panic!("it is whole");
+        }
         fn held(&self, _: u32) -> u64 {
             0
         }
@@ -563,10 +572,9 @@ fn a_flow_that_another_cpu_moves_between_two_look_ups_is_found() {
     let mut f = Frame::new(frame::eth(Mac::WEFT, Mac::WEFT, packet), 1);
     let ip = family::parse::<V4, _>(&mut f, ETH_LEN, 4).expect("parses");
     let refuse = |_| Err(DropReason::Unroutable);
-    assert_eq!(
-        track::<V4, _, _, _>(&mut f, &s, Ask::new(Point::FromPod, ETH_LEN, &ip, Ends { from: 12, to: 11 }), &refuse),
-        Ok(())
-    );
+    let ask = Ask::new(Point::FromPod, ETH_LEN, &ip, Ends { from: 12, to: 11 });
+    let ask = Ask { heard: signal::hear(&mut f, ask), ..ask };
+    assert_eq!(track::<V4, _, _, _>(&mut f, &s, ask, &refuse), Ok(()));
 }
 
 fn rest(ports: (u16, u16), proto: u8, asker: Asker) -> Rest {

@@ -31,8 +31,8 @@ impl<F: Family> Seen<F> {
 /// Finds or begins the packet's flow. A packet that its flow's verdict does not cover, one of a flow that is not known among them, is put to
 /// `judge`; what that refuses is dropped with its reason, and leaves no trace.
 ///
-/// Later fragments pass without: their ports are in the first one, and a table of fragments is yet to come. So do ICMP messages that are no
-/// echo: errors are to belong to the flow that they quote.
+/// Later fragments of which nothing is known pass without; so do ICMP messages that are no echo: errors are to belong to the flow that they
+/// quote.
 ///
 /// # Errors
 /// The reason that `judge` gives, or [`Short`](crate::DropReason::Short).
@@ -44,7 +44,9 @@ where
     S: CtEnv + Flows<F>,
     J: Fn(Direction) -> Judged,
 {
-    let Some(signal) = signal::read(p, &ask, |n| s.blur(n, ask.what))? else { return Ok(()) };
+    let Some(signal) = signal::of(ask.heard)? else { return Ok(()) };
+    // It is read: nothing of it need be kept.
+    let ask = Ask { heard: 0, ..ask };
     let (src, dst) = F::addresses(p, ask.l3())?;
     let (key, from_hi) = F::ct_key(&src, &dst, signal.rest);
     let seen = Seen { key, rest: signal.rest, said: signal.said, from_hi: s.blur(from_hi.into(), ask.what), ask };

@@ -7,7 +7,7 @@ use std::{
 use bytemuck::{Pod, bytes_of};
 use cni_common::{
     drop::{Outcome, Point},
-    maps::{CtConfig, CtEntry},
+    maps::{CtConfig, CtEntry, Fragments},
     schema::{MAX_FLOWS, MAX_NEW_FLOWS},
     shared::Shared,
 };
@@ -144,6 +144,8 @@ pub struct FlowTables {
     pub new: FlowTable,
     /// Flows by the endpoint on whose account they are.
     pub held: RefCell<BTreeMap<u32, u64>>,
+    /// What first fragments have said.
+    pub fragments: RefCell<BTreeMap<Vec<u8>, Fragments>>,
 }
 impl Default for FlowTables {
     fn default() -> Self {
@@ -151,6 +153,7 @@ impl Default for FlowTables {
             flows: FlowTable::new(MAX_FLOWS, false),
             new: FlowTable::new(MAX_NEW_FLOWS, true),
             held: RefCell::default(),
+            fragments: RefCell::default(),
         }
     }
 }
@@ -191,6 +194,12 @@ macro_rules! flows {
             fn forget(&self, key: &<$family as Family>::CtKey) {
                 self.$tables.new.remove(bytes(key));
             }
+            fn fragments(&self, key: &<$family as Family>::FragKey) -> Option<Fragments> {
+                self.$tables.fragments.borrow().get(bytes(key)).copied()
+            }
+            fn remember(&self, key: &<$family as Family>::FragKey, said: &Fragments) {
+                self.$tables.fragments.borrow_mut().insert(bytes(key).to_vec(), *said);
+            }
             fn held(&self, endpoint: u32) -> u64 {
                 self.$tables.held.borrow().get(&endpoint).copied().unwrap_or(0)
             }
@@ -212,5 +221,8 @@ where
 {
     fn track(&self, p: &mut P, ask: Ask) -> Judged {
         ct::track::<F, _, _, _>(p, self, ask, &ct::allow)
+    }
+    fn hear(&self, p: &mut P, ask: Ask) -> u64 {
+        ct::fragment::heard::<F, _, _>(p, self, &ask)
     }
 }

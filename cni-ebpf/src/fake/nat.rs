@@ -55,6 +55,8 @@ pub struct NatTables {
     pub held: RefCell<BTreeMap<u32, u64>>,
     /// What sockets of the node would receive.
     pub sockets: RefCell<BTreeSet<Vec<u8>>>,
+    /// What connected ones would.
+    pub connected: RefCell<BTreeSet<Vec<u8>>>,
     /// Entries of each.
     pub room: usize,
 }
@@ -65,6 +67,7 @@ impl Default for NatTables {
             forth: RefCell::default(),
             held: RefCell::default(),
             sockets: RefCell::default(),
+            connected: RefCell::default(),
             room: MAX_TRANSLATIONS as usize,
         }
     }
@@ -177,6 +180,9 @@ macro_rules! translations {
         impl<P> Sockets<P, $family> for Fake {
             fn has_socket(&self, _: &mut P, key: &<$family as NatFamily>::Key) -> bool {
                 self.$tables.sockets.borrow().contains(bytes_of(key))
+            }
+            fn is_connected(&self, _: &mut P, key: &<$family as NatFamily>::Key) -> bool {
+                self.$tables.connected.borrow().contains(bytes_of(key))
             }
         }
         impl<P> Ways<P, $family> for Fake {

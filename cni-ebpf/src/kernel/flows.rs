@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use cni_common::{
     drop::{Outcome, Point},
-    maps::{CtConfig, CtEntry},
+    maps::{CtConfig, CtEntry, Fragments},
 };
 use cni_ebpf::{
     DropReason,
@@ -63,7 +63,7 @@ pub fn add_one(n: *mut u64) {
 }
 
 macro_rules! flows {
-    ($family:ty, $flows:ident, $new:ident, $held:ident) => {
+    ($family:ty, $flows:ident, $new:ident, $held:ident, $frags:ident) => {
         impl Flows<$family> for Kernel {
             #[inline(always)]
             fn flow(&self, key: &<$family as Family>::CtKey) -> Option<&Flow> {
@@ -97,6 +97,16 @@ macro_rules! flows {
                 $new.remove(key).unwrap_or(());
             }
             #[inline(always)]
+            fn fragments(&self, key: &<$family as Family>::FragKey) -> Option<Fragments> {
+                // SAFETY: the map hands the memory of what it forgets on; a torn value names a wrong flow, which policy judges like any other.
+                unsafe { $frags.get(key) }.copied()
+            }
+            #[inline(always)]
+            fn remember(&self, key: &<$family as Family>::FragKey, said: &Fragments) {
+                // As of a flow that begins.
+                $frags.insert(key, said, u64::from(BPF_ANY)).unwrap_or(());
+            }
+            #[inline(always)]
             fn held(&self, endpoint: u32) -> u64 {
                 // SAFETY: a word that is read whole; entries are deleted by the agent alone.
                 unsafe { $held.get(endpoint) }.copied().unwrap_or(0)
@@ -112,8 +122,8 @@ macro_rules! flows {
         }
     };
 }
-flows!(V4, CT4, CT_NEW4, CT_HELD4);
-flows!(V6, CT6, CT_NEW6, CT_HELD6);
+flows!(V4, CT4, CT_NEW4, CT_HELD4, FRAGS4);
+flows!(V6, CT6, CT_NEW6, CT_HELD6, FRAGS6);
 
 /// `0`, or the packet is refused.
 #[inline(always)]
@@ -123,21 +133,32 @@ fn answered(code: i32) -> Judged {
 }
 
 macro_rules! track {
-    ($family:ty, $function:ident, $about:literal) => {
+    ($family:ty, $function:ident, $hear:ident, $about:literal) => {
         #[doc = $about]
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $function(ctx: *mut __sk_buff, what: u64, from: u32, to: u32) -> i32 {
-            let ask = Ask { what, ends: Ends { from, to } };
+        pub extern "C" fn $function(ctx: *mut __sk_buff, what: u64, heard: u64, from: u32, to: u32) -> i32 {
+            let ask = Ask { what, heard, ends: Ends { from, to } };
             match ct::track::<$family, _, _, _>(&mut Skb::new(ctx), &Kernel, ask, &ct::allow) {
                 Ok(()) => 0,
                 Err(reason) => reason as i32,
             }
         }
+        /// [`ct::fragment::heard`] as a function of the kernel's. Argument: [`Ask::what`].
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $hear(ctx: *mut __sk_buff, what: u64) -> u64 {
+            let ask = Ask { what, heard: 0, ends: Ends { from: 0, to: 0 } };
+            ct::fragment::heard::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &ask)
+        }
         impl Track<Skb, $family> for Kernel {
             #[inline(always)]
             fn track(&self, p: &mut Skb, ask: Ask) -> Judged {
-                answered($function(p.context(), ask.what, ask.ends.from, ask.ends.to))
+                answered($function(p.context(), ask.what, ask.heard, ask.ends.from, ask.ends.to))
+            }
+            #[inline(always)]
+            fn hear(&self, p: &mut Skb, ask: Ask) -> u64 {
+                $hear(p.context(), ask.what)
             }
         }
     };
@@ -145,6 +166,7 @@ macro_rules! track {
 track!(
     V4,
     ct_track4,
+    ct_hear4,
     "Looks after the flow of an IPv4 packet. Arguments: [`Ask`]. Answers 0, or why the packet is refused."
 );
-track!(V6, ct_track6, "The same of an IPv6 packet.");
+track!(V6, ct_track6, ct_hear6, "The same of an IPv6 packet.");

@@ -124,10 +124,10 @@ macro_rules! translations {
 translations!(V4, NAT_BACK4, NAT_FORTH4, NAT_HELD4);
 translations!(V6, NAT_BACK6, NAT_FORTH6, NAT_HELD6);
 
-/// Whether a socket of the node's namespace would receive this. A key begins as `struct bpf_sock_tuple` does: addresses and ports, the remote
+/// The socket of the node's namespace that would receive this. A key begins as `struct bpf_sock_tuple` does: addresses and ports, the remote
 /// ones first; `len` is the length of one of that one's forms.
 #[inline(always)]
-fn has_socket<K>(p: &Skb, key: &K, len: u32, proto: u32) -> bool {
+fn socket<K>(p: &Skb, key: &K, len: u32, proto: u32) -> Found {
     const TCP_: u32 = TCP as u32;
     const UDP_: u32 = UDP as u32;
     let at = core::ptr::from_ref(key).cast_mut().cast::<bpf_sock_tuple>();
@@ -137,15 +137,33 @@ fn has_socket<K>(p: &Skb, key: &K, len: u32, proto: u32) -> bool {
         TCP_ => unsafe { bpf_sk_lookup_tcp(p.context().cast(), at, len, netns, 0) },
         // SAFETY: as above.
         UDP_ => unsafe { bpf_sk_lookup_udp(p.context().cast(), at, len, netns, 0) },
-        _ => return false,
+        _ => return Found::Nothing,
     };
     if sock.is_null() {
-        return false;
+        return Found::Nothing;
     }
+    // SAFETY: a socket that is there; the verifier turns the field into the kernel's own.
+    let state = unsafe { (*sock).state };
     // SAFETY: a socket that the helper handed out, and that is given back once.
     unsafe { bpf_sk_release(sock.cast()) };
-    true
+    match state {
+        TCP_CLOSE | TCP_LISTEN => Found::Unconnected,
+        _ => Found::Connected,
+    }
 }
+
+/// A socket of the node.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Nothing = 0,
+    Unconnected = 1,
+    Connected = 2,
+}
+/// States of `include/net/tcp_states.h`; UDP's sockets have the first of them until they are connected.
+const TCP_CLOSE: u32 = 7;
+/// See above.
+const TCP_LISTEN: u32 = 10;
 
 /// Device, or 0, by which the stack would forward what `weft_host` receives.
 #[inline(always)]
@@ -191,7 +209,11 @@ macro_rules! node {
         impl Sockets<Skb, $family> for Kernel {
             #[inline(always)]
             fn has_socket(&self, p: &mut Skb, key: &<$family as NatFamily>::Key) -> bool {
-                has_socket(p, key, $tuple, u32::from(key.proto))
+                socket(p, key, $tuple, u32::from(key.proto)) != Found::Nothing
+            }
+            #[inline(always)]
+            fn is_connected(&self, p: &mut Skb, key: &<$family as NatFamily>::Key) -> bool {
+                socket(p, key, $tuple, u32::from(key.proto)) == Found::Connected
             }
         }
         impl Ways<Skb, $family> for Kernel {
@@ -260,6 +282,7 @@ fn reason(code: i32) -> D {
     const FULL: i32 = -(D::NatFull as i32);
     const QUOTA: i32 = -(D::NatQuota as i32);
     const TTL: i32 = -(D::TtlExceeded as i32);
+    const ORDER: i32 = -(D::FragmentOrder as i32);
     const ORPHAN: i32 = -(D::NatOrphan as i32);
     match code {
         EXHAUSTED => D::NatExhausted,
@@ -267,14 +290,15 @@ fn reason(code: i32) -> D {
         QUOTA => D::NatQuota,
         TTL => D::TtlExceeded,
         ORPHAN => D::NatOrphan,
+        ORDER => D::FragmentOrder,
         _ => D::Short,
     }
 }
 
 /// No endpoints: translation is not about them.
 #[inline(always)]
-fn asked(what: u64) -> Ask {
-    Ask { what, ends: Ends { from: 0, to: 0 } }
+fn asked(what: u64, heard: u64) -> Ask {
+    Ask { what, heard, ends: Ends { from: 0, to: 0 } }
 }
 
 macro_rules! steps {
@@ -283,25 +307,25 @@ macro_rules! steps {
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $way(ctx: *mut __sk_buff, what: u64) -> i32 {
-            way::way::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what)) as i32
+            way::way::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what, 0)) as i32
         }
         #[doc = "[`way::translate`] as a function of the kernel's."]
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $translate(ctx: *mut __sk_buff, what: u64, by: u32) -> i32 {
-            code(way::translate::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what), by))
+        pub extern "C" fn $translate(ctx: *mut __sk_buff, what: u64, heard: u64, by: u32) -> i32 {
+            code(way::translate::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what, heard), by))
         }
         #[doc = "[`way::translate_error`] as a function of the kernel's."]
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $translate_error(ctx: *mut __sk_buff, what: u64) -> i32 {
-            code(way::translate_error::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what)))
+            code(way::translate_error::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what, 0)))
         }
         #[doc = "[`way::wanted`] as a function of the kernel's: what is wanted, or below zero the reason to drop the packet."]
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $wanted(ctx: *mut __sk_buff, what: u64) -> i64 {
-            match way::wanted::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what)) {
+        pub extern "C" fn $wanted(ctx: *mut __sk_buff, what: u64, heard: u64) -> i64 {
+            match way::wanted::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what, heard)) {
                 Ok(w) => w.packed() as i64,
                 Err(reason) => -(reason as i64),
             }
@@ -309,20 +333,20 @@ macro_rules! steps {
         #[doc = "[`way::attempt`] as a function of the kernel's."]
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $attempt(ctx: *mut __sk_buff, what: u64, by: u32, w: u64) -> i32 {
-            tried(way::attempt::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what), by, Wanted::of(w)))
+        pub extern "C" fn $attempt(ctx: *mut __sk_buff, what: u64, heard: u64, by: u32, w: u64) -> i32 {
+            tried(way::attempt::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what, heard), by, Wanted::of(w)))
         }
         #[doc = "[`way::take_over`] as a function of the kernel's."]
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $take_over(ctx: *mut __sk_buff, what: u64, by: u32, w: u64) -> i32 {
-            tried(way::take_over::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what), by, Wanted::of(w)))
+        pub extern "C" fn $take_over(ctx: *mut __sk_buff, what: u64, heard: u64, by: u32, w: u64) -> i32 {
+            tried(way::take_over::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what, heard), by, Wanted::of(w)))
         }
         #[doc = "[`way::settle`] as a function of the kernel's."]
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $settle(ctx: *mut __sk_buff, what: u64, by: u32, w: u64) -> i32 {
-            tried(way::settle::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what), by, Wanted::of(w)))
+        pub extern "C" fn $settle(ctx: *mut __sk_buff, what: u64, heard: u64, by: u32, w: u64) -> i32 {
+            tried(way::settle::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &asked(what, heard), by, Wanted::of(w)))
         }
         #[doc = "[`way::arrive`] as a function of the kernel's."]
         #[unsafe(no_mangle)]
@@ -343,7 +367,7 @@ macro_rules! steps {
             }
             #[inline(always)]
             fn translate(&self, p: &mut Skb, ask: Ask, by: u32) -> Res<Step> {
-                step($translate(p.context(), ask.what, by))
+                step($translate(p.context(), ask.what, ask.heard, by))
             }
             #[inline(always)]
             fn translate_error(&self, p: &mut Skb, ask: Ask) -> Res<Step> {
@@ -351,22 +375,22 @@ macro_rules! steps {
             }
             #[inline(always)]
             fn wanted(&self, p: &mut Skb, ask: Ask) -> Res<Wanted> {
-                match $wanted(p.context(), ask.what) {
+                match $wanted(p.context(), ask.what, ask.heard) {
                     w if w >= 0 => Ok(Wanted::of(w as u64)),
                     code => Err(reason(code as i32)),
                 }
             }
             #[inline(always)]
             fn attempt(&self, p: &mut Skb, ask: Ask, by: u32, w: Wanted) -> Res<Try> {
-                attempted($attempt(p.context(), ask.what, by, w.packed()))
+                attempted($attempt(p.context(), ask.what, ask.heard, by, w.packed()))
             }
             #[inline(always)]
             fn take_over(&self, p: &mut Skb, ask: Ask, by: u32, w: Wanted) -> Res<Try> {
-                attempted($take_over(p.context(), ask.what, by, w.packed()))
+                attempted($take_over(p.context(), ask.what, ask.heard, by, w.packed()))
             }
             #[inline(always)]
             fn settle(&self, p: &mut Skb, ask: Ask, by: u32, w: Wanted) -> Res<Try> {
-                attempted($settle(p.context(), ask.what, by, w.packed()))
+                attempted($settle(p.context(), ask.what, ask.heard, by, w.packed()))
             }
             #[inline(always)]
             fn arrive(&self, p: &mut Skb) -> Res<Step> {

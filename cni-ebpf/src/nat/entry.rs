@@ -244,6 +244,13 @@ pub fn back<F: NatFamily, S: NatSystem<F>>(s: &S, world: &F::Addr, node: &F::Add
     }
 }
 
+/// The key of what this packet from the world is to the node.
+#[inline(always)]
+pub fn key_of<F: NatFamily>(world: &F::Addr, node: &F::Addr, rest: Rest) -> F::Key {
+    let asked = Pair::<F>::received(node, world, rest);
+    asked.key(&asked.pod)
+}
+
 /// The node itself sends to the world, as conntrack reads the packet: what a pod's flow has of its tuple it gives up, and goes on under
 /// another port. The caller knows that the packet is the node's own, and no masqueraded one that it meets once more.
 #[inline(always)]

@@ -85,12 +85,14 @@ impl<F: Tested> Node<F> {
     pub fn read(f: &mut Frame) -> (family::L3<F>, Rest) {
         let ip = family::parse::<F, _>(f, ETH_LEN, 8).expect("parses");
         let ask = Ask::new(Point::FromPod, ETH_LEN, &ip, Ends { from: 0, to: 0 });
-        let signal = signal::read(f, &ask, |n| n).expect("is whole").expect("is of a flow");
+        let signal = signal::of(signal::hear(f, ask)).expect("is whole").expect("is of a flow");
         (ip, signal.rest)
     }
     pub fn track(&self, f: &mut Frame, ends: Ends) -> Res<()> {
         let ip = family::parse::<F, _>(f, ETH_LEN, 4)?;
-        F::track(&self.w, f, Ask::new(Point::FromPod, ETH_LEN, &ip, ends))
+        let ask = Ask::new(Point::FromPod, ETH_LEN, &ip, ends);
+        let ask = Ask { heard: signal::hear(f, ask), ..ask };
+        F::track(&self.w, f, ask)
     }
     /// A packet from a pod to the world.
     pub fn out(&self, f: &mut Frame) -> Res<()> {

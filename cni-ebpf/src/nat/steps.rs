@@ -11,7 +11,10 @@ use std::{
 use bytemuck::bytes_of;
 use cni_common::{
     drop::{Outcome, Point},
-    maps::{CtConfig, CtEntry, CtKey4, NAT_FIRST_PORT, NAT_PORTS, NatBack4, NatConfig, NatForth4, NatKey4},
+    maps::{
+        CtConfig, CtEntry, CtKey4, FragKey4, Fragments, NAT_FIRST_PORT, NAT_PORTS, NatBack4, NatConfig, NatForth4,
+        NatKey4,
+    },
     shared::Shared,
 };
 
@@ -138,6 +141,12 @@ impl Flows<V4> for Cpu<'_> {
     fn forget(&self, _: &CtKey4) {
         panic!("conntrack's own");
     }
+    fn fragments(&self, _: &FragKey4) -> Option<Fragments> {
+        panic!("conntrack's own");
+    }
+    fn remember(&self, _: &FragKey4, _: &Fragments) {
+        panic!("conntrack's own");
+    }
     fn held(&self, _: u32) -> u64 {
         panic!("conntrack's own");
     }
@@ -181,6 +190,9 @@ impl Translations<V4> for Cpu<'_> {
 impl Sockets<(), V4> for Cpu<'_> {
     fn has_socket(&self, (): &mut (), key: &NatKey4) -> bool {
         self.flag(|m| m.sockets.contains(bytes_of(key)))
+    }
+    fn is_connected(&self, (): &mut (), _: &NatKey4) -> bool {
+        false
     }
 }
 

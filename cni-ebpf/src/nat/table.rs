@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Res, Tables,
-    ct::{Ask, CtEnv, Flows},
+    ct::{Ask, CtEnv, Flows, Track},
     family::{Family, L3},
 };
 
@@ -61,6 +61,8 @@ pub trait Sockets<P, F: NatFamily> {
     /// Whether a socket of the node, a listening or an unconnected one included, would receive what the world writes so: TCP and UDP
     /// (`bpf_sk_lookup_tcp`, `bpf_sk_lookup_udp`); of other protocols the kernel does not tell, and the answer is no.
     fn has_socket(&self, p: &mut P, key: &F::Key) -> bool;
+    /// Whether one that the node has connected to just that end of the world would.
+    fn is_connected(&self, p: &mut P, key: &F::Key) -> bool;
 }
 
 /// The node's routes; `P` is the packet, by whose device the kernel finds the namespace.
@@ -140,5 +142,5 @@ pub trait NatSystem<F: NatFamily>: NatEnv + Flows<F> + Translations<F> {}
 impl<F: NatFamily, T: NatEnv + Flows<F> + Translations<F>> NatSystem<F> for T {}
 
 /// And all that its steps may.
-pub trait NatNode<P, F: NatFamily>: NatSystem<F> + Tables<F> + Sockets<P, F> + Ways<P, F> {}
-impl<P, F: NatFamily, T: NatSystem<F> + Tables<F> + Sockets<P, F> + Ways<P, F>> NatNode<P, F> for T {}
+pub trait NatNode<P, F: NatFamily>: NatSystem<F> + Tables<F> + Sockets<P, F> + Ways<P, F> + Track<P, F> {}
+impl<P, F: NatFamily, T: NatSystem<F> + Tables<F> + Sockets<P, F> + Ways<P, F> + Track<P, F>> NatNode<P, F> for T {}

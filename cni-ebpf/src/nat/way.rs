@@ -36,7 +36,7 @@ pub fn way<F: NatFamily, P: Packet, S: NatNode<P, F>>(p: &mut P, s: &S, ask: &As
 #[inline(always)]
 pub fn translate<F: NatFamily, P: Mend, S: NatNode<P, F>>(p: &mut P, s: &S, ask: &Ask, by: u32) -> Res<Step> {
     let ip = ask.header::<F, P>(p)?;
-    let Some(signal) = signal::read(p, ask, |n| s.blur(n, ask.what))? else { return unknown::<F, P>(p, &ip) };
+    let Some(signal) = signal::of(ask.heard)? else { return unknown::<F, P>(p, &ip) };
     let Some(node) = s.leave(by) else { return Ok(Step::Itself) };
     let pair = Pair::<F>::sent(&ip.src, &ip.dst, signal.rest);
     match entry::forth(s, &pair, &node)? {
@@ -53,6 +53,9 @@ pub fn translate<F: NatFamily, P: Mend, S: NatNode<P, F>>(p: &mut P, s: &S, ask:
 /// What is of no flow can be an ICMP error. Nothing else has an address to leave under.
 #[inline(always)]
 fn unknown<F: NatFamily, P: Packet>(p: &P, ip: &L3<F>) -> Res<Step> {
+    if ip.part.is_later() {
+        return Err(D::FragmentOrder);
+    }
     if F::is_icmp_error(p, ip) { Ok(Step::Error) } else { Err(D::NatOrphan) }
 }
 
@@ -74,12 +77,12 @@ pub fn translate_error<F: NatFamily, P: Mend, S: NatNode<P, F>>(p: &mut P, s: &S
 #[inline(always)]
 fn pair<F: NatFamily, P: Packet, S: NatNode<P, F>>(p: &mut P, s: &S, ask: &Ask, by: u32) -> Res<(Pair<F>, F::Addr)> {
     let Some(node) = s.leave(by) else { return Err(D::NatOrphan) };
-    Ok((sent(p, s, ask)?, node))
+    Ok((sent(p, ask)?, node))
 }
 
 #[inline(always)]
-fn sent<F: NatFamily, P: Packet, S: NatNode<P, F>>(p: &mut P, s: &S, ask: &Ask) -> Res<Pair<F>> {
-    let Some(signal) = signal::read(p, ask, |n| s.blur(n, ask.what))? else { return Err(D::NatOrphan) };
+fn sent<F: NatFamily, P: Packet>(p: &P, ask: &Ask) -> Res<Pair<F>> {
+    let Some(signal) = signal::of(ask.heard)? else { return Err(D::NatOrphan) };
     let (src, dst) = F::addresses(p, ask.l3())?;
     Ok(Pair::sent(&src, &dst, signal.rest))
 }
@@ -90,7 +93,7 @@ fn sent<F: NatFamily, P: Packet, S: NatNode<P, F>>(p: &mut P, s: &S, ask: &Ask) 
 /// [`NatOrphan`](D::NatOrphan).
 #[inline(always)]
 pub fn wanted<F: NatFamily, P: Packet, S: NatNode<P, F>>(p: &mut P, s: &S, ask: &Ask) -> Res<Wanted> {
-    entry::wanted(s, &sent(p, s, ask)?)
+    entry::wanted(s, &sent(p, ask)?)
 }
 
 /// See [`port::attempt`].
@@ -136,10 +139,17 @@ pub fn settle<F: NatFamily, P: Packet, S: NatNode<P, F>>(p: &mut P, s: &S, ask: 
 #[inline(always)]
 pub fn arrive<F: NatFamily, P: Mend, S: NatNode<P, F>>(p: &mut P, s: &S) -> Res<Step> {
     let Some((ask, ip)) = for_the_node::<F, P, S>(p, s) else { return Ok(Step::Itself) };
-    let Ok(Some(signal)) = signal::read(p, &ask, |n| s.blur(n, ask.what)) else {
-        return Ok(if F::is_icmp_error(p, &ip) { Step::Error } else { Step::Itself });
+    let Ok(Some(signal)) = signal::of(ask.heard) else {
+        // The ports of a later fragment whose first one was not seen nobody knows: it may be the node's.
+        return Ok(if !ip.part.is_later() && F::is_icmp_error(p, &ip) { Step::Error } else { Step::Itself });
     };
     let Some(pod) = entry::back(s, &ip.src, &ip.dst, signal.rest)? else { return Ok(Step::Itself) };
+    // The node's own flows win, also those that have begun since: the pod's goes on under another port.
+    let mut key = entry::key_of::<F>(&ip.src, &ip.dst, signal.rest);
+    if s.is_connected(p, &key) {
+        port::hand_over(s, &mut key);
+        return Ok(Step::Itself);
+    }
     F::dec_ttl(p, ETH_LEN)?;
     rewrite(p, ETH_LEN, &ip, Side::DESTINATION, &pod)?;
     Ok(Step::Done)
@@ -173,5 +183,6 @@ fn for_the_node<F: NatFamily, P: Packet, S: NatNode<P, F>>(p: &mut P, s: &S) -> 
     let ask = Ask::new(Point::FromNetdev, ETH_LEN, &ip, Ends { from: 0, to: 0 });
     // What the verifier has learnt of the header it need not carry through all that follows.
     let ask = Ask { what: s.blur(ask.what, s.jiffies()), ..ask };
+    let ask = Ask { heard: s.hear(p, ask), ..ask };
     Some((ask, ask.header(p).ok()?))
 }
