@@ -94,6 +94,8 @@ fn a_pod_gives_up_what_the_node_begins_to_use(rig: &Rig) {
         let own = SocketAddr::new(side.address(family), port);
         assert_eq!(asks("the pod", ask(&theirs, &server, to)), own);
         let node = udp_at(&side.node, family, port);
+        // Whom the world answers is seen by this alone: a server that is bound to the port speaks to everybody.
+        node.connect(SocketAddr::new(to, port_of(&server))).unwrap();
         assert_eq!(asks("the node", ask(&node, &server, to)), own);
         is_given(side, port, asks("the pod afterwards", ask(&theirs, &server, to)));
         assert_eq!(asks("the node again", ask(&node, &server, to)), own);
