@@ -3,7 +3,10 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use anyhow::{Context as _, Result, ensure};
 use cni_common::wire::{ICMP, ICMP6, UDP};
-use lab::probe::{Family, LIMIT, Place, Wire};
+use lab::{
+    Node,
+    probe::{Family, LIMIT, Place, Wire},
+};
 
 /// A UDP socket at this port, or at any (0).
 pub fn udp_at(place: &Place, family: Family, port: u16) -> UdpSocket {
@@ -77,4 +80,11 @@ pub fn hear_echo(wire: &Wire, family: Family) -> Result<(IpAddr, u16)> {
         let (source, _, protocol, body) = packet(frame)?;
         ((protocol, *body.first()?) == kind).then_some((source, u16::from_be_bytes(body.get(4..6)?.try_into().ok()?)))
     })
+}
+
+/// How many packets the node has dropped by this name, wherever.
+pub fn dropped(node: &Node, reason: &str) -> u64 {
+    let drops = node.ask("/v1/drops").unwrap();
+    let of_name = drops["drops"].as_array().expect("a list").iter().filter(|d| d["reason"] == reason).cloned();
+    of_name.map(|d| d["packets"].as_u64().expect("a count")).sum()
 }

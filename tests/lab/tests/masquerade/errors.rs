@@ -68,11 +68,30 @@ fn a_pod_that_has_gone_away_refuses_the_world(rig: &Rig) {
     });
 }
 
+/// The pod's port at the node is open to the one that it has asked.
+fn who_was_not_asked_speaks_to_the_node(rig: &Rig) {
+    rig.each(|_, pod, family| {
+        let (client, server) = (udp_at(pod, family, 0), udp_at(&rig.near, family, 0));
+        let to = rig.near.address(family).unwrap();
+        let seen = ask(&client, &server, to).unwrap();
+        for (who, port) in [(&rig.narrow, port_of(&server)), (&rig.near, 0), (&rig.router, 0)] {
+            let stranger = udp_at(who, family, port);
+            stranger.connect(seen).unwrap();
+            stranger.send(b"let me in").unwrap();
+            let refused = stranger.recv(&mut [0; 8]).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{} → {seen}: {refused}", who.name);
+        }
+        // The next that the pod hears is what it has asked for.
+        ask(&client, &server, to).unwrap();
+    });
+}
+
 #[test]
 fn errors_are_told_to_whom_they_are_about() {
     Rig::new(&[]).run(cases!(
         a_port_at_which_nobody_is_refuses_the_pod,
         the_router_tells_the_pod_what_it_has_no_way_to,
-        a_pod_that_has_gone_away_refuses_the_world
+        a_pod_that_has_gone_away_refuses_the_world,
+        who_was_not_asked_speaks_to_the_node,
     ));
 }

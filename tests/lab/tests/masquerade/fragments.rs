@@ -1,5 +1,8 @@
 //! Datagrams larger than any MTU, both ways.
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::atomic::{AtomicU16, Ordering},
+};
 
 use cni_common::{net::Mac, wire::UDP};
 use cni_ebpf::fake::frame::{self, Ip};
@@ -7,7 +10,7 @@ use lab::probe::{Family, Place, Wire};
 
 use crate::{
     DEVICE, Rig, Side, cases,
-    ends::{ask, ask_with, port_of, udp_at},
+    ends::{ask, ask_with, dropped, port_of, udp_at},
 };
 
 /// As large as a DNS answer or an NFS request may be.
@@ -20,7 +23,10 @@ fn large() -> Vec<u8> {
 }
 
 /// A UDP datagram in fragments, as packets: the first comes first.
-fn cut(from: SocketAddr, to: SocketAddr, id: u16) -> Vec<(u16, Vec<u8>)> {
+fn cut(from: SocketAddr, to: SocketAddr) -> Vec<(u16, Vec<u8>)> {
+    // Of no datagram before: what is known of one is known for half a minute.
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
     let (proto, body) = frame::summed(from.ip(), to.ip(), frame::udp(from.port(), to.port(), &large()), false);
     let parts = body.chunks(PART).enumerate();
     let packet = |(n, part): (usize, &[u8])| {
@@ -44,20 +50,16 @@ fn cut(from: SocketAddr, to: SocketAddr, id: u16) -> Vec<(u16, Vec<u8>)> {
     parts.map(packet).collect()
 }
 
-/// Orders in which fragments may come, by name: each says where to put which.
-type Order = fn(&mut Vec<(u16, Vec<u8>)>);
-const BEHIND_THE_FIRST: Order = |parts| parts[1..].reverse();
-const BACKWARDS: Order = |parts| parts.reverse();
-
-/// Both ends of a flow that is known, each with its device.
-struct Ends<'a> {
-    side: &'a Side,
-    pod: &'a Place,
+/// Both ends of a flow that is known.
+struct Ends {
     client: UdpSocket,
     server: UdpSocket,
-    host: IpAddr,
-    /// Whom the server sees.
+    /// The pod's end.
+    own: SocketAddr,
+    /// As which the server sees it.
     seen: SocketAddr,
+    /// The server's.
+    host: SocketAddr,
 }
 
 fn receives(what: &str, socket: &UdpSocket, from: SocketAddr) {
@@ -75,34 +77,56 @@ fn send(place: &Place, to: Mac, parts: &[(u16, Vec<u8>)]) {
     }
 }
 
-fn arrive(rig: &Rig, order: Order) {
-    let router = Mac::new(Wire::open(&rig.router, &rig.near.name).unwrap().mac());
+/// The router's MAC, as the near host knows it.
+fn router(rig: &Rig) -> Mac {
+    Mac::new(Wire::open(&rig.router, &rig.near.name).unwrap().mac())
+}
+
+fn fragments_that_overtake_each_other_behind_the_first_arrive(rig: &Rig) {
+    let router = router(rig);
     rig.each(|side, pod, family| {
         let ends = open(rig, side, pod, family);
-        let [own, host] = [
-            SocketAddr::new(pod.address(family).unwrap(), port_of(&ends.client)),
-            SocketAddr::new(ends.host, port_of(&ends.server)),
-        ];
-        assert_eq!(ends.seen, SocketAddr::new(ends.side.address(family), own.port()));
         // Twice: what is known of the first datagram must not be taken for the second one's.
-        for id in [0x1234, 0x1235] {
-            let mut parts = cut(own, host, id);
-            order(&mut parts);
-            send(ends.pod, Mac::WEFT, &parts);
+        for _ in 0..2 {
+            let mut parts = cut(ends.own, ends.host);
+            parts[1..].reverse();
+            send(pod, Mac::WEFT, &parts);
             receives(&format!("{} → {}", pod.name, rig.near.name), &ends.server, ends.seen);
-            let mut parts = cut(host, ends.seen, id);
-            order(&mut parts);
+            let mut parts = cut(ends.host, ends.seen);
+            parts[1..].reverse();
             send(&rig.near, router, &parts);
-            receives(&format!("{} → {}", rig.near.name, pod.name), &ends.client, host);
+            receives(&format!("{} → {}", rig.near.name, pod.name), &ends.client, ends.host);
         }
     });
 }
 
-fn open<'a>(rig: &Rig, side: &'a Side, pod: &'a Place, family: Family) -> Ends<'a> {
+/// Nobody knows whose they are: they are not kept until the first one comes.
+fn fragments_that_come_before_the_first_are_dropped_by_name(rig: &Rig) {
+    let router = router(rig);
+    rig.each(|side, pod, family| {
+        let ends = open(rig, side, pod, family);
+        let node = rig.lab.node(&side.node.name).unwrap();
+        let before = dropped(node, "FragmentOrder");
+        let mut parts = cut(ends.own, ends.host);
+        parts.reverse();
+        send(pod, Mac::WEFT, &parts);
+        assert_eq!(dropped(node, "FragmentOrder"), before + parts.len() as u64 - 1);
+        let mut parts = cut(ends.host, ends.seen);
+        parts.reverse();
+        send(&rig.near, router, &parts);
+        // And the next that both hear is a whole one.
+        let seen = ask(&ends.client, &ends.server, ends.host.ip()).unwrap();
+        assert_eq!(seen, ends.seen);
+    });
+}
+
+fn open(rig: &Rig, side: &Side, pod: &Place, family: Family) -> Ends {
     let (client, server) = (udp_at(pod, family, 0), udp_at(&rig.near, family, 0));
-    let host = rig.near.address(family).unwrap();
+    let [own, node, host] = [pod, &side.node, &rig.near].map(|place| place.address(family).unwrap());
     let seen = ask(&client, &server, host).unwrap();
-    Ends { side, pod, client, server, host, seen }
+    assert_eq!(seen, SocketAddr::new(node, port_of(&client)));
+    let (own, host) = (SocketAddr::new(own, port_of(&client)), SocketAddr::new(host, port_of(&server)));
+    Ends { client, server, own, seen, host }
 }
 
 fn large_datagrams_go_there_and_back(rig: &Rig) {
@@ -143,20 +167,12 @@ fn large_datagrams_of_two_pods_with_one_port_do_not_mix(rig: &Rig) {
     });
 }
 
-fn fragments_that_overtake_each_other_behind_the_first_arrive(rig: &Rig) {
-    arrive(rig, BEHIND_THE_FIRST);
-}
-
-fn fragments_that_come_before_the_first_arrive(rig: &Rig) {
-    arrive(rig, BACKWARDS);
-}
-
 #[test]
 fn datagrams_in_fragments_arrive_whole() {
     Rig::new(&[]).run(cases!(
         large_datagrams_go_there_and_back,
         large_datagrams_of_two_pods_with_one_port_do_not_mix,
         fragments_that_overtake_each_other_behind_the_first_arrive,
-        fragments_that_come_before_the_first_arrive,
+        fragments_that_come_before_the_first_are_dropped_by_name,
     ));
 }

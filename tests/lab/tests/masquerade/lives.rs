@@ -1,4 +1,6 @@
 //! Flows of pods to the world outlive agents, and a node's address is theirs only while it is the node's.
+use std::net::IpAddr;
+
 use cni_agent::netlink::{Socket, addr, link};
 use ipnet::IpNet;
 use lab::{
@@ -60,6 +62,40 @@ fn flows_go_on_while_agents_are_dead_and_after_they_are_back() {
     })
     .unwrap();
     restarted.unwrap();
+    rig.lab.down().unwrap();
+}
+
+/// Which of the node's maps of translations name the pod.
+fn translations_of(node: &Node, address: IpAddr) -> Vec<String> {
+    let family = if address.is_ipv4() { 4 } else { 6 };
+    let maps = ["nat_back", "nat_forth"].map(|map| format!("{map}{family}"));
+    let names = |map: &String| node.ask(&format!("/v1/maps/{map}")).unwrap().to_string().contains(&address.to_string());
+    maps.into_iter().filter(names).collect()
+}
+
+#[test]
+fn what_a_pod_has_of_the_node_is_free_when_it_is_deleted() {
+    let mut rig = Rig::new(&[]);
+    let mut flows = Vec::new();
+    rig.each(|side, pod, family| {
+        let (client, server) = (udp_at(pod, family, 0), udp_at(&rig.near, family, 0));
+        let seen = ask(&client, &server, rig.near.address(family).unwrap()).unwrap();
+        let address = pod.address(family).unwrap();
+        let maps = translations_of(rig.lab.node(&side.node.name).unwrap(), address);
+        assert_eq!(maps.len(), 2, "{address} is named by {maps:?}");
+        flows.push((address, port_of(&client), seen, server));
+    });
+    for side in &rig.sides {
+        rig.lab.pod_del(&side.pods[0].name).unwrap();
+    }
+    for (n, (address, port, seen, server)) in flows.into_iter().enumerate() {
+        let side = &rig.sides[n / 2];
+        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        let node = rig.lab.node(&side.node.name).unwrap();
+        until("no translation is the deleted pod's", || translations_of(node, address).is_empty()).unwrap();
+        let client = udp_at(&side.pods[1], family, port);
+        assert_eq!(ask(&client, &server, rig.near.address(family).unwrap()).unwrap(), seen, "as the other pod was");
+    }
     rig.lab.down().unwrap();
 }
 

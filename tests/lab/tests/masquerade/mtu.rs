@@ -47,8 +47,8 @@ fn a_stream_through_the_narrow_way_recovers_by_what_the_pod_is_told(rig: &Rig) {
     });
 }
 
-fn a_datagram_that_is_too_large_is_refused_and_the_next_one_comes_in_fragments(rig: &Rig) {
-    rig.each(|side, pod, family| {
+fn a_datagram_that_is_too_large_is_refused(rig: &Rig) {
+    rig.each(|_, pod, family| {
         forgets(pod, family);
         let (client, server) = (udp_at(pod, family, 0), udp_at(&rig.narrow, family, 0));
         let to = rig.narrow.address(family).unwrap();
@@ -60,7 +60,17 @@ fn a_datagram_that_is_too_large_is_refused_and_the_next_one_comes_in_fragments(r
         if family == Family::V4 {
             assert_eq!(getsockopt(&client, IpMtu).unwrap(), NARROW_MTU.cast_signed());
         }
-        let free = udp_at(pod, family, 0);
+    });
+}
+
+fn what_is_too_large_comes_in_fragments_once_the_pod_knows(rig: &Rig) {
+    rig.each(|side, pod, family| {
+        forgets(pod, family);
+        let mut flow = Flow::open(pod, &rig.narrow, family).unwrap();
+        flow.exchange(MUCH).unwrap();
+        knows_it_is_narrow(rig, pod, family);
+        let (free, server) = (udp_at(pod, family, 0), udp_at(&rig.narrow, family, 0));
+        let to = rig.narrow.address(family).unwrap();
         let data: Vec<u8> = (0..TOO_MUCH).map(|i| (i % 251) as u8).collect();
         let seen = ask_with(&free, &server, to, &data).unwrap();
         assert_eq!((seen.ip(), seen.port()), (side.address(family), port_of(&free)));
@@ -92,6 +102,7 @@ fn ping_is_told_by_the_router(rig: &Rig) {
 fn what_is_too_large_may_be_cut_by_the_router_if_it_may(rig: &Rig) {
     for side in &rig.sides {
         let pod = &side.pods[0];
+        forgets(pod, Family::V4);
         let line = format!("ping -4 -n -c 1 -W 1 -M dont -s {TOO_MUCH} {}", rig.narrow.address(Family::V4).unwrap());
         let said = tool::says(pod, &line).unwrap();
         assert!(said.well, "{}: {}", pod.name, said.text);
@@ -112,7 +123,8 @@ fn tracepath_finds_the_narrow_place(rig: &Rig) {
 fn pods_learn_how_narrow_the_way_is() {
     Rig::new(&[]).run(cases!(
         a_stream_through_the_narrow_way_recovers_by_what_the_pod_is_told,
-        a_datagram_that_is_too_large_is_refused_and_the_next_one_comes_in_fragments,
+        a_datagram_that_is_too_large_is_refused,
+        what_is_too_large_comes_in_fragments_once_the_pod_knows,
         ping_is_told_by_the_router,
         what_is_too_large_may_be_cut_by_the_router_if_it_may,
         tracepath_finds_the_narrow_place

@@ -2,13 +2,13 @@
 use std::{collections::BTreeSet, net::SocketAddr, ops::RangeInclusive};
 
 use lab::{
-    Node, PodSpec,
+    PodSpec,
     probe::{Family, Flow, Place},
 };
 
 use crate::{
     Rig, Side, cases,
-    ends::{ask, listen, port_of, udp_at},
+    ends::{ask, dropped, listen, port_of, udp_at},
 };
 
 /// What a flow gets whose own port is not free.
@@ -94,17 +94,12 @@ fn a_pod_gives_up_what_the_node_begins_to_use(rig: &Rig) {
         let own = SocketAddr::new(side.address(family), port);
         assert_eq!(asks("the pod", ask(&theirs, &server, to)), own);
         let node = udp_at(&side.node, family, port);
+        // Whom the world answers is seen by this alone: a server that is bound to the port speaks to everybody.
+        node.connect(SocketAddr::new(to, port_of(&server))).unwrap();
         assert_eq!(asks("the node", ask(&node, &server, to)), own);
         is_given(side, port, asks("the pod afterwards", ask(&theirs, &server, to)));
         assert_eq!(asks("the node again", ask(&node, &server, to)), own);
     });
-}
-
-/// How many packets the node has dropped by this name, wherever.
-fn dropped(node: &Node, reason: &str) -> u64 {
-    let drops = node.ask("/v1/drops").unwrap();
-    let of_name = drops["drops"].as_array().expect("a list").iter().filter(|d| d["reason"] == reason).cloned();
-    of_name.map(|d| d["packets"].as_u64().expect("a count")).sum()
 }
 
 #[test]
