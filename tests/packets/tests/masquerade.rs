@@ -257,6 +257,27 @@ fn whom_the_settings_spare_sees_the_pod() {
 }
 
 #[test]
+fn what_is_too_big_for_the_way_out_is_answered() {
+    each(
+        |_| {},
+        |mut m| {
+            let large = |bytes| frame::udp(40_000, 53, &vec![0; bytes]);
+            let headers = if m.v6 { 48 } else { 28 };
+            let fits = large(MTU as usize - headers);
+            let ran = m.sends(fits.clone());
+            m.left(&ran, fits);
+            let ran = m.sends(large(MTU as usize - headers + 1));
+            let drop = [(Point::FromPod, Err(DropReason::TooBig)), (Point::FromPod, Ok(Outcome::Answer))];
+            assert_eq!(ran.counted, drop);
+            // Behind both headers: destination unreachable, fragmentation needed; or packet too big.
+            let message = &ran.data[if m.v6 { 54 } else { 34 }..];
+            let want: &[u8] = if m.v6 { &[2, 0] } else { &[3, 4] };
+            assert_eq!((&message[..2], u16::from_be_bytes([message[6], message[7]])), (want, MTU as u16));
+        },
+    );
+}
+
+#[test]
 fn each_reason_of_masquerade_has_a_packet_that_provokes_it() {
     each(
         |_| {},
