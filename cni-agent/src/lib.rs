@@ -23,6 +23,7 @@ pub mod ipam;
 pub mod netlink;
 pub mod node;
 pub mod observe;
+pub mod policy;
 pub mod reconcile;
 pub mod settings;
 pub mod sources;

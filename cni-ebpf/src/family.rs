@@ -59,7 +59,7 @@ impl Part {
 /// An address family.
 pub trait Family: Copy + 'static {
     /// Its address.
-    type Addr: Pod;
+    type Addr: Pod + PartialEq;
     /// The key of its flows.
     type CtKey: Pod;
     /// 4 or 6.

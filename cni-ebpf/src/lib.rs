@@ -26,6 +26,7 @@ pub mod flow;
 pub mod icmp;
 pub mod neigh;
 pub mod packet;
+pub mod policy;
 pub mod tables;
 
 pub use cni_common::drop::DropReason;

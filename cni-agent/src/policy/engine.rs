@@ -1,0 +1,425 @@
+//! From events to writes: what a change of the store asks of the policy maps, and no more than that.
+//!
+//! The order of writes keeps every pod's policy whole at any moment. First everything that nothing refers to yet (rules of new rule sets, entries
+//! of new policy sets, entries for new identities in all sets), then single entries that flip, then what nothing refers to any more. What
+//! tells peers apart only grows before pods get their new policy sets, and only shrinks after that, so each set meets identities that it can
+//! judge.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use cni_common::policy::{IDENTITY_OTHER, SET_NONE};
+use ipnet::IpNet;
+
+use super::{
+    change::Change,
+    classes::{Class, Classes, Owner, Part},
+    criteria::{Criteria, Touched},
+    mentions::{Changed, Mentions},
+    objects::Direction,
+    rulesets::RuleSets,
+    sets::{self, Set, SetKey},
+    store::{Alike, PodRow, Revision, Store},
+};
+use crate::tables::PodKey;
+
+/// The policy sets of a pod of this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSets {
+    /// Of the ingress direction; 0 when nothing isolates it.
+    pub set_in: u32,
+    /// Of the egress direction; 0 when nothing isolates it.
+    pub set_out: u32,
+}
+
+/// One direction of a policy that is in force on this node.
+#[derive(Debug)]
+struct Active {
+    sets: usize,
+    /// The cookie of its first rule.
+    cookie: u32,
+}
+
+/// How much there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Entries of all policy maps.
+    pub entries: usize,
+    /// Entries that the pod with the most has, in both directions.
+    pub most_of_endpoint: usize,
+    /// Identities.
+    pub identities: usize,
+}
+
+/// The policies of one node.
+#[derive(Debug)]
+pub struct Engine {
+    /// The objects: event handlers are its methods.
+    pub store: Store,
+    mentions: Mentions,
+    changed: Changed,
+    active: BTreeMap<(u64, Direction), Active>,
+    cookies: BTreeMap<u32, (Arc<Revision>, Direction)>,
+    next_cookie: u32,
+    parts: BTreeMap<Arc<Alike>, Arc<Part>>,
+    classes: Classes,
+    identities: BTreeMap<IpAddr, u32>,
+    blocks: BTreeMap<IpNet, u32>,
+    criteria: Criteria,
+    sets: BTreeMap<u32, Set>,
+    set_ids: BTreeMap<Arc<SetKey>, u32>,
+    last_set: u32,
+    fresh_sets: BTreeSet<u32>,
+    rule_sets: RuleSets,
+    endpoints: BTreeMap<PodKey, EndpointSets>,
+}
+
+impl Engine {
+    /// Of the agent on this node; nothing is known yet.
+    pub fn new(node: &str) -> Self {
+        Self {
+            store: Store::new(node),
+            mentions: Mentions::default(),
+            changed: Changed::default(),
+            active: BTreeMap::new(),
+            cookies: BTreeMap::new(),
+            next_cookie: 1,
+            parts: BTreeMap::new(),
+            classes: Classes::default(),
+            identities: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            criteria: Criteria::default(),
+            sets: BTreeMap::new(),
+            set_ids: BTreeMap::new(),
+            last_set: SET_NONE,
+            fresh_sets: BTreeSet::new(),
+            rule_sets: RuleSets::default(),
+            endpoints: BTreeMap::new(),
+        }
+    }
+
+    /// The writes that make the maps follow all events since the last call, in the order in which they are to be done.
+    pub fn compile(&mut self) -> Vec<Change> {
+        let mut plan = Vec::new();
+        let mut grow = Vec::new();
+        let (mut moves, mut left) = (Vec::new(), Vec::new());
+        for pod in std::mem::take(&mut self.store.dirty.locals) {
+            let row = self.store.pod(&pod).filter(|p| p.local).cloned();
+            let new = row.map(|row| EndpointSets {
+                set_in: self.take_set(&row, Direction::Ingress, &mut grow),
+                set_out: self.take_set(&row, Direction::Egress, &mut grow),
+            });
+            let old = match new {
+                Some(new) => self.endpoints.insert(pod.clone(), new),
+                None => self.endpoints.remove(&pod),
+            };
+            left.extend(old);
+            if new != old {
+                moves.push(Change::Endpoint { pod, sets: new });
+            }
+        }
+        plan.append(&mut grow);
+        self.pass(&mut plan);
+        plan.append(&mut moves);
+        for old in left {
+            self.release_set(old.set_in, &mut plan);
+            self.release_set(old.set_out, &mut plan);
+        }
+        self.pass(&mut plan);
+        self.rule_sets.sweep(&mut plan);
+        plan
+    }
+
+    /// The policy set of a pod, for one more user.
+    fn take_set(&mut self, pod: &PodRow, direction: Direction, grow: &mut Vec<Change>) -> u32 {
+        let policies = sets::in_order(self.store.policies_of(pod, direction));
+        if policies.is_empty() {
+            return SET_NONE;
+        }
+        let key = sets::key(direction, &policies, &pod.alike.ports);
+        if let Some(id) = self.set_ids.get(&key) {
+            if let Some(set) = self.sets.get_mut(id) {
+                set.users += 1;
+            }
+            return *id;
+        }
+        self.last_set += 1;
+        let id = self.last_set;
+        for revision in &policies {
+            self.activate(revision, direction);
+        }
+        let active = &self.active;
+        let cookie = |number| active.get(&(number, direction)).map_or(0, |a| a.cookie);
+        let key = Arc::new(key);
+        let mut set = Set::new(id, Arc::clone(&key), policies, cookie, &mut self.criteria);
+        set.users = 1;
+        set.default = self.rule_sets.take(&set.of_others(), grow);
+        grow.push(Change::peer(id, IDENTITY_OTHER, Some(set.default)));
+        self.sets.insert(id, set);
+        self.set_ids.insert(key, id);
+        self.fresh_sets.insert(id);
+        id
+    }
+    fn activate(&mut self, revision: &Arc<Revision>, direction: Direction) {
+        let cookie = self.next_cookie;
+        let active = self.active.entry((revision.number, direction)).or_insert(Active { sets: 0, cookie });
+        active.sets += 1;
+        if active.sets == 1 {
+            let rules = revision.policy.rules(direction).unwrap_or_default().len();
+            // One cookie at least, so that no two policies begin with the same.
+            self.next_cookie += u32::try_from(rules.max(1)).unwrap_or(u32::MAX);
+            self.cookies.insert(cookie, (Arc::clone(revision), direction));
+            self.mentions.count(&revision.policy, direction, true, &mut self.changed);
+        }
+    }
+
+    /// One user of a set less; without any it goes.
+    fn release_set(&mut self, id: u32, plan: &mut Vec<Change>) {
+        let Some(set) = self.sets.get_mut(&id) else { return };
+        set.users -= 1;
+        if set.users > 0 {
+            return;
+        }
+        let Some(set) = self.sets.remove(&id) else { return };
+        self.set_ids.remove(&set.key);
+        self.fresh_sets.remove(&id);
+        for (identity, rules) in set.peers.iter().chain([(&IDENTITY_OTHER, &set.default)]) {
+            plan.push(Change::peer(id, *identity, None));
+            self.rule_sets.release(*rules);
+        }
+        for criterion in &set.criteria {
+            self.criteria.release(*criterion, id);
+        }
+        for revision in &set.policies {
+            let key = (revision.number, set.key.direction);
+            let Some(active) = self.active.get_mut(&key) else { continue };
+            active.sets -= 1;
+            if active.sets == 0 {
+                self.cookies.remove(&active.cookie);
+                self.active.remove(&key);
+                self.mentions.count(&revision.policy, set.key.direction, false, &mut self.changed);
+            }
+        }
+    }
+
+    /// Follows what changed: classes of addresses, what they meet, and what the sets say of them.
+    fn pass(&mut self, plan: &mut Vec<Change>) {
+        let (mut grow, mut flips, mut shrink) = (Vec::new(), Vec::new(), Vec::new());
+        let mut left = Vec::new();
+        self.spread();
+        let mut moves = self.reclassify(&mut left);
+        let mut touched = Touched::new();
+        let fresh: BTreeSet<u32> = {
+            let fresh = self.classes.take_fresh();
+            self.criteria.update(&self.classes, &fresh, &self.store.namespaces, &mut touched);
+            fresh.into_iter().collect()
+        };
+        let namespaces = std::mem::take(&mut self.store.dirty.namespaces);
+        if !namespaces.is_empty() {
+            self.criteria.relabelled(&self.classes, &namespaces, &self.store.namespaces, &mut touched);
+        }
+        for id in std::mem::take(&mut self.fresh_sets) {
+            self.fill(id, &mut grow);
+        }
+        for (set, identity) in touched {
+            let known = !fresh.contains(&identity);
+            let mut writes = Vec::new();
+            self.say(set, identity, &mut grow, &mut writes);
+            if known { flips.append(&mut writes) } else { grow.append(&mut writes) }
+        }
+        for id in left {
+            self.classes.release(id);
+        }
+        for identity in self.classes.sweep() {
+            for id in self.criteria.forget(identity) {
+                if let Some(rules) = self.sets.get_mut(&id).and_then(|s| s.peers.remove(&identity)) {
+                    self.rule_sets.release(rules);
+                    shrink.push(Change::peer(id, identity, None));
+                }
+            }
+        }
+        for list in [&mut grow, &mut flips, &mut moves, &mut shrink] {
+            plan.append(list);
+        }
+    }
+
+    /// Which addresses are touched by what is now told apart, and what no longer is.
+    fn spread(&mut self) {
+        let changed = std::mem::take(&mut self.changed);
+        if changed.pods {
+            let Store { texts, .. } = &mut self.store;
+            let mut touched = Vec::new();
+            for (alike, part) in &mut self.parts {
+                let now = part_of(alike, &self.mentions, texts);
+                if now != **part {
+                    *part = Arc::new(now);
+                    touched.push(Arc::clone(alike));
+                }
+            }
+            for alike in touched {
+                self.store.touch_alike(&alike);
+            }
+        }
+        let mut dirty = BTreeSet::new();
+        if changed.nodes {
+            dirty.extend(self.store.node_addresses());
+        }
+        if changed.domains {
+            dirty.extend(self.store.dns_addresses());
+        }
+        for net in &changed.prefixes {
+            dirty.extend(self.store.addresses_between(net.network(), net.broadcast()));
+        }
+        self.store.dirty.addresses.append(&mut dirty);
+        self.changed.prefixes = changed.prefixes;
+    }
+
+    /// Gives prefixes and addresses their identities; `left` gets those that they had.
+    fn reclassify(&mut self, left: &mut Vec<u32>) -> Vec<Change> {
+        let mut moves = Vec::new();
+        for net in std::mem::take(&mut self.changed.prefixes) {
+            let wanted = self.mentions.has_prefix(&net);
+            if wanted && !self.blocks.contains_key(&net) {
+                let class = Class { block: Some(net), ..Class::OTHER };
+                let id = self.classes.take(class);
+                self.blocks.insert(net, id);
+                moves.push(Change::block(net, Some(id)));
+            } else if !wanted && let Some(id) = self.blocks.remove(&net) {
+                left.push(id);
+                moves.push(Change::block(net, None));
+            }
+        }
+        for address in std::mem::take(&mut self.store.dirty.addresses) {
+            let class = self.classify(address);
+            // What only its prefix says of it needs no entry.
+            let wanted = class.owner != Owner::Nobody || !class.domains.is_empty();
+            let new = wanted.then(|| self.classes.take(class));
+            let old = match new {
+                Some(id) => self.identities.insert(address, id),
+                None => self.identities.remove(&address),
+            };
+            left.extend(old);
+            if new != old {
+                moves.push(Change::address(address, new));
+            }
+        }
+        if self.parts.len() > 2 * self.store.group_count() + 64 {
+            let store = &self.store;
+            self.parts.retain(|alike, _| store.has_group(alike));
+        }
+        moves
+    }
+    fn classify(&mut self, address: IpAddr) -> Class {
+        let alike = self.store.pod_at(address).map(|p| Arc::clone(&p.alike));
+        let owner = match alike {
+            Some(alike) => {
+                let part = self.parts.get(&alike).map(Arc::clone);
+                Owner::Pod(part.unwrap_or_else(|| {
+                    let part = Arc::new(part_of(&alike, &self.mentions, &mut self.store.texts));
+                    self.parts.insert(alike, Arc::clone(&part));
+                    part
+                }))
+            }
+            None => {
+                let labels = self.store.node_at(address).map(|n| n.labels.clone());
+                let reduced = labels.and_then(|l| self.mentions.node_labels(&l, &mut self.store.texts));
+                reduced.map_or(Owner::Nobody, Owner::Node)
+            }
+        };
+        let domains = self.mentions.domains(self.store.names_of(address));
+        Class { owner, block: self.mentions.block(address), domains }
+    }
+
+    /// Writes a new set's entries.
+    fn fill(&mut self, id: u32, grow: &mut Vec<Change>) {
+        let Some(set) = self.sets.get_mut(&id) else { return };
+        let mut known = BTreeMap::new();
+        for identity in self.criteria.members(&set.criteria) {
+            let Some(view) = set.sees(identity, &self.criteria, &self.classes) else { continue };
+            let rules = match known.get(&view) {
+                Some(rules) => {
+                    self.rule_sets.keep(*rules);
+                    *rules
+                }
+                None => {
+                    let rules = self.rule_sets.take(&set.of_view(&view.0, &view.1), grow);
+                    known.insert(view, rules);
+                    rules
+                }
+            };
+            if rules == set.default {
+                self.rule_sets.release(rules);
+            } else {
+                set.peers.insert(identity, rules);
+                grow.push(Change::peer(id, identity, Some(rules)));
+            }
+        }
+    }
+    /// Writes what a set says of an identity, if it is something else than before.
+    fn say(&mut self, id: u32, identity: u32, grow: &mut Vec<Change>, writes: &mut Vec<Change>) {
+        let Some(set) = self.sets.get_mut(&id) else { return };
+        let seen = set.sees(identity, &self.criteria, &self.classes);
+        let new = seen.map(|(met, ports)| self.rule_sets.take(&set.of_view(&met, &ports), grow));
+        // The default needs no entry.
+        let wanted = new.filter(|rules| *rules != set.default);
+        let old = match wanted {
+            Some(rules) => set.peers.insert(identity, rules),
+            None => set.peers.remove(&identity),
+        };
+        if wanted != old {
+            writes.push(Change::peer(id, identity, wanted));
+        }
+        for rules in old.into_iter().chain(new.filter(|_| wanted.is_none())) {
+            self.rule_sets.release(rules);
+        }
+    }
+
+    /// The policy sets of a pod of this node.
+    pub fn sets_of(&self, pod: &PodKey) -> Option<EndpointSets> {
+        self.endpoints.get(pod).copied()
+    }
+    /// A policy set.
+    pub fn set(&self, id: u32) -> Option<&Set> {
+        self.sets.get(&id)
+    }
+    /// What an identity stands for.
+    pub fn class(&self, identity: u32) -> Option<&Arc<Class>> {
+        self.classes.get(identity)
+    }
+    /// What a set sees in an identity.
+    pub fn view(&self, set: &Set, identity: u32) -> (Vec<bool>, Vec<crate::tables::NamedPort>) {
+        set.sees(identity, &self.criteria, &self.classes)
+            .unwrap_or_else(|| (vec![false; set.criteria.len()], Vec::new()))
+    }
+    /// The rule that a cookie names: its policy, its direction and its number in the object, from 0.
+    pub fn rule_of(&self, cookie: u32) -> Option<(&Revision, Direction, usize)> {
+        let (first, (revision, direction)) = self.cookies.range(1..=cookie).next_back()?;
+        let n = usize::try_from(cookie - first).ok()?;
+        (n < revision.policy.rules(*direction)?.len()).then_some((revision, *direction, n))
+    }
+    /// How much there is.
+    pub fn sizes(&self) -> Sizes {
+        let of_set = |id: u32| {
+            self.sets.get(&id).map_or(0, |s| {
+                let rules: BTreeSet<u32> = s.peers.values().copied().chain([s.default]).collect();
+                s.peers.len() + 1 + rules.into_iter().map(|r| self.rule_sets.len_of(r)).sum::<usize>()
+            })
+        };
+        let peers: usize = self.sets.values().map(|s| s.peers.len() + 1).sum();
+        Sizes {
+            entries: peers + self.rule_sets.entries() + self.identities.len() + self.blocks.len(),
+            most_of_endpoint: self.endpoints.values().map(|e| of_set(e.set_in) + of_set(e.set_out)).max().unwrap_or(0),
+            identities: self.classes.count(),
+        }
+    }
+}
+
+fn part_of(alike: &Alike, mentions: &Mentions, texts: &mut super::labels::Texts) -> Part {
+    Part {
+        namespace: Arc::clone(&alike.namespace),
+        labels: mentions.pod_labels(&alike.labels, texts),
+        ports: mentions.ports(&alike.ports),
+    }
+}
