@@ -8,8 +8,8 @@
 //! | `explain` | the words for one flow |
 pub mod case;
 mod explain;
-mod matrix;
-mod world;
+pub(crate) mod matrix;
+pub(crate) mod world;
 
 use cni_ebpf::policy::SOURCES;
 use serde::Serialize;
@@ -30,7 +30,8 @@ pub struct Answer {
     engine: EngineInfo,
     /// One for each step.
     pub steps: Vec<Matrix>,
-    stats: Stats,
+    /// How much it took.
+    pub stats: Stats,
     /// What in the policies was not as it should be; such a part matches nothing, such an object changes nothing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
@@ -44,8 +45,8 @@ struct EngineInfo {
 }
 
 /// Of the node with the most, after the last step.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-struct Stats {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
     map_entries: usize,
     max_entries_per_endpoint: usize,
     identities: usize,

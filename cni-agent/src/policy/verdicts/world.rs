@@ -127,53 +127,9 @@ impl World {
         Ok(())
     }
     fn op(&mut self, op: &Op) -> Result<(), BadCase> {
-        let namespace = op.namespace.clone().unwrap_or_else(|| "default".to_owned());
-        let name = op.name.clone();
-        if op.op == Verb::Delete {
-            self.happen(match op.kind {
-                ObjectKind::NetworkPolicy => Event::Policy(PolicyName::Network { namespace, name }, None),
-                ObjectKind::ClusterNetworkPolicy => Event::Policy(PolicyName::Cluster { name }, None),
-                ObjectKind::Pod => Event::Pod(PodKey::new(namespace, name), None),
-                ObjectKind::Namespace => Event::Namespace(name, None),
-                ObjectKind::Node => Event::Node(name, None),
-                ObjectKind::Dns => Event::Dns(name, None),
-            });
-            return Ok(());
-        }
-        let object = op.object.clone().ok_or_else(|| BadCase::new(format!("apply of {name}"), "it has no object"))?;
-        match op.kind {
-            ObjectKind::NetworkPolicy => self.policy(objects::network_policy(object)),
-            ObjectKind::ClusterNetworkPolicy => self.policy(objects::cluster_policy(object)),
-            ObjectKind::Pod => {
-                let mut fields: PodFields = typed("Pod", &name, object)?;
-                fields.name = name;
-                fields.namespace = op.namespace.clone().unwrap_or(fields.namespace);
-                if fields.namespace.is_empty() {
-                    fields.namespace = namespace;
-                }
-                let pod = fields.pod();
-                self.happen(Event::Pod(pod.key(), Some(pod)));
-            }
-            ObjectKind::Namespace => {
-                let fields: NamespaceFields = typed("Namespace", &name, object)?;
-                self.happen(Event::Namespace(name, Some(fields.labels.unwrap_or_default())));
-            }
-            ObjectKind::Node => {
-                let fields: NodeFields = typed("Node", &name, object)?;
-                self.happen(node_event(&NodeFields { name, ..fields }));
-            }
-            ObjectKind::Dns => {
-                // The addresses themselves, or an object that has them.
-                let list = match object {
-                    Value::Object(mut fields) => {
-                        let found = ["addresses", "ips"].iter().find_map(|f| fields.remove(*f));
-                        found.unwrap_or(Value::Object(fields))
-                    }
-                    list => list,
-                };
-                let addresses = typed("DNS", &name, list)?;
-                self.happen(Event::Dns(name, Some(addresses)));
-            }
+        match event(op)? {
+            Told::Event(event) => self.happen(event),
+            Told::Policy(read) => self.policy(*read),
         }
         Ok(())
     }
@@ -275,6 +231,68 @@ impl Agent {
             _ => None,
         }
     }
+}
+
+/// What an operation tells.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// This.
+    Event(Event),
+    /// A policy, or what is none.
+    Policy(Box<Result<Read, Broken>>),
+}
+
+/// Reads an operation.
+///
+/// # Errors
+/// When its object is none.
+pub(crate) fn event(op: &Op) -> Result<Told, BadCase> {
+    let namespace = op.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    let name = op.name.clone();
+    if op.op == Verb::Delete {
+        return Ok(Told::Event(match op.kind {
+            ObjectKind::NetworkPolicy => Event::Policy(PolicyName::Network { namespace, name }, None),
+            ObjectKind::ClusterNetworkPolicy => Event::Policy(PolicyName::Cluster { name }, None),
+            ObjectKind::Pod => Event::Pod(PodKey::new(namespace, name), None),
+            ObjectKind::Namespace => Event::Namespace(name, None),
+            ObjectKind::Node => Event::Node(name, None),
+            ObjectKind::Dns => Event::Dns(name, None),
+        }));
+    }
+    let object = op.object.clone().ok_or_else(|| BadCase::new(format!("apply of {name}"), "it has no object"))?;
+    Ok(Told::Event(match op.kind {
+        ObjectKind::NetworkPolicy => return Ok(Told::Policy(Box::new(objects::network_policy(object)))),
+        ObjectKind::ClusterNetworkPolicy => return Ok(Told::Policy(Box::new(objects::cluster_policy(object)))),
+        ObjectKind::Pod => {
+            let mut fields: PodFields = typed("Pod", &name, object)?;
+            fields.name = name;
+            if op.namespace.is_some() || fields.namespace.is_empty() {
+                fields.namespace = namespace;
+            }
+            let pod = fields.pod();
+            Event::Pod(pod.key(), Some(pod))
+        }
+        ObjectKind::Namespace => {
+            let fields: NamespaceFields = typed("Namespace", &name, object)?;
+            Event::Namespace(name, Some(fields.labels.unwrap_or_default()))
+        }
+        ObjectKind::Node => {
+            let fields: NodeFields = typed("Node", &name, object)?;
+            node_event(&NodeFields { name, ..fields })
+        }
+        ObjectKind::Dns => {
+            // The addresses themselves, or an object that has them.
+            let list = match object {
+                Value::Object(mut fields) => {
+                    let found = ["addresses", "ips"].iter().find_map(|f| fields.remove(*f));
+                    found.unwrap_or(Value::Object(fields))
+                }
+                list => list,
+            };
+            let addresses = typed("DNS", &name, list)?;
+            Event::Dns(name, Some(addresses))
+        }
+    }))
 }
 
 fn node_event(node: &NodeFields) -> Event {
