@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     case::{Case, Probe},
@@ -13,7 +13,7 @@ use super::{
 use crate::{policy::objects::Direction, tables::PodKey};
 
 /// The verdicts of a step.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Matrix {
     /// Sources are rows, destinations columns, both in this order.
     pub endpoints: Vec<String>,
@@ -22,7 +22,7 @@ pub struct Matrix {
 }
 
 /// Verdicts of some probes, one letter for each flow.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdicts {
     /// The probes.
     pub probes: Vec<String>,
