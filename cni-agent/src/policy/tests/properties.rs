@@ -17,11 +17,11 @@ const POLICY_NAMES: [&str; 3] = ["x", "y", "z"];
 pub fn event(d: &mut Dice, o: &mut Objects) -> Value {
     let namespace = d.one(&NAMESPACES);
     match d.below(100) {
-        0..8 => {
+        0..7 => {
             o.namespaces.insert(namespace.into(), random::namespace(d));
             json!({"op": "apply", "kind": "Namespace", "name": namespace, "object": o.namespaces[namespace]})
         }
-        8..12 => {
+        7..9 => {
             o.namespaces.remove(namespace);
             o.pods.retain(|_, p| p["namespace"] != namespace);
             o.policies.retain(|_, p| {
@@ -29,7 +29,7 @@ pub fn event(d: &mut Dice, o: &mut Objects) -> Value {
             });
             json!({"op": "delete", "kind": "Namespace", "name": namespace})
         }
-        12..34 => {
+        9..34 => {
             let name = d.one(&POD_NAMES);
             let key = format!("{namespace}/{name}");
             let others = o.pods.iter().filter(|(k, p)| **k != key && !p["hostNetwork"].as_bool().unwrap_or_default());
@@ -130,8 +130,10 @@ fn check(seed: u64, steps: usize, events: u64) -> Result<usize, TestCaseError> {
     let nodes: Vec<Value> = o.nodes.values().cloned().collect();
     let mut told = Vec::new();
     let mut states = Vec::new();
-    for _ in 0..steps {
-        let ops: Vec<Value> = (0..=d.below(events)).map(|_| event(&mut d, &mut o)).collect();
+    for n in 0..steps {
+        // Something is there before the story begins.
+        let crowd = if n == 0 { 40 } else { 0 };
+        let ops: Vec<Value> = (0..=d.below(events) + crowd).map(|_| event(&mut d, &mut o)).collect();
         told.push(json!({ "ops": ops }));
         states.push(o.clone());
     }

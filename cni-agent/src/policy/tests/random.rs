@@ -65,8 +65,8 @@ const CIDRS: [&str; 16] = [
     "fd00::/64",
     "fd99::/32",
 ];
-const KEYS: [&str; 3] = ["app", "tier", "env"];
-const VALUES: [&str; 4] = ["a", "b", "c", ""];
+const KEYS: [&str; 2] = ["app", "env"];
+const VALUES: [&str; 3] = ["a", "b", ""];
 const PORT_NAMES: [&str; 3] = ["web", "adm", "dns"];
 const PORTS: [u16; 5] = [80, 81, 443, 8080, 53];
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
@@ -76,7 +76,7 @@ const PATTERNS: [&str; 5] = ["a.test", "*.a.test", "*.test", "B.TEST.", "*.www.a
 pub fn labels(d: &mut Dice) -> Value {
     let mut map = Map::new();
     for key in KEYS {
-        if d.percent(55) {
+        if d.percent(70) {
             map.insert(key.into(), json!(d.one(&VALUES)));
         }
     }
@@ -160,16 +160,24 @@ fn of_namespaces(d: &mut Dice) -> Value {
     selector(d, &["app", "env", "kubernetes.io/metadata.name"])
 }
 
+/// Parts of a block; now and then something else, and the peer matches nothing.
+fn holes(d: &mut Dice, cidr: &str) -> Vec<&'static str> {
+    let net = |text: &str| text.parse::<ipnet::IpNet>().ok().map(|n| n.trunc());
+    let inside = |hole: &&&str| net(cidr).zip(net(hole)).is_some_and(|(all, part)| all != part && all.contains(&part));
+    let parts: Vec<&'static str> = CIDRS.iter().filter(inside).copied().collect();
+    let of = if parts.is_empty() || d.percent(8) { CIDRS.to_vec() } else { parts };
+    d.some(2, |d| d.one(&of))
+}
+
 fn network_peer(d: &mut Dice) -> Value {
     match d.below(100) {
-        0..25 => json!({"podSelector": of_pods(d)}),
-        25..45 => json!({"namespaceSelector": of_namespaces(d)}),
-        45..65 => json!({"namespaceSelector": of_namespaces(d), "podSelector": of_pods(d)}),
-        65..94 => {
+        0..18 => json!({"podSelector": of_pods(d)}),
+        18..32 => json!({"namespaceSelector": of_namespaces(d)}),
+        32..48 => json!({"namespaceSelector": of_namespaces(d), "podSelector": of_pods(d)}),
+        48..94 => {
             let mut block = json!({"cidr": d.one(&CIDRS)});
-            if d.percent(50) {
-                // Some are not inside: the peer matches nothing.
-                block["except"] = json!(d.some(2, |d| d.one(&CIDRS)));
+            if d.percent(60) {
+                block["except"] = json!(holes(d, block["cidr"].as_str().unwrap_or_default()));
             }
             json!({"ipBlock": block})
         }
