@@ -1,5 +1,5 @@
 //! Identities: numbers, local to this node, for classes of addresses that no policy in force tells apart.
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use cni_common::policy::IDENTITY_OTHER;
 use ipnet::IpNet;
@@ -10,15 +10,64 @@ use super::{
 };
 use crate::tables::NamedPort;
 
-/// What of a pod policies look at.
+/// What policies see in a pod, but for its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Part {
+pub struct Seen {
     /// Its namespace.
     pub namespace: Arc<str>,
     /// Its labels, reduced to what is told apart.
     pub labels: Labels,
     /// Its named ports, of those that are asked for.
     pub ports: Arc<[NamedPort]>,
+}
+
+/// The same, known by a number: there is one of each content at a time.
+#[derive(Debug)]
+pub struct Part {
+    number: u32,
+    /// What it is.
+    pub seen: Seen,
+}
+impl PartialEq for Part {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+impl Eq for Part {}
+impl PartialOrd for Part {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Part {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.number.cmp(&other.number)
+    }
+}
+
+/// All parts.
+#[derive(Debug, Default)]
+pub struct Parts {
+    known: BTreeMap<Seen, Arc<Part>>,
+    last: u32,
+    /// How many there may be before those that nobody has are looked for.
+    limit: usize,
+}
+impl Parts {
+    /// The one with this content.
+    pub fn share(&mut self, seen: Seen) -> Arc<Part> {
+        if let Some(part) = self.known.get(&seen) {
+            return Arc::clone(part);
+        }
+        if self.known.len() >= self.limit {
+            self.known.retain(|_, part| Arc::strong_count(part) > 1);
+            self.limit = 2 * self.known.len() + 256;
+        }
+        self.last += 1;
+        let part = Arc::new(Part { number: self.last, seen: seen.clone() });
+        self.known.insert(seen, Arc::clone(&part));
+        part
+    }
 }
 
 /// Who has an address.
@@ -46,24 +95,25 @@ impl Class {
     /// An address of which nothing is known.
     pub const OTHER: Self = Self { owner: Owner::Nobody, block: None, domains: Vec::new() };
 
-    /// The pod's part.
-    pub fn part(&self) -> Option<&Part> {
+    /// What is seen in the pod.
+    pub fn pod(&self) -> Option<&Seen> {
         match &self.owner {
-            Owner::Pod(part) => Some(part),
+            Owner::Pod(part) => Some(&part.seen),
             Owner::Nobody | Owner::Node(_) => None,
         }
     }
     /// The named ports of the pod.
     pub fn ports(&self) -> &[NamedPort] {
-        self.part().map_or(&[], |p| &p.ports)
+        self.pod().map_or(&[], |p| &p.ports)
     }
     /// Whether its addresses are the peer's; `namespaces` gives the labels of namespaces.
     pub fn is(&self, peer: &Peer, namespaces: &BTreeMap<Arc<str>, Labels>) -> bool {
         match (peer, &self.owner) {
             (Peer::Pods(subject), Owner::Pod(part)) => {
-                let labels = namespaces.get(&part.namespace);
-                subject.namespaces.contain(&part.namespace, |key| labels.and_then(|l| l.get(key)))
-                    && subject.pods.selects(|key| part.labels.get(key))
+                let Seen { namespace, labels, .. } = &part.seen;
+                let of = namespaces.get(namespace);
+                subject.pods.selects(|key| labels.get(key))
+                    && subject.namespaces.contain(namespace, |key| of.and_then(|l| l.get(key)))
             }
             (Peer::Nodes(selector), Owner::Node(labels)) => selector.selects(|key| labels.get(key)),
             (Peer::Pods(_) | Peer::Nodes(_), _) => false,
@@ -108,6 +158,22 @@ impl Classes {
         self.slots.insert(self.last, Slot { class, users: 1 });
         self.fresh.push(self.last);
         self.last
+    }
+    /// Whether some identity stands for it.
+    pub fn knows(&self, class: &Class) -> bool {
+        self.known.contains_key(class)
+    }
+    /// Addresses and prefixes that have an identity.
+    pub fn users(&self, id: u32) -> usize {
+        self.slots.get(&id).map_or(0, |s| s.users)
+    }
+    /// What an identity stands for is told apart in another way, and nothing else. Nobody else is to be of that class.
+    pub fn rename(&mut self, id: u32, class: Class) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            self.known.remove(&slot.class);
+            slot.class = Arc::new(class);
+            self.known.insert(Arc::clone(&slot.class), id);
+        }
     }
     /// One user less.
     pub fn release(&mut self, id: u32) {

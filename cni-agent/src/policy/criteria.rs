@@ -25,6 +25,16 @@ impl Criterion {
             Self::Port(name) => class.ports().iter().any(|p| p.name == *name),
         }
     }
+    /// The namespace whose pods alone can meet it.
+    fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::Peer(Peer::Pods(subject)) => match &subject.namespaces {
+                Namespaces::Named(name) => Some(name),
+                Namespaces::Selected(_) => None,
+            },
+            Self::Peer(_) | Self::Port(_) => None,
+        }
+    }
     fn looks_at_namespaces(&self) -> bool {
         matches!(self, Self::Peer(Peer::Pods(s)) if matches!(s.namespaces, Namespaces::Selected(_)))
     }
@@ -50,6 +60,12 @@ pub struct Criteria {
     last: u32,
     /// Not asked of any class yet.
     fresh: BTreeSet<u32>,
+    /// Those that only pods of one namespace can meet, by its name.
+    of_namespace: BTreeMap<String, BTreeSet<u32>>,
+    /// All others.
+    of_all: BTreeSet<u32>,
+    /// What each class meets: the other way round.
+    met: BTreeMap<u32, BTreeSet<u32>>,
 }
 impl Criteria {
     /// A policy set asks this.
@@ -57,30 +73,48 @@ impl Criteria {
         let known = self.known.get(&what).copied();
         let id = known.unwrap_or_else(|| {
             self.last += 1;
-            let what = Arc::new(what);
-            self.known.insert(Arc::clone(&what), self.last);
-            self.slots.insert(self.last, Slot { what, members: BTreeSet::new(), sets: BTreeSet::new() });
-            self.fresh.insert(self.last);
-            self.last
+            let (id, what) = (self.last, Arc::new(what));
+            self.index(&what).insert(id);
+            self.known.insert(Arc::clone(&what), id);
+            self.slots.insert(id, Slot { what, members: BTreeSet::new(), sets: BTreeSet::new() });
+            self.fresh.insert(id);
+            id
         });
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.sets.insert(set);
         }
         id
     }
+    fn index(&mut self, what: &Criterion) -> &mut BTreeSet<u32> {
+        match what.namespace() {
+            Some(name) => self.of_namespace.entry(name.to_owned()).or_default(),
+            None => &mut self.of_all,
+        }
+    }
     /// A policy set asks it no more.
     pub fn release(&mut self, id: u32, set: u32) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         slot.sets.remove(&set);
-        if slot.sets.is_empty() {
-            self.known.remove(&slot.what);
-            self.slots.remove(&id);
-            self.fresh.remove(&id);
+        if !slot.sets.is_empty() {
+            return;
+        }
+        let Some(slot) = self.slots.remove(&id) else { return };
+        self.known.remove(&slot.what);
+        self.fresh.remove(&id);
+        let index = self.index(&slot.what);
+        index.remove(&id);
+        if index.is_empty()
+            && let Some(name) = slot.what.namespace()
+        {
+            self.of_namespace.remove(name);
+        }
+        for class in slot.members {
+            take_from(&mut self.met, class, id);
         }
     }
     /// Whether a class meets it.
     pub fn is_met(&self, id: u32, class: u32) -> bool {
-        self.slots.get(&id).is_some_and(|s| s.members.contains(&class))
+        self.met.get(&class).is_some_and(|met| met.contains(&id))
     }
     /// The classes that meet any of them.
     pub fn members(&self, ids: &[u32]) -> BTreeSet<u32> {
@@ -91,19 +125,25 @@ impl Criteria {
     pub fn update(
         &mut self,
         classes: &Classes,
-        fresh: &[u32],
+        fresh: &BTreeSet<u32>,
         namespaces: &BTreeMap<Arc<str>, Labels>,
         touched: &mut Touched,
     ) {
         for id in std::mem::take(&mut self.fresh) {
             let Some(slot) = self.slots.get_mut(&id) else { continue };
             slot.members = classes.iter().filter(|(_, c)| slot.what.met_by(c, namespaces)).map(|(id, _)| id).collect();
+            for class in &slot.members {
+                self.met.entry(*class).or_default().insert(id);
+            }
         }
         for id in fresh {
             let Some(class) = classes.get(*id) else { continue };
-            for slot in self.slots.values_mut() {
+            let of_namespace = class.pod().and_then(|p| self.of_namespace.get(&*p.namespace));
+            for criterion in of_namespace.into_iter().flatten().chain(&self.of_all) {
+                let Some(slot) = self.slots.get_mut(criterion) else { continue };
                 if slot.members.contains(id) || slot.what.met_by(class, namespaces) {
                     slot.members.insert(*id);
+                    self.met.entry(*id).or_default().insert(*criterion);
                     touched.extend(slot.sets.iter().map(|set| (*set, *id)));
                 }
             }
@@ -117,12 +157,20 @@ impl Criteria {
         namespaces: &BTreeMap<Arc<str>, Labels>,
         touched: &mut Touched,
     ) {
-        let of = classes.iter().filter(|(_, c)| c.part().is_some_and(|p| which.contains(&p.namespace)));
+        let of = classes.iter().filter(|(_, c)| c.pod().is_some_and(|p| which.contains(&p.namespace)));
         for (id, class) in of {
-            for slot in self.slots.values_mut().filter(|s| s.what.looks_at_namespaces()) {
+            for criterion in &self.of_all {
+                let Some(slot) = self.slots.get_mut(criterion).filter(|s| s.what.looks_at_namespaces()) else {
+                    continue;
+                };
                 let met = slot.what.met_by(class, namespaces);
                 let changed = if met { slot.members.insert(id) } else { slot.members.remove(&id) };
                 if changed {
+                    if met {
+                        self.met.entry(id).or_default().insert(*criterion);
+                    } else {
+                        take_from(&mut self.met, id, *criterion);
+                    }
                     touched.extend(slot.sets.iter().map(|set| (*set, id)));
                 }
             }
@@ -131,11 +179,21 @@ impl Criteria {
     /// A class is gone; the sets that may have an entry for it.
     pub fn forget(&mut self, class: u32) -> BTreeSet<u32> {
         let mut sets = BTreeSet::new();
-        for slot in self.slots.values_mut() {
-            if slot.members.remove(&class) {
+        for id in self.met.remove(&class).unwrap_or_default() {
+            if let Some(slot) = self.slots.get_mut(&id) {
+                slot.members.remove(&class);
                 sets.extend(slot.sets.iter().copied());
             }
         }
         sets
+    }
+}
+
+fn take_from(met: &mut BTreeMap<u32, BTreeSet<u32>>, class: u32, criterion: u32) {
+    if let Some(of_class) = met.get_mut(&class) {
+        of_class.remove(&criterion);
+        if of_class.is_empty() {
+            met.remove(&class);
+        }
     }
 }

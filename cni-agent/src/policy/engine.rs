@@ -15,13 +15,13 @@ use ipnet::IpNet;
 
 use super::{
     change::Change,
-    classes::{Class, Classes, Owner, Part},
+    classes::{Class, Classes, Owner, Part, Parts, Seen},
     criteria::{Criteria, Touched},
     mentions::{Changed, Mentions},
     objects::Direction,
     rulesets::RuleSets,
     sets::{self, Set, SetKey},
-    store::{Alike, PodRow, Revision, Store},
+    store::{PodRow, Revision, Store},
 };
 use crate::tables::PodKey;
 
@@ -63,7 +63,9 @@ pub struct Engine {
     active: BTreeMap<(u64, Direction), Active>,
     cookies: BTreeMap<u32, (Arc<Revision>, Direction)>,
     next_cookie: u32,
-    parts: BTreeMap<Arc<Alike>, Arc<Part>>,
+    parts: Parts,
+    /// What is seen in each group of pods.
+    groups: BTreeMap<u32, Arc<Part>>,
     classes: Classes,
     identities: BTreeMap<IpAddr, u32>,
     blocks: BTreeMap<IpNet, u32>,
@@ -86,7 +88,8 @@ impl Engine {
             active: BTreeMap::new(),
             cookies: BTreeMap::new(),
             next_cookie: 1,
-            parts: BTreeMap::new(),
+            parts: Parts::default(),
+            groups: BTreeMap::new(),
             classes: Classes::default(),
             identities: BTreeMap::new(),
             blocks: BTreeMap::new(),
@@ -206,28 +209,28 @@ impl Engine {
 
     /// Follows what changed: classes of addresses, what they meet, and what the sets say of them.
     fn pass(&mut self, plan: &mut Vec<Change>) {
-        let (mut grow, mut flips, mut shrink) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut grow, mut flips, mut moves, mut shrink) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut left = Vec::new();
-        self.spread();
-        let mut moves = self.reclassify(&mut left);
+        self.spread(&mut moves, &mut left);
+        self.reclassify(&mut moves, &mut left);
         let mut touched = Touched::new();
-        let fresh: BTreeSet<u32> = {
-            let fresh = self.classes.take_fresh();
-            self.criteria.update(&self.classes, &fresh, &self.store.namespaces, &mut touched);
-            fresh.into_iter().collect()
-        };
+        let fresh: BTreeSet<u32> = self.classes.take_fresh().into_iter().collect();
+        self.criteria.update(&self.classes, &fresh, &self.store.namespaces, &mut touched);
         let namespaces = std::mem::take(&mut self.store.dirty.namespaces);
         if !namespaces.is_empty() {
             self.criteria.relabelled(&self.classes, &namespaces, &self.store.namespaces, &mut touched);
         }
+        touched.retain(|(set, _)| !self.fresh_sets.contains(set));
         for id in std::mem::take(&mut self.fresh_sets) {
-            self.fill(id, &mut grow);
+            if let Some(set) = self.sets.get(&id) {
+                let members = self.criteria.members(&set.criteria);
+                self.say(id, members, &mut grow, None);
+            }
         }
-        for (set, identity) in touched {
-            let known = !fresh.contains(&identity);
-            let mut writes = Vec::new();
-            self.say(set, identity, &mut grow, &mut writes);
-            if known { flips.append(&mut writes) } else { grow.append(&mut writes) }
+        for (id, identities) in by_set(touched) {
+            let (new, known): (Vec<u32>, Vec<u32>) = identities.into_iter().partition(|i| fresh.contains(i));
+            self.say(id, new, &mut grow, None);
+            self.say(id, known, &mut grow, Some(&mut flips));
         }
         for id in left {
             self.classes.release(id);
@@ -245,52 +248,143 @@ impl Engine {
         }
     }
 
-    /// Which addresses are touched by what is now told apart, and what no longer is.
-    fn spread(&mut self) {
+    /// What is now told apart, or no longer is, touches classes: one that stays whole only gets another description, and its addresses keep
+    /// their identity.
+    fn spread(&mut self, moves: &mut Vec<Change>, left: &mut Vec<u32>) {
         let changed = std::mem::take(&mut self.changed);
-        if changed.pods {
-            let Store { texts, .. } = &mut self.store;
-            let mut touched = Vec::new();
-            for (alike, part) in &mut self.parts {
-                let now = part_of(alike, &self.mentions, texts);
-                if now != **part {
-                    *part = Arc::new(now);
-                    touched.push(Arc::clone(alike));
-                }
-            }
-            for alike in touched {
-                self.store.touch_alike(&alike);
-            }
+        if changed.pods() {
+            self.spread_pods(&changed);
         }
-        let mut dirty = BTreeSet::new();
         if changed.nodes {
-            dirty.extend(self.store.node_addresses());
+            let addresses = self.store.node_addresses().collect::<Vec<_>>();
+            self.store.dirty.addresses.extend(addresses);
         }
         if changed.domains {
-            dirty.extend(self.store.dns_addresses());
+            let addresses = self.store.dns_addresses().collect::<Vec<_>>();
+            self.store.dirty.addresses.extend(addresses);
         }
-        for net in &changed.prefixes {
-            dirty.extend(self.store.addresses_between(net.network(), net.broadcast()));
+        let (mut come, mut go) = (Vec::new(), Vec::new());
+        for net in changed.prefixes {
+            match (self.mentions.has_prefix(&net), self.blocks.contains_key(&net)) {
+                (true, false) => come.push(net),
+                (false, true) => go.push(net),
+                _ => {}
+            }
         }
-        self.store.dirty.addresses.append(&mut dirty);
-        self.changed.prefixes = changed.prefixes;
-    }
-
-    /// Gives prefixes and addresses their identities; `left` gets those that they had.
-    fn reclassify(&mut self, left: &mut Vec<u32>) -> Vec<Change> {
-        let mut moves = Vec::new();
-        for net in std::mem::take(&mut self.changed.prefixes) {
-            let wanted = self.mentions.has_prefix(&net);
-            if wanted && !self.blocks.contains_key(&net) {
-                let class = Class { block: Some(net), ..Class::OTHER };
-                let id = self.classes.take(class);
-                self.blocks.insert(net, id);
-                moves.push(Change::block(net, Some(id)));
-            } else if !wanted && let Some(id) = self.blocks.remove(&net) {
+        come.sort_by_key(IpNet::prefix_len);
+        for net in come {
+            self.prefix_comes(net);
+            let id = self.classes.take(Class { block: Some(net), ..Class::OTHER });
+            self.blocks.insert(net, id);
+            moves.push(Change::block(net, Some(id)));
+        }
+        for net in go {
+            if let Some(id) = self.blocks.remove(&net) {
+                self.prefix_goes(net, id);
                 left.push(id);
                 moves.push(Change::block(net, None));
             }
         }
+    }
+    fn spread_pods(&mut self, changed: &Changed) {
+        // Addresses by the identity that they have, and what is seen in them now.
+        let mut tallies: BTreeMap<u32, BTreeMap<Arc<Part>, Vec<IpAddr>>> = BTreeMap::new();
+        let mut dirty = Vec::new();
+        for (number, group) in self.store.groups() {
+            if !changed.touches(&group.alike.labels, &group.alike.ports) || !self.groups.contains_key(&number) {
+                continue;
+            }
+            dirty.push(number);
+        }
+        let mut shared = Vec::new();
+        for number in dirty {
+            let part = self.part(number);
+            if self.groups.insert(number, Arc::clone(&part)).as_ref() == Some(&part) {
+                continue;
+            }
+            let Some(group) = self.store.group(number) else { continue };
+            for a in self.store.addresses_of(group, &mut shared) {
+                if self.store.dirty.addresses.contains(&a) {
+                    continue;
+                }
+                if let Some(id) = self.identities.get(&a) {
+                    tallies.entry(*id).or_default().entry(Arc::clone(&part)).or_default().push(a);
+                }
+            }
+        }
+        self.store.dirty.addresses.extend(shared);
+        for (id, mut targets) in tallies {
+            let moved: usize = targets.values().map(Vec::len).sum();
+            let most = targets.iter().max_by_key(|(_, list)| list.len()).map(|(part, _)| Arc::clone(part));
+            if let (Some(part), Some(class)) = (most, self.classes.get(id))
+                && moved == self.classes.users(id)
+            {
+                let class = Class { owner: Owner::Pod(Arc::clone(&part)), ..Class::clone(class) };
+                if !self.classes.knows(&class) {
+                    self.classes.rename(id, class);
+                    targets.remove(&part);
+                }
+            }
+            self.store.dirty.addresses.extend(targets.into_values().flatten());
+        }
+    }
+    /// The addresses in a prefix that are in no longer one have it as their block now.
+    fn prefix_comes(&mut self, net: IpNet) {
+        let parent = self.parent(net);
+        let mut tally: BTreeMap<u32, Option<usize>> = BTreeMap::new();
+        let range = || self.identities.range(net.network()..=net.broadcast());
+        for (_, id) in range() {
+            let of_parent = || self.classes.get(*id).is_some_and(|c| c.block == parent);
+            if let Some(n) = tally.entry(*id).or_insert_with(|| of_parent().then_some(0)) {
+                *n += 1;
+            }
+        }
+        let mut split = BTreeSet::new();
+        for (id, n) in tally.iter().filter_map(|(id, n)| Some((*id, (*n)?))) {
+            let class = self.classes.get(id).map(|c| Class { block: Some(net), ..Class::clone(c) });
+            match class.filter(|c| n == self.classes.users(id) && !self.classes.knows(c)) {
+                Some(class) => self.classes.rename(id, class),
+                None => {
+                    split.insert(id);
+                }
+            }
+        }
+        if !split.is_empty() {
+            let touched: Vec<IpAddr> = range().filter(|(_, id)| split.contains(id)).map(|(a, _)| *a).collect();
+            self.store.dirty.addresses.extend(touched);
+        }
+    }
+    /// The addresses whose block it was have the next longer one that holds them; `own` is the prefix's identity.
+    fn prefix_goes(&mut self, net: IpNet, own: u32) {
+        let parent = self.parent(net);
+        let of_net = self.classes.iter().filter(|(id, c)| c.block == Some(net) && *id != own);
+        let touched: Vec<(u32, Class)> =
+            of_net.map(|(id, c)| (id, Class { block: parent, ..Class::clone(c) })).collect();
+        let mut merged = BTreeSet::new();
+        for (id, class) in touched {
+            if self.classes.knows(&class) {
+                merged.insert(id);
+            } else {
+                self.classes.rename(id, class);
+            }
+        }
+        if !merged.is_empty() {
+            let range = self.identities.range(net.network()..=net.broadcast());
+            let touched: Vec<IpAddr> = range.filter(|(_, id)| merged.contains(id)).map(|(a, _)| *a).collect();
+            self.store.dirty.addresses.extend(touched);
+        }
+    }
+    /// The longest prefix with an entry that holds another one.
+    fn parent(&self, net: IpNet) -> Option<IpNet> {
+        let longer = (0..net.prefix_len()).rev();
+        longer
+            .filter_map(|bits| IpNet::new(net.network(), bits).ok())
+            .map(|n| n.trunc())
+            .find(|n| self.blocks.contains_key(n))
+    }
+
+    /// Gives dirty addresses their identities; `left` gets those that they had.
+    fn reclassify(&mut self, moves: &mut Vec<Change>, left: &mut Vec<u32>) {
         for address in std::mem::take(&mut self.store.dirty.addresses) {
             let class = self.classify(address);
             // What only its prefix says of it needs no entry.
@@ -305,23 +399,21 @@ impl Engine {
                 moves.push(Change::address(address, new));
             }
         }
-        if self.parts.len() > 2 * self.store.group_count() + 64 {
+        if self.groups.len() > 2 * self.store.group_count() + 64 {
             let store = &self.store;
-            self.parts.retain(|alike, _| store.has_group(alike));
+            self.groups.retain(|number, _| store.group(*number).is_some());
         }
-        moves
     }
     fn classify(&mut self, address: IpAddr) -> Class {
-        let alike = self.store.pod_at(address).map(|p| Arc::clone(&p.alike));
-        let owner = match alike {
-            Some(alike) => {
-                let part = self.parts.get(&alike).map(Arc::clone);
-                Owner::Pod(part.unwrap_or_else(|| {
-                    let part = Arc::new(part_of(&alike, &self.mentions, &mut self.store.texts));
-                    self.parts.insert(alike, Arc::clone(&part));
+        let owner = match self.store.pod_at(address).map(|p| p.group) {
+            Some(group) => Owner::Pod(match self.groups.get(&group) {
+                Some(part) => Arc::clone(part),
+                None => {
+                    let part = self.part(group);
+                    self.groups.insert(group, Arc::clone(&part));
                     part
-                }))
-            }
+                }
+            }),
             None => {
                 let labels = self.store.node_at(address).map(|n| n.labels.clone());
                 let reduced = labels.and_then(|l| self.mentions.node_labels(&l, &mut self.store.texts));
@@ -331,14 +423,30 @@ impl Engine {
         let domains = self.mentions.domains(self.store.names_of(address));
         Class { owner, block: self.mentions.block(address), domains }
     }
+    /// What is seen in a group of pods.
+    fn part(&mut self, group: u32) -> Arc<Part> {
+        let alike = self.store.group(group).map(|g| Arc::clone(&g.alike)).unwrap_or_default();
+        self.parts.share(Seen {
+            namespace: Arc::clone(&alike.namespace),
+            labels: self.mentions.pod_labels(&alike.labels, &mut self.store.texts),
+            ports: self.mentions.ports(&alike.ports),
+        })
+    }
 
-    /// Writes a new set's entries.
-    fn fill(&mut self, id: u32, grow: &mut Vec<Change>) {
+    /// Writes what a set says of identities, where it is something else than before. Without `flips` nothing refers to these yet.
+    fn say(
+        &mut self,
+        id: u32,
+        identities: impl IntoIterator<Item = u32>,
+        grow: &mut Vec<Change>,
+        flips: Option<&mut Vec<Change>>,
+    ) {
         let Some(set) = self.sets.get_mut(&id) else { return };
         let mut known = BTreeMap::new();
-        for identity in self.criteria.members(&set.criteria) {
-            let Some(view) = set.sees(identity, &self.criteria, &self.classes) else { continue };
-            let rules = match known.get(&view) {
+        let mut writes = Vec::new();
+        for identity in identities {
+            let seen = set.sees(identity, &self.criteria, &self.classes);
+            let new = seen.map(|view| match known.get(&view) {
                 Some(rules) => {
                     self.rule_sets.keep(*rules);
                     *rules
@@ -348,32 +456,21 @@ impl Engine {
                     known.insert(view, rules);
                     rules
                 }
+            });
+            // The default needs no entry.
+            let wanted = new.filter(|rules| *rules != set.default);
+            let old = match wanted {
+                Some(rules) => set.peers.insert(identity, rules),
+                None => set.peers.remove(&identity),
             };
-            if rules == set.default {
+            if wanted != old {
+                writes.push(Change::peer(id, identity, wanted));
+            }
+            for rules in old.into_iter().chain(new.filter(|_| wanted.is_none())) {
                 self.rule_sets.release(rules);
-            } else {
-                set.peers.insert(identity, rules);
-                grow.push(Change::peer(id, identity, Some(rules)));
             }
         }
-    }
-    /// Writes what a set says of an identity, if it is something else than before.
-    fn say(&mut self, id: u32, identity: u32, grow: &mut Vec<Change>, writes: &mut Vec<Change>) {
-        let Some(set) = self.sets.get_mut(&id) else { return };
-        let seen = set.sees(identity, &self.criteria, &self.classes);
-        let new = seen.map(|(met, ports)| self.rule_sets.take(&set.of_view(&met, &ports), grow));
-        // The default needs no entry.
-        let wanted = new.filter(|rules| *rules != set.default);
-        let old = match wanted {
-            Some(rules) => set.peers.insert(identity, rules),
-            None => set.peers.remove(&identity),
-        };
-        if wanted != old {
-            writes.push(Change::peer(id, identity, wanted));
-        }
-        for rules in old.into_iter().chain(new.filter(|_| wanted.is_none())) {
-            self.rule_sets.release(rules);
-        }
+        flips.unwrap_or(grow).append(&mut writes);
     }
 
     /// The policy sets of a pod of this node.
@@ -416,10 +513,11 @@ impl Engine {
     }
 }
 
-fn part_of(alike: &Alike, mentions: &Mentions, texts: &mut super::labels::Texts) -> Part {
-    Part {
-        namespace: Arc::clone(&alike.namespace),
-        labels: mentions.pod_labels(&alike.labels, texts),
-        ports: mentions.ports(&alike.ports),
+/// The identities that each set is asked about.
+fn by_set(touched: Touched) -> BTreeMap<u32, Vec<u32>> {
+    let mut all: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for (set, identity) in touched {
+        all.entry(set).or_default().push(identity);
     }
+    all
 }

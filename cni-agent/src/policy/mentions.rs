@@ -13,46 +13,66 @@ use super::{
 };
 use crate::tables::NamedPort;
 
-/// Label keys, and the values that are told apart.
+/// Label keys: whose presence is looked at, and which of their values.
 #[derive(Debug, Default)]
 struct Keys {
-    counts: BTreeMap<String, (usize, BTreeMap<String, usize>)>,
+    counts: BTreeMap<String, Key>,
 }
+#[derive(Debug, Default)]
+struct Key {
+    /// How often its presence alone is asked for.
+    presence: usize,
+    /// How often each value is. One that is not here is, to all that ask for values, as if the key were absent.
+    values: BTreeMap<String, usize>,
+}
+/// A key, and the value that is told apart from others now, or no longer is; `None` when it is the key's presence.
+pub type Told = (String, Option<String>);
+
 impl Keys {
-    /// Whether something is told apart now that was not, or no longer is.
-    fn count(&mut self, selector: &LabelSelector, up: bool) -> bool {
-        let mut changed = false;
+    /// Counts what a selector looks at; what came or went is added to `changed`.
+    fn count(&mut self, selector: &LabelSelector, up: bool, changed: &mut BTreeSet<Told>) {
         for (key, values) in selector.mentions() {
-            let (uses, told) = self.counts.entry(key.to_owned()).or_default();
-            changed |= step(uses, up);
-            for value in values.into_iter().flatten() {
-                let n = told.entry(value.clone()).or_default();
-                changed |= step(n, up);
-                if *n == 0 {
-                    told.remove(value);
+            let counts = self.counts.entry(key.to_owned()).or_default();
+            match values {
+                None => {
+                    if step(&mut counts.presence, up) {
+                        changed.insert((key.to_owned(), None));
+                    }
+                }
+                Some(values) => {
+                    for value in values {
+                        let n = counts.values.entry(value.clone()).or_default();
+                        if step(n, up) {
+                            changed.insert((key.to_owned(), Some(value.clone())));
+                        }
+                        if *n == 0 {
+                            counts.values.remove(value);
+                        }
+                    }
                 }
             }
-            if *uses == 0 {
+            if counts.presence == 0 && counts.values.is_empty() {
                 self.counts.remove(key);
             }
         }
-        changed
     }
-    /// What is left of labels: mentioned keys, with their values as far as these are told apart.
+    /// What is left of labels: those with values that are told apart, and the keys whose presence is.
     fn reduce(&self, labels: &Labels, texts: &mut Texts) -> Labels {
         labels
             .iter()
             .filter_map(|(key, value)| {
-                let (_, told) = self.counts.get(&**key)?;
-                let value = if told.contains_key(&**value) { Arc::clone(value) } else { texts.share(OTHER_VALUE) };
-                Some((Arc::clone(key), value))
+                let counts = self.counts.get(&**key)?;
+                if counts.values.contains_key(&**value) {
+                    return Some((Arc::clone(key), Arc::clone(value)));
+                }
+                (counts.presence > 0).then(|| (Arc::clone(key), texts.share(OTHER_VALUE)))
             })
             .collect()
     }
 }
 
 /// Stands for all values of a key that nobody tells apart; no label has this value.
-const OTHER_VALUE: &str = "\0";
+pub const OTHER_VALUE: &str = "\0";
 
 /// Counts up or down; whether it came from 0 or went there.
 fn step(n: &mut usize, up: bool) -> bool {
@@ -67,14 +87,29 @@ fn step(n: &mut usize, up: bool) -> bool {
 /// What changed in what is looked at.
 #[derive(Debug, Default)]
 pub struct Changed {
-    /// Labels or named ports of pods.
-    pub pods: bool,
+    /// Labels of pods.
+    pub labels: BTreeSet<Told>,
+    /// Named ports of pods.
+    pub ports: BTreeSet<String>,
     /// Labels of nodes, or whether nodes are looked at at all.
     pub nodes: bool,
     /// Names.
     pub domains: bool,
     /// Prefixes that came or went.
     pub prefixes: BTreeSet<IpNet>,
+}
+impl Changed {
+    /// Whether something else of these pods is looked at now.
+    pub fn touches(&self, labels: &Labels, ports: &[NamedPort]) -> bool {
+        self.labels.iter().any(|(key, value)| match value {
+            Some(value) => labels.get(key) == Some(value),
+            None => labels.get(key).is_some(),
+        }) || !self.ports.is_empty() && ports.iter().any(|p| self.ports.contains(&p.name))
+    }
+    /// Whether pods may be touched at all.
+    pub fn pods(&self) -> bool {
+        !self.labels.is_empty() || !self.ports.is_empty()
+    }
 }
 
 /// All that is looked at, with how often.
@@ -101,7 +136,9 @@ impl Mentions {
             // For ingress the names are asked of the pod that the policy selects.
             for name in rule.ports.names().filter(|_| direction == Direction::Egress) {
                 let n = self.ports.entry(name.to_owned()).or_default();
-                changed.pods |= step(n, up);
+                if step(n, up) {
+                    changed.ports.insert(name.to_owned());
+                }
                 if *n == 0 {
                     self.ports.remove(name);
                 }
@@ -110,10 +147,12 @@ impl Mentions {
     }
     fn peer(&mut self, peer: &Peer, up: bool, changed: &mut Changed) {
         match peer {
-            Peer::Pods(subject) => changed.pods |= self.pods.count(&subject.pods, up),
+            Peer::Pods(subject) => self.pods.count(&subject.pods, up, &mut changed.labels),
             Peer::Nodes(selector) => {
                 changed.nodes |= step(&mut self.node_peers, up);
-                changed.nodes |= self.nodes.count(selector, up);
+                let mut told = BTreeSet::new();
+                self.nodes.count(selector, up, &mut told);
+                changed.nodes |= !told.is_empty();
             }
             Peer::Domain(domain) => {
                 let n = self.domains.entry(domain.clone()).or_default();

@@ -21,7 +21,7 @@ pub struct Revision {
 }
 
 /// Pods with the same namespace, labels and named ports.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Alike {
     /// Their namespace.
     pub namespace: Arc<str>,
@@ -31,6 +31,15 @@ pub struct Alike {
     pub ports: Arc<[NamedPort]>,
 }
 
+/// Pods that are alike.
+#[derive(Debug)]
+pub struct Group {
+    /// In this.
+    pub alike: Arc<Alike>,
+    /// Their numbers.
+    pods: BTreeSet<u32>,
+}
+
 /// A pod that has, or will have, addresses of its own.
 #[derive(Clone, Debug)]
 pub struct PodRow {
@@ -38,6 +47,8 @@ pub struct PodRow {
     pub name: Arc<str>,
     /// What it shares with others.
     pub alike: Arc<Alike>,
+    /// The number of those that it shares it with.
+    pub group: u32,
     /// Its addresses.
     pub ips: Box<[IpAddr]>,
     /// It is on this node.
@@ -87,7 +98,9 @@ pub struct Store {
     numbers: BTreeMap<Arc<str>, BTreeMap<Arc<str>, u32>>,
     last_pod: u32,
     pods_at: BTreeMap<IpAddr, Vec<u32>>,
-    groups: BTreeMap<Arc<Alike>, BTreeSet<u32>>,
+    group_numbers: BTreeMap<Arc<Alike>, u32>,
+    groups: BTreeMap<u32, Group>,
+    last_group: u32,
     locals: BTreeMap<Arc<str>, BTreeSet<u32>>,
     network: BTreeMap<String, BTreeMap<String, Arc<Revision>>>,
     cluster: BTreeMap<String, Arc<Revision>>,
@@ -111,7 +124,9 @@ impl Store {
             numbers: BTreeMap::new(),
             last_pod: 0,
             pods_at: BTreeMap::new(),
+            group_numbers: BTreeMap::new(),
             groups: BTreeMap::new(),
+            last_group: 0,
             locals: BTreeMap::new(),
             network: BTreeMap::new(),
             cluster: BTreeMap::new(),
@@ -203,13 +218,9 @@ impl Store {
             return;
         }
         self.delete_pod(&key);
-        let alike = match self.groups.get_key_value(&alike) {
-            Some((known, _)) => Arc::clone(known),
-            None => Arc::new(alike),
-        };
         self.last_pod += 1;
         let number = self.last_pod;
-        self.groups.entry(Arc::clone(&alike)).or_default().insert(number);
+        let (group, alike) = self.join(alike, number);
         for a in &pod.ips {
             self.pods_at.entry(*a).or_default().push(number);
             self.dirty.addresses.insert(*a);
@@ -220,7 +231,29 @@ impl Store {
             self.locals.entry(Arc::clone(&alike.namespace)).or_default().insert(number);
             self.dirty.locals.insert(key);
         }
-        self.pods.insert(number, PodRow { name, alike, ips: pod.ips.clone().into(), local });
+        self.pods.insert(number, PodRow { name, alike, group, ips: pod.ips.clone().into(), local });
+    }
+    /// Puts a pod to those that are like it.
+    fn join(&mut self, alike: Alike, pod: u32) -> (u32, Arc<Alike>) {
+        let number = self.group_numbers.get(&alike).copied().unwrap_or_else(|| {
+            self.last_group += 1;
+            self.last_group
+        });
+        let group = self.groups.entry(number).or_insert_with(|| {
+            let alike = Arc::new(alike);
+            self.group_numbers.insert(Arc::clone(&alike), number);
+            Group { alike, pods: BTreeSet::new() }
+        });
+        group.pods.insert(pod);
+        (number, Arc::clone(&group.alike))
+    }
+    fn leave(&mut self, group: u32, pod: u32) {
+        let Some(found) = self.groups.get_mut(&group) else { return };
+        found.pods.remove(&pod);
+        if found.pods.is_empty() {
+            self.group_numbers.remove(&found.alike);
+            self.groups.remove(&group);
+        }
     }
     /// A pod is gone.
     pub fn delete_pod(&mut self, key: &PodKey) {
@@ -235,7 +268,7 @@ impl Store {
             }
             self.dirty.addresses.insert(*a);
         }
-        take_from(&mut self.groups, &row.alike, number);
+        self.leave(row.group, number);
         if row.local {
             take_from(&mut self.locals, &row.alike.namespace, number);
             self.dirty.locals.insert(key.clone());
@@ -345,14 +378,22 @@ impl Store {
     pub fn names_of(&self, address: IpAddr) -> impl Iterator<Item = &String> + Clone {
         self.names_of.get(&address).into_iter().flatten()
     }
-    /// What policies see in pods that are alike has changed.
-    pub fn touch_alike(&mut self, alike: &Alike) {
-        let pods = self.groups.get(alike).into_iter().flatten().filter_map(|n| self.pods.get(n));
-        self.dirty.addresses.extend(pods.flat_map(|p| p.ips.iter().copied()));
+    /// Pods that are alike, by the group's number.
+    pub fn groups(&self) -> impl Iterator<Item = (u32, &Group)> {
+        self.groups.iter().map(|(number, group)| (*number, group))
     }
-    /// Whether there are such pods.
-    pub fn has_group(&self, alike: &Alike) -> bool {
-        self.groups.contains_key(alike)
+    /// A group.
+    pub fn group(&self, number: u32) -> Option<&Group> {
+        self.groups.get(&number)
+    }
+    /// The addresses of a group's pods; those that another pod claims as well are left to `shared`.
+    pub fn addresses_of(&self, group: &Group, shared: &mut Vec<IpAddr>) -> Vec<IpAddr> {
+        let mut own = Vec::new();
+        for a in group.pods.iter().filter_map(|n| self.pods.get(n)).flat_map(|p| p.ips.iter()) {
+            let alone = self.pods_at.get(a).is_some_and(|pods| pods.len() == 1);
+            if alone { own.push(*a) } else { shared.push(*a) }
+        }
+        own
     }
     /// How many kinds of pods there are.
     pub fn group_count(&self) -> usize {

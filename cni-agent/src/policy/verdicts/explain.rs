@@ -11,6 +11,7 @@ use crate::{
         classes::{Class, Owner},
         flatten::{Asked, View, ask},
         image::Image,
+        mentions::OTHER_VALUE,
         objects::{Action, Direction, Kind},
         sets::Set,
     },
@@ -138,12 +139,13 @@ fn about(class: &Class) -> String {
         Owner::Node(_) => "a node".to_owned(),
         Owner::Pod(part) => {
             let labels: Vec<String> = part
+                .seen
                 .labels
                 .iter()
-                .map(|(k, v)| if &**v == "\0" { format!("{k}=(other)") } else { format!("{k}={v}") })
+                .map(|(k, v)| if &**v == OTHER_VALUE { format!("{k}=(other)") } else { format!("{k}={v}") })
                 .collect();
-            let ports: Vec<String> = part.ports.iter().map(|p| format!("{}={}", p.name, p.port)).collect();
-            format!("a pod of {} [{}] [{}]", part.namespace, labels.join(","), ports.join(","))
+            let ports: Vec<String> = part.seen.ports.iter().map(|p| format!("{}={}", p.name, p.port)).collect();
+            format!("a pod of {} [{}] [{}]", part.seen.namespace, labels.join(","), ports.join(","))
         }
     };
     if let Some(block) = class.block {
