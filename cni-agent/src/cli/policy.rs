@@ -143,3 +143,169 @@ fn question(words: &[String]) -> Result<Question, Failure> {
         probe: probe.parse().map_err(usage)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use clap::Parser;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    /// Two pods of a namespace that lets nobody in but from its app `web`, by TCP to port 80.
+    fn case() -> Value {
+        let pod = |name: &str, ip: &str| json!({"namespace": "shop", "name": name, "labels": {"app": name}, "node": "n1", "ips": [ip]});
+        let policy = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "p"},
+            "spec": {"podSelector": {}, "ingress": [{
+                "from": [{"podSelector": {"matchLabels": {"app": "web"}}}, {}], "ports": [{"port": 80}],
+            }]},
+        });
+        json!({
+            "schema": "netpol-verdict-case/1", "id": "c1", "external": ["203.0.113.1"], "probes": ["TCP/80", "TCP/81", "ICMP/0"],
+            "cluster": {
+                "namespaces": {"shop": {}}, "nodes": [{"name": "n1", "ips": ["192.0.2.1"], "labels": {}}],
+                "pods": [pod("web", "10.1.0.1"), pod("db", "10.1.0.2")], "policies": [policy],
+            },
+            "steps": [
+                {"ops": [], "expect": "is ignored"},
+                {"ops": [{"op": "delete", "kind": "NetworkPolicy", "namespace": "shop", "name": "p"}]},
+            ],
+        })
+    }
+    fn weft(words: &[&str]) -> Result<String, Failure> {
+        let cli = Cli::try_parse_from(["weft", "policy", "verdicts"].iter().chain(words)).unwrap();
+        let Command::Policy(command) = cli.command else { panic!("another command") };
+        let mut out = Vec::new();
+        let result = run(&command, &mut out);
+        result.map(|()| String::from_utf8(out).unwrap())
+    }
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    #[test]
+    fn each_step_has_a_matrix_with_equal_probes_together() {
+        let file = file(&case().to_string());
+        let path = file.path().to_str().unwrap();
+        let answer: Value = serde_json::from_str(&weft(&["--input", path]).unwrap()).unwrap();
+        assert_eq!((&answer["schema"], &answer["id"]), (&json!("netpol-verdict-result/1"), &json!("c1")));
+        let ends = json!(["pod:shop/db@10.1.0.2", "pod:shop/web@10.1.0.1", "node:n1@192.0.2.1", "ext:203.0.113.1"]);
+        assert_eq!(answer["steps"][0]["endpoints"], ends);
+        let verdicts = json!([
+            {"probes": ["TCP/80"], "rows": [".I..", "....", "..--", "II--"]},
+            {"probes": ["TCP/81", "ICMP/0"], "rows": [".I..", "I...", "..--", "II--"]},
+        ]);
+        assert_eq!(answer["steps"][0]["verdicts"], verdicts);
+        let open = json!([{"probes": ["TCP/80", "TCP/81", "ICMP/0"], "rows": ["....", "....", "..--", "..--"]}]);
+        assert_eq!(answer["steps"][1]["verdicts"], open);
+        assert_eq!(answer["engine"]["lookup"], "native");
+        assert_eq!(answer["engine"]["lookup_source_sha256"].as_str().unwrap().len(), 64);
+        assert!(
+            answer["problems"][0].as_str().unwrap().contains("spec.ingress[0].from[1]: it names nobody"),
+            "{answer}"
+        );
+        let rebuilt: Value = serde_json::from_str(&weft(&["--input", path, "--rebuild"]).unwrap()).unwrap();
+        assert_eq!(rebuilt["steps"], answer["steps"]);
+    }
+
+    #[test]
+    fn why_is_told_with_the_rules_that_decide() {
+        let file = file(&case().to_string());
+        let ask = |step: &str, from: &str, to: &str, probe: &str| {
+            weft(&["--input", file.path().to_str().unwrap(), "--explain", step, from, to, probe])
+        };
+        let (web, db) = ("pod:shop/web@10.1.0.1", "pod:shop/db@10.1.0.2");
+        let text = ask("0", web, db, "TCP/80").unwrap();
+        for part in [
+            "TCP/80: allowed\n",
+            "egress of shop/web: allowed: no policy selects the pod\n",
+            "ingress of shop/db: allowed: NetworkPolicy shop/p, ingress rule 0 decides\n",
+            "(Accept) matches\n",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        let text = ask("0", db, web, "TCP/81").unwrap();
+        for part in [
+            "denied\n",
+            "ingress of shop/web: denied: policies isolate the pod",
+            "is about neither peer nor port",
+            "shop/p isolates the pod",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        assert!(ask("0", "node:n1@192.0.2.1", db, "TCP/9").unwrap().contains("the pod's own node always gets in"));
+        assert!(ask("1", db, web, "TCP/81").unwrap().contains("allowed"));
+        for (step, from, probe) in
+            [("2", web, "TCP/80"), ("x", web, "TCP/80"), ("0", "pod:a/b@1.1.1.1", "TCP/80"), ("0", web, "TCP")]
+        {
+            let error = ask(step, from, db, probe).unwrap_err();
+            assert!(matches!(error, Failure::Usage(_)), "{step} {from} {probe}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_scenario_is_named_by_its_field() {
+        let mut other = case();
+        other["schema"] = json!("netpol-verdict-case/2");
+        let mut pod = case();
+        pod["cluster"]["pods"][0]["ips"] = json!(["ten"]);
+        let mut probe = case();
+        probe["probes"][1] = json!("TCP");
+        let mut kind = case();
+        kind["cluster"]["policies"][0]["kind"] = json!("Service");
+        let cases = [
+            (other, "field schema"),
+            (pod, "cluster.pods[0].ips[0]: `ten` is no IP address"),
+            (probe, "field probes[1]"),
+            (kind, "cluster.policies[0]: kind is Service"),
+            (json!({}), "missing field `schema`"),
+        ];
+        for (case, text) in cases {
+            let file = file(&case.to_string());
+            let error = weft(&["--input", file.path().to_str().unwrap()]).unwrap_err();
+            assert!(matches!(&error, Failure::Usage(t) if t.contains(text)), "{text} is not in {error}");
+        }
+        assert!(matches!(weft(&["--input", "/does/not/exist"]), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn a_broken_policy_changes_nothing_and_is_told() {
+        let mut c = case();
+        c["steps"][1] = json!({"ops": [{"op": "apply", "kind": "NetworkPolicy", "namespace": "shop", "name": "p", "object": {
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "p"},
+            "spec": {"podSelector": "all"},
+        }}]});
+        let file = file(&c.to_string());
+        let answer: Value = serde_json::from_str(&weft(&["--input", file.path().to_str().unwrap()]).unwrap()).unwrap();
+        assert_eq!(answer["steps"][1], answer["steps"][0]);
+        assert!(
+            answer["problems"][1].as_str().unwrap().starts_with("NetworkPolicy shop/p, field spec.podSelector"),
+            "{answer}"
+        );
+    }
+
+    #[test]
+    fn a_bad_line_of_a_batch_leaves_the_others() {
+        let lines = format!("{}\n\n{{}}\n{}\n", case(), case());
+        let mut out = Vec::new();
+        let error = batch(Mode::Incremental, &mut lines.as_bytes(), &mut out).unwrap_err();
+        assert!(matches!(error, Failure::Usage(_)));
+        assert_eq!(String::from_utf8(out).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn the_bpf_look_up_is_not_there_yet() {
+        let cli = Cli::try_parse_from(["weft", "policy", "verdicts", "--input", "x", "--lookup", "bpf"]).unwrap();
+        let Command::Policy(command) = cli.command else { panic!("another command") };
+        let mut out = Vec::new();
+        let error = run(&command, &mut out).unwrap_err();
+        assert_eq!(format!("{:?}", error.exit_code()), format!("{:?}", std::process::ExitCode::from(3)));
+        let said: Value = serde_json::from_slice(&out).unwrap();
+        assert!(said["unsupported"][0].as_str().unwrap().contains("bpf"));
+    }
+}

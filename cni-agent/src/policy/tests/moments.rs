@@ -60,9 +60,9 @@ fn check(seed: u64, events: usize) -> Result<usize, TestCaseError> {
     let mut d = Dice::new(seed);
     let mut o = Objects::default();
     let mut agent = Agent { engine: Engine::new(NODES[0]), image: Image::default() };
-    for n in 0..3 {
-        o.nodes.insert(NODES[n].into(), random::node(&mut d, n));
-        let op = json!({"op": "apply", "kind": "Node", "name": NODES[n], "object": o.nodes[NODES[n]]});
+    for (n, name) in NODES.into_iter().enumerate() {
+        o.nodes.insert(name.into(), random::node(&mut d, n));
+        let op = json!({"op": "apply", "kind": "Node", "name": name, "object": o.nodes[name]});
         tell(&mut agent, &serde_json::from_value(op).unwrap());
     }
     let mut moments = 0;

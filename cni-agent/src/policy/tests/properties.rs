@@ -124,8 +124,8 @@ fn address(id: &str) -> IpAddr {
 fn check(seed: u64, steps: usize, events: u64) -> Result<usize, TestCaseError> {
     let mut d = Dice::new(seed);
     let mut o = Objects::default();
-    for n in 0..3 {
-        o.nodes.insert(NODES[n].into(), random::node(&mut d, n));
+    for (n, name) in NODES.into_iter().enumerate() {
+        o.nodes.insert(name.into(), random::node(&mut d, n));
     }
     let nodes: Vec<Value> = o.nodes.values().cloned().collect();
     let mut told = Vec::new();

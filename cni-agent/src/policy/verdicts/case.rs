@@ -7,7 +7,7 @@ use std::{
 };
 
 use cni_common::wire;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::tables::{NamedPort, Phase, Pod, Protocol};
@@ -36,8 +36,8 @@ pub struct Case {
     /// What is there before the first step.
     pub cluster: Cluster,
     /// Addresses outside of the cluster.
-    #[serde(default)]
-    pub external: Vec<IpAddr>,
+    #[serde(default, deserialize_with = "or_none")]
+    pub external: Vec<Address>,
     /// What is tried between any two ends.
     pub probes: Vec<Probe>,
     /// What happens.
@@ -58,6 +58,28 @@ impl FromStr for Case {
 }
 const SCHEMA: &str = "netpol-verdict-case/1";
 
+/// An address, as it is written: answers name it so.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Address {
+    /// What it is.
+    pub ip: IpAddr,
+    /// How it is written.
+    pub text: String,
+}
+impl TryFrom<String> for Address {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let ip = text.parse().map_err(|_| format!("`{text}` is no IP address"))?;
+        Ok(Self { ip, text })
+    }
+}
+
+/// A field that is null is as one that is absent.
+fn or_none<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(field: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(field)?.unwrap_or_default())
+}
+
 /// A cluster's objects.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Cluster {
@@ -74,7 +96,7 @@ pub struct Cluster {
     #[serde(default)]
     pub policies: Vec<Value>,
     /// What DNS has answered.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub dns: BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
@@ -93,8 +115,8 @@ pub struct NodeFields {
     #[serde(default)]
     pub name: String,
     /// Its addresses.
-    #[serde(default)]
-    pub ips: Vec<IpAddr>,
+    #[serde(default, deserialize_with = "or_none")]
+    pub ips: Vec<Address>,
     /// Its labels.
     #[serde(default)]
     pub labels: Option<BTreeMap<String, String>>,
@@ -114,8 +136,9 @@ pub struct PodFields {
     labels: Option<BTreeMap<String, String>>,
     #[serde(default)]
     node: Option<String>,
-    #[serde(default)]
-    ips: Vec<IpAddr>,
+    /// Its addresses.
+    #[serde(default, deserialize_with = "or_none")]
+    pub ips: Vec<Address>,
     #[serde(default)]
     ports: Option<Vec<PortFields>>,
     #[serde(default)]
@@ -146,7 +169,7 @@ impl PodFields {
             // One without a node has an agent of its own here, or nobody would judge for it.
             node: Some(self.node.clone().unwrap_or_default()),
             labels: self.labels.clone().unwrap_or_default(),
-            ips: self.ips.clone(),
+            ips: self.ips.iter().map(|a| a.ip).collect(),
             phase: match self.phase.as_deref() {
                 None | Some("" | "Running") => Phase::Running,
                 Some("Pending") => Phase::Pending,
@@ -164,7 +187,7 @@ impl PodFields {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Step {
     /// In this order.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub ops: Vec<Op>,
 }
 

@@ -35,26 +35,26 @@ pub struct Question {
 pub(super) fn explain(world: &World, case: &Case, q: &Question) -> Result<String, BadCase> {
     let ends = ends(world, case);
     let find = |id: &String| {
-        ends.iter().find(|e| e.to_string() == *id).ok_or_else(|| {
-            let known: Vec<String> = ends.iter().map(End::to_string).collect();
+        ends.iter().find(|e| e.id(world) == *id).ok_or_else(|| {
+            let known: Vec<String> = ends.iter().map(|e| e.id(world)).collect();
             BadCase::new("--explain", format!("no end is called {id}; there are {}", known.join(", ")))
         })
     };
     let (src, dst) = (find(&q.from)?, find(&q.to)?);
     if src.ip().is_ipv4() != dst.ip().is_ipv4() {
-        return Ok(format!("{src} -> {dst} {}: no flow, the families differ\n", q.probe));
+        return Ok(format!("{} -> {} {}: no flow, the families differ\n", q.from, q.to, q.probe));
     }
     let mut text = String::new();
     let mut all = true;
     for (end, direction, peer) in [(src, Direction::Egress, dst), (dst, Direction::Ingress, src)] {
         let (line, allowed) = match end.pod() {
-            None => (format!("{}: {end} is no pod, nothing to say\n", direction.name()), true),
+            None => (format!("{}: {} is no pod, nothing to say\n", direction.name(), end.id(world)), true),
             Some((pod, node)) => {
                 let agent = world.agent(node).ok_or_else(|| BadCase::new(node, "there is no such node"))?;
                 let flow = (src.ip(), dst.ip());
                 let what = (q.probe.number(src.ip().is_ipv4()), q.probe.port);
                 let Some(ruling) = agent.ruling(pod, direction, src.is_stack_of(node), flow, what) else {
-                    return Err(BadCase::new(end.to_string(), "its node does not know it"));
+                    return Err(BadCase::new(end.id(world), "its node does not know it"));
                 };
                 (side(agent, pod, direction, peer, what, ruling), ruling.is_allowed())
             }
@@ -63,7 +63,7 @@ pub(super) fn explain(world: &World, case: &Case, q: &Question) -> Result<String
         text += &line;
     }
     let verdict = if all { "allowed" } else { "denied" };
-    Ok(format!("{src} -> {dst} {}: {verdict}\n{text}", q.probe))
+    Ok(format!("{} -> {} {}: {verdict}\n{text}", q.from, q.to, q.probe))
 }
 
 fn side(agent: &Agent, pod: &PodKey, direction: Direction, peer: &End, what: (u8, u16), ruling: Ruling) -> String {

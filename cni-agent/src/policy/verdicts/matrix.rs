@@ -1,8 +1,5 @@
 //! Who asks whom: all ends of a case against each other, by probe.
-use std::{
-    fmt::{self, Display, Formatter},
-    net::IpAddr,
-};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -71,12 +68,14 @@ impl End {
         matches!(self, Self::Node { name, .. } if name == node)
     }
 }
-impl Display for End {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+impl End {
+    /// What the case calls it.
+    pub fn id(&self, world: &World) -> String {
+        let ip = world.written(self.ip());
         match self {
-            Self::Pod { key, ip, .. } => write!(f, "pod:{key}@{ip}"),
-            Self::Node { name, ip } => write!(f, "node:{name}@{ip}"),
-            Self::Outside(ip) => write!(f, "ext:{ip}"),
+            Self::Pod { key, .. } => format!("pod:{key}@{ip}"),
+            Self::Node { name, .. } => format!("node:{name}@{ip}"),
+            Self::Outside(_) => format!("ext:{ip}"),
         }
     }
 }
@@ -88,7 +87,7 @@ pub fn ends(world: &World, case: &Case) -> Vec<End> {
         p.ips.iter().map(move |ip| End::Pod { key: p.key(), node: node.clone(), ip: *ip })
     });
     let nodes = world.nodes().flat_map(|(name, ips)| ips.iter().map(|ip| End::Node { name: name.clone(), ip: *ip }));
-    pods.chain(nodes).chain(case.external.iter().map(|ip| End::Outside(*ip))).collect()
+    pods.chain(nodes).chain(case.external.iter().map(|a| End::Outside(a.ip))).collect()
 }
 
 /// The verdicts of all flows.
@@ -103,7 +102,7 @@ pub fn matrix(world: &World, case: &Case) -> Matrix {
             None => verdicts.push(Verdicts { probes: vec![probe.to_string()], rows }),
         }
     }
-    Matrix { endpoints: ends.iter().map(End::to_string).collect(), verdicts }
+    Matrix { endpoints: ends.iter().map(|e| e.id(world)).collect(), verdicts }
 }
 
 /// What each side says of a flow: whether it may pass. `None` for a flow that there is not.

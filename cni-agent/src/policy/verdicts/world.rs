@@ -9,14 +9,14 @@ use cni_ebpf::{
     policy::{Flow, Ruling, egress, ingress},
 };
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::case::{BadCase, Case, NamespaceFields, NodeFields, ObjectKind, Op, PodFields, Verb};
+use super::case::{Address, BadCase, Case, NamespaceFields, NodeFields, ObjectKind, Op, PodFields, Verb};
 use crate::{
     policy::{
         Engine, Image,
         engine::{EndpointSets, Sizes},
-        objects::{self, Broken, Direction, Policy, PolicyName, Read},
+        objects::{self, Broken, Direction, Policy, PolicyName, Read, model::normal},
         store::Event,
     },
     tables::{Pod, PodKey},
@@ -52,6 +52,8 @@ pub struct World {
     policies: BTreeMap<PolicyName, Policy>,
     dns: BTreeMap<String, BTreeSet<IpAddr>>,
     agents: BTreeMap<String, Agent>,
+    /// How addresses are written.
+    written: BTreeMap<IpAddr, String>,
     problems: Vec<String>,
 }
 
@@ -69,26 +71,32 @@ impl World {
             policies: BTreeMap::new(),
             dns: BTreeMap::new(),
             agents: BTreeMap::new(),
+            written: BTreeMap::new(),
             problems: Vec::new(),
         };
         let cluster = &case.cluster;
         for (name, fields) in &cluster.namespaces {
             world.happen(Event::Namespace(name.clone(), Some(fields.labels.clone().unwrap_or_default())));
         }
+        world.write(&case.external);
         for node in &cluster.nodes {
+            world.write(&node.ips);
             world.happen(node_event(node));
         }
         for fields in &cluster.pods {
+            world.write(&fields.ips);
             let pod = fields.pod();
             world.happen(Event::Pod(pod.key(), Some(pod)));
         }
         for (n, object) in cluster.policies.iter().enumerate() {
             let kind = object.get("kind").and_then(Value::as_str);
+            // Of a list's items the API leaves the kind out.
+            let kind = kind.unwrap_or(if object["spec"]["tier"].is_string() { CLUSTER } else { NETWORK });
             let read = match kind {
-                Some("NetworkPolicy") => objects::network_policy(object.clone()),
-                Some("ClusterNetworkPolicy") => objects::cluster_policy(object.clone()),
+                NETWORK => objects::network_policy(whole(object.clone(), NETWORK, None)),
+                CLUSTER => objects::cluster_policy(whole(object.clone(), CLUSTER, None)),
                 other => {
-                    let cause = format!("kind is {other:?}, not NetworkPolicy or ClusterNetworkPolicy");
+                    let cause = format!("kind is {other}, not {NETWORK} or {CLUSTER}");
                     return Err(BadCase::new(format!("cluster.policies[{n}]"), cause));
                 }
             };
@@ -127,6 +135,8 @@ impl World {
         Ok(())
     }
     fn op(&mut self, op: &Op) -> Result<(), BadCase> {
+        let ips = op.object.as_ref().and_then(|o| o.get("ips")).cloned().unwrap_or_default();
+        self.write(&serde_json::from_value::<Vec<Address>>(ips).unwrap_or_default());
         match event(op)? {
             Told::Event(event) => self.happen(event),
             Told::Policy(read) => self.policy(*read),
@@ -143,6 +153,14 @@ impl World {
             }
             Err(broken) => self.problems.push(broken.to_string()),
         }
+    }
+
+    fn write(&mut self, addresses: &[Address]) {
+        self.written.extend(addresses.iter().map(|a| (a.ip, a.text.clone())));
+    }
+    /// An address, as the case writes it.
+    pub fn written(&self, ip: IpAddr) -> String {
+        self.written.get(&ip).cloned().unwrap_or_else(|| ip.to_string())
     }
 
     /// Tells all agents, and keeps what a later one has to be told.
@@ -164,8 +182,8 @@ impl World {
             Event::Pod(key, None) => drop(self.pods.remove(&key)),
             Event::Policy(name, Some(policy)) => drop(self.policies.insert(name, policy)),
             Event::Policy(name, None) => drop(self.policies.remove(&name)),
-            Event::Dns(name, Some(addresses)) => drop(self.dns.insert(name, addresses)),
-            Event::Dns(name, None) => drop(self.dns.remove(&name)),
+            Event::Dns(name, Some(addresses)) => drop(self.dns.insert(normal(&name), addresses)),
+            Event::Dns(name, None) => drop(self.dns.remove(&normal(&name))),
         }
     }
     /// All that is there, as a source tells it at its start.
@@ -261,8 +279,12 @@ pub(crate) fn event(op: &Op) -> Result<Told, BadCase> {
     }
     let object = op.object.clone().ok_or_else(|| BadCase::new(format!("apply of {name}"), "it has no object"))?;
     Ok(Told::Event(match op.kind {
-        ObjectKind::NetworkPolicy => return Ok(Told::Policy(Box::new(objects::network_policy(object)))),
-        ObjectKind::ClusterNetworkPolicy => return Ok(Told::Policy(Box::new(objects::cluster_policy(object)))),
+        ObjectKind::NetworkPolicy => {
+            return Ok(Told::Policy(Box::new(objects::network_policy(whole(object, NETWORK, Some(op))))));
+        }
+        ObjectKind::ClusterNetworkPolicy => {
+            return Ok(Told::Policy(Box::new(objects::cluster_policy(whole(object, CLUSTER, Some(op))))));
+        }
         ObjectKind::Pod => {
             let mut fields: PodFields = typed("Pod", &name, object)?;
             fields.name = name;
@@ -295,8 +317,29 @@ pub(crate) fn event(op: &Op) -> Result<Told, BadCase> {
     }))
 }
 
+const NETWORK: &str = "NetworkPolicy";
+const CLUSTER: &str = "ClusterNetworkPolicy";
+
+/// A policy object with the fields that the API leaves out of a list's items, or that the operation gives.
+fn whole(mut object: Value, kind: &str, op: Option<&Op>) -> Value {
+    let version = if kind == NETWORK { "networking.k8s.io/v1" } else { "policy.networking.k8s.io/v1alpha2" };
+    if let Value::Object(fields) = &mut object {
+        fields.entry("apiVersion").or_insert_with(|| version.into());
+        fields.entry("kind").or_insert_with(|| kind.into());
+        if let Some(op) = op
+            && let Value::Object(metadata) = fields.entry("metadata").or_insert_with(|| Value::Object(Map::new()))
+        {
+            metadata.entry("name").or_insert_with(|| op.name.clone().into());
+            if let Some(namespace) = op.namespace.as_ref().filter(|_| kind == NETWORK) {
+                metadata.entry("namespace").or_insert_with(|| namespace.clone().into());
+            }
+        }
+    }
+    object
+}
+
 fn node_event(node: &NodeFields) -> Event {
-    let addresses = node.ips.iter().copied().collect();
+    let addresses = node.ips.iter().map(|a| a.ip).collect();
     Event::Node(node.name.clone(), Some((node.labels.clone().unwrap_or_default(), addresses)))
 }
 
