@@ -3,7 +3,7 @@
 //! One direction of flow: [`sources`], [`node::watch`] and [`cni`] requests change [`tables`]; [`compile`] turns rows into map entries and
 //! routes; [`reconcile`] alone makes the kernel follow them, through [`datapath`] (the only module that knows aya) and [`netlink`]
 //! (the only one that knows rtnetlink); [`api`] and [`cli`] show both. [`conntrack`] takes
-//! out of the kernel what the programs have entered there and is over. [`app`] wires the parts.
+//! out of the kernel what the programs have entered there and is over. [`policy`] compiles policies; nothing of the agent asks it yet. [`app`] wires the parts.
 
 pub mod api;
 pub mod app;
@@ -23,6 +23,7 @@ pub mod ipam;
 pub mod netlink;
 pub mod node;
 pub mod observe;
+pub mod policy;
 pub mod ports;
 pub mod reconcile;
 pub mod settings;

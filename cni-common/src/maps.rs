@@ -24,6 +24,8 @@ macro_rules! map_types {
         )*
     };
 }
+pub(crate) use map_types;
+
 map_types! {
     /// What the agent tells all programs. One entry, at index 0.
     pub struct Config {

@@ -58,7 +58,7 @@ macro_rules! user_pod {
 
 #[cfg(feature = "user")]
 mod impls {
-    use crate::{drop::Count, event::*, maps::*, net::*};
+    use crate::{drop::Count, event::*, maps::*, net::*, policy::*};
     user_pod!(
         Be16,
         Be32,
@@ -76,6 +76,11 @@ mod impls {
         CtKey6,
         CtEntry,
         CtConfig,
+        Identity,
+        PeerKey,
+        PeerRules,
+        RuleKey,
+        Rule,
         DropEvent,
         EventBudget
     );

@@ -71,7 +71,7 @@ impl Part {
 /// An address family.
 pub trait Family: Copy + 'static {
     /// Its address.
-    type Addr: Pod;
+    type Addr: Pod + PartialEq;
     /// The key of its flows.
     type CtKey: Pod;
     /// The key of a datagram in fragments.

@@ -27,6 +27,7 @@ pub mod icmp;
 pub mod nat;
 pub mod neigh;
 pub mod packet;
+pub mod policy;
 pub mod tables;
 
 pub use cni_common::drop::DropReason;

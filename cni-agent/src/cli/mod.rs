@@ -3,6 +3,7 @@ pub mod client;
 mod doctor;
 mod flows;
 mod observe;
+mod policy;
 mod show;
 mod table;
 mod uninstall;
@@ -24,7 +25,7 @@ use crate::drift::Verified;
 const ABOUT: &str = "\
 weft shows what the Weft agent of this node does: its state, the endpoints, the cluster's objects as it knows them, the \
 BPF maps that the programs read, the packets that they dropped, the flows that they know, and what on the node hinders it. All but ct flush and uninstall only \
-read; all but doctor and uninstall talk to nobody but the agent, over the agent's unix socket.";
+read; all but doctor, policy and uninstall talk to nobody but the agent, over the agent's unix socket.";
 
 const AFTER: &str = "\
 Output:
@@ -35,7 +36,8 @@ Exit status:
   0  done
   1  the agent refused or could not answer; with doctor, something hinders Weft; with ipam audit,
      something does not agree; with status --verify, something had been changed; with uninstall, an agent runs or something stays
-  2  wrong usage, or the agent does not run
+  2  wrong usage, or the agent does not run; with policy verdicts, the scenario cannot be read
+  3  with policy verdicts, something that is not supported is asked for
 
 Examples:
   weft status
@@ -46,6 +48,7 @@ Examples:
   weft drops
   weft ct list --pod shop/web --protocol tcp
   weft observe --pod default/web --reason NoPod
+  weft policy verdicts --input case.json
   weft doctor
   weft --socket /run/weft-lab/node-1/run/api.sock status --json";
 
@@ -86,6 +89,9 @@ enum Command {
     /// Show the flows that conntrack knows, or remove some
     #[command(subcommand, long_about = flows::ABOUT)]
     Ct(flows::Flows),
+    /// Judge flows by policies, without an agent
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// Follow drops as they happen, one line each
     #[command(long_about = observe::ABOUT)]
     Observe(observe::Observe),
@@ -180,11 +186,14 @@ enum Failure {
     Uninstall(String),
     #[error("{0}")]
     Usage(String),
+    #[error("not supported: {0}")]
+    Unsupported(String),
 }
 impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Client(ClientError::NotRunning { .. }) | Self::Usage(_) => ExitCode::from(2),
+            Self::Unsupported(_) => ExitCode::from(3),
             _ => ExitCode::FAILURE,
         }
     }
@@ -227,6 +236,7 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
         }
         Command::Drops(o) => show(&client, *o, "/v1/drops", show::drops, out).await,
         Command::Ct(flows) => flows::run(&client, flows, out).await,
+        Command::Policy(command) => policy::run(command, out),
         Command::Observe(observe) => observe::run(&client, observe, out).await,
         Command::Doctor(options) => {
             if doctor::run(&client, options, out).await? {

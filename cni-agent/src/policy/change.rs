@@ -1,0 +1,86 @@
+//! One write to a policy map.
+use std::net::IpAddr;
+
+use bytemuck::bytes_of;
+use cni_common::policy::{Identity, PeerKey, PeerRules, Rule, RuleKey, VERDICT_ALLOW, VERDICT_DENY};
+use ipnet::IpNet;
+
+use super::{engine::EndpointSets, flatten::Entry};
+use crate::tables::PodKey;
+
+/// The policy maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Map {
+    /// Rules: LPM.
+    Rules,
+    /// Policy set and identity → rule set.
+    Peers,
+    /// IPv4 address → identity.
+    Identities4,
+    /// IPv6 address → identity.
+    Identities6,
+    /// IPv4 prefix → identity: LPM.
+    Blocks4,
+    /// IPv6 prefix → identity: LPM.
+    Blocks6,
+}
+
+/// A write: what the kernel is to hold under a key, or that it is to hold nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// An entry of a map.
+    Entry {
+        /// The map.
+        map: Map,
+        /// Bytes of the key.
+        key: Vec<u8>,
+        /// Bytes of the value; `None` takes the entry out.
+        value: Option<Vec<u8>>,
+    },
+    /// The policy sets of a pod of this node, which stand in the entries of its endpoint.
+    Endpoint {
+        /// The pod.
+        pod: PodKey,
+        /// Its sets; `None` when no such pod is known any more. An endpoint that is still there keeps what it has: it is never opened by that.
+        sets: Option<EndpointSets>,
+    },
+}
+impl Change {
+    pub(super) fn rule(rules: u32, e: &Entry, there: bool) -> Self {
+        let key = RuleKey { rules, proto: e.proto, port: e.port.to_be_bytes(), pad: 0 };
+        let verdict = if e.decision.allow { VERDICT_ALLOW } else { VERDICT_DENY };
+        let value = Rule { verdict, cookie: e.decision.cookie };
+        Self::Entry {
+            map: Map::Rules,
+            key: prefixed(e.bits, bytes_of(&key)),
+            value: there.then(|| bytes_of(&value).to_vec()),
+        }
+    }
+    pub(super) fn peer(set: u32, identity: u32, rules: Option<u32>) -> Self {
+        Self::Entry {
+            map: Map::Peers,
+            key: bytes_of(&PeerKey { set, identity }).to_vec(),
+            value: rules.map(|rules| bytes_of(&PeerRules { rules }).to_vec()),
+        }
+    }
+    pub(super) fn address(address: IpAddr, identity: Option<u32>) -> Self {
+        let (map, key) = match address {
+            IpAddr::V4(a) => (Map::Identities4, a.octets().to_vec()),
+            IpAddr::V6(a) => (Map::Identities6, a.octets().to_vec()),
+        };
+        Self::Entry { map, key, value: identity.map(|identity| bytes_of(&Identity { identity }).to_vec()) }
+    }
+    pub(super) fn block(net: IpNet, identity: Option<u32>) -> Self {
+        let bits = u32::from(net.prefix_len());
+        let (map, key) = match net.network() {
+            IpAddr::V4(a) => (Map::Blocks4, prefixed(bits, &a.octets())),
+            IpAddr::V6(a) => (Map::Blocks6, prefixed(bits, &a.octets())),
+        };
+        Self::Entry { map, key, value: identity.map(|identity| bytes_of(&Identity { identity }).to_vec()) }
+    }
+}
+
+/// `struct bpf_lpm_trie_key`: the length in bits, host order, then the data.
+fn prefixed(bits: u32, data: &[u8]) -> Vec<u8> {
+    [&bits.to_ne_bytes()[..], data].concat()
+}

@@ -1,0 +1,523 @@
+//! From events to writes: what a change of the store asks of the policy maps, and no more than that.
+//!
+//! The order of writes keeps every pod's policy whole at any moment. First everything that nothing refers to yet (rules of new rule sets, entries
+//! of new policy sets, entries for new identities in all sets), then single entries that flip, then what nothing refers to any more. What
+//! tells peers apart only grows before pods get their new policy sets, and only shrinks after that, so each set meets identities that it can
+//! judge.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use cni_common::policy::{IDENTITY_OTHER, SET_NONE};
+use ipnet::IpNet;
+
+use super::{
+    change::Change,
+    classes::{Class, Classes, Owner, Part, Parts, Seen},
+    criteria::{Criteria, Touched},
+    mentions::{Changed, Mentions},
+    objects::Direction,
+    rulesets::RuleSets,
+    sets::{self, Set, SetKey},
+    store::{PodRow, Revision, Store},
+};
+use crate::tables::PodKey;
+
+/// The policy sets of a pod of this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSets {
+    /// Of the ingress direction; 0 when nothing isolates it.
+    pub set_in: u32,
+    /// Of the egress direction; 0 when nothing isolates it.
+    pub set_out: u32,
+}
+
+/// One direction of a policy that is in force on this node.
+#[derive(Debug)]
+struct Active {
+    sets: usize,
+    /// The cookie of its first rule.
+    cookie: u32,
+}
+
+/// How much there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Entries of all policy maps.
+    pub entries: usize,
+    /// Entries that the pod with the most has, in both directions.
+    pub most_of_endpoint: usize,
+    /// Identities.
+    pub identities: usize,
+}
+
+/// The policies of one node.
+#[derive(Debug)]
+pub struct Engine {
+    /// The objects: event handlers are its methods.
+    pub store: Store,
+    mentions: Mentions,
+    changed: Changed,
+    active: BTreeMap<(u64, Direction), Active>,
+    cookies: BTreeMap<u32, (Arc<Revision>, Direction)>,
+    next_cookie: u32,
+    parts: Parts,
+    /// What is seen in each group of pods.
+    groups: BTreeMap<u32, Arc<Part>>,
+    classes: Classes,
+    identities: BTreeMap<IpAddr, u32>,
+    blocks: BTreeMap<IpNet, u32>,
+    criteria: Criteria,
+    sets: BTreeMap<u32, Set>,
+    set_ids: BTreeMap<Arc<SetKey>, u32>,
+    last_set: u32,
+    fresh_sets: BTreeSet<u32>,
+    rule_sets: RuleSets,
+    endpoints: BTreeMap<PodKey, EndpointSets>,
+}
+
+impl Engine {
+    /// Of the agent on this node; nothing is known yet.
+    pub fn new(node: &str) -> Self {
+        Self {
+            store: Store::new(node),
+            mentions: Mentions::default(),
+            changed: Changed::default(),
+            active: BTreeMap::new(),
+            cookies: BTreeMap::new(),
+            next_cookie: 1,
+            parts: Parts::default(),
+            groups: BTreeMap::new(),
+            classes: Classes::default(),
+            identities: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            criteria: Criteria::default(),
+            sets: BTreeMap::new(),
+            set_ids: BTreeMap::new(),
+            last_set: SET_NONE,
+            fresh_sets: BTreeSet::new(),
+            rule_sets: RuleSets::default(),
+            endpoints: BTreeMap::new(),
+        }
+    }
+
+    /// The writes that make the maps follow all events since the last call, in the order in which they are to be done.
+    pub fn compile(&mut self) -> Vec<Change> {
+        let mut plan = Vec::new();
+        let mut grow = Vec::new();
+        let (mut moves, mut left) = (Vec::new(), Vec::new());
+        for pod in std::mem::take(&mut self.store.dirty.locals) {
+            let row = self.store.pod(&pod).filter(|p| p.local).cloned();
+            let new = row.map(|row| EndpointSets {
+                set_in: self.take_set(&row, Direction::Ingress, &mut grow),
+                set_out: self.take_set(&row, Direction::Egress, &mut grow),
+            });
+            let old = match new {
+                Some(new) => self.endpoints.insert(pod.clone(), new),
+                None => self.endpoints.remove(&pod),
+            };
+            left.extend(old);
+            if new != old {
+                moves.push(Change::Endpoint { pod, sets: new });
+            }
+        }
+        plan.append(&mut grow);
+        self.pass(&mut plan);
+        plan.append(&mut moves);
+        for old in left {
+            self.release_set(old.set_in, &mut plan);
+            self.release_set(old.set_out, &mut plan);
+        }
+        self.pass(&mut plan);
+        self.rule_sets.sweep(&mut plan);
+        plan
+    }
+
+    /// The policy set of a pod, for one more user.
+    fn take_set(&mut self, pod: &PodRow, direction: Direction, grow: &mut Vec<Change>) -> u32 {
+        let policies = sets::in_order(self.store.policies_of(pod, direction));
+        if policies.is_empty() {
+            return SET_NONE;
+        }
+        let key = sets::key(direction, &policies, &pod.alike.ports);
+        if let Some(id) = self.set_ids.get(&key) {
+            if let Some(set) = self.sets.get_mut(id) {
+                set.users += 1;
+            }
+            return *id;
+        }
+        self.last_set += 1;
+        let id = self.last_set;
+        for revision in &policies {
+            self.activate(revision, direction);
+        }
+        let active = &self.active;
+        let cookie = |number| active.get(&(number, direction)).map_or(0, |a| a.cookie);
+        let key = Arc::new(key);
+        let mut set = Set::new(id, Arc::clone(&key), policies, cookie, &mut self.criteria);
+        set.users = 1;
+        set.default = self.rule_sets.take(&set.of_others(), grow);
+        grow.push(Change::peer(id, IDENTITY_OTHER, Some(set.default)));
+        self.sets.insert(id, set);
+        self.set_ids.insert(key, id);
+        self.fresh_sets.insert(id);
+        id
+    }
+    fn activate(&mut self, revision: &Arc<Revision>, direction: Direction) {
+        let cookie = self.next_cookie;
+        let active = self.active.entry((revision.number, direction)).or_insert(Active { sets: 0, cookie });
+        active.sets += 1;
+        if active.sets == 1 {
+            let rules = revision.policy.rules(direction).unwrap_or_default().len();
+            // One cookie at least, so that no two policies begin with the same.
+            self.next_cookie += u32::try_from(rules.max(1)).unwrap_or(u32::MAX);
+            self.cookies.insert(cookie, (Arc::clone(revision), direction));
+            self.mentions.count(&revision.policy, direction, true, &mut self.changed);
+        }
+    }
+
+    /// One user of a set less; without any it goes.
+    fn release_set(&mut self, id: u32, plan: &mut Vec<Change>) {
+        let Some(set) = self.sets.get_mut(&id) else { return };
+        set.users -= 1;
+        if set.users > 0 {
+            return;
+        }
+        let Some(set) = self.sets.remove(&id) else { return };
+        self.set_ids.remove(&set.key);
+        self.fresh_sets.remove(&id);
+        for (identity, rules) in set.peers.iter().chain([(&IDENTITY_OTHER, &set.default)]) {
+            plan.push(Change::peer(id, *identity, None));
+            self.rule_sets.release(*rules);
+        }
+        for criterion in &set.criteria {
+            self.criteria.release(*criterion, id);
+        }
+        for revision in &set.policies {
+            let key = (revision.number, set.key.direction);
+            let Some(active) = self.active.get_mut(&key) else { continue };
+            active.sets -= 1;
+            if active.sets == 0 {
+                self.cookies.remove(&active.cookie);
+                self.active.remove(&key);
+                self.mentions.count(&revision.policy, set.key.direction, false, &mut self.changed);
+            }
+        }
+    }
+
+    /// Follows what changed: classes of addresses, what they meet, and what the sets say of them.
+    fn pass(&mut self, plan: &mut Vec<Change>) {
+        let (mut grow, mut flips, mut moves, mut shrink) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut left = Vec::new();
+        self.spread(&mut moves, &mut left);
+        self.reclassify(&mut moves, &mut left);
+        let mut touched = Touched::new();
+        let fresh: BTreeSet<u32> = self.classes.take_fresh().into_iter().collect();
+        self.criteria.update(&self.classes, &fresh, &self.store.namespaces, &mut touched);
+        let namespaces = std::mem::take(&mut self.store.dirty.namespaces);
+        if !namespaces.is_empty() {
+            self.criteria.relabelled(&self.classes, &namespaces, &self.store.namespaces, &mut touched);
+        }
+        touched.retain(|(set, _)| !self.fresh_sets.contains(set));
+        for id in std::mem::take(&mut self.fresh_sets) {
+            if let Some(set) = self.sets.get(&id) {
+                let members = self.criteria.members(&set.criteria);
+                self.say(id, members, &mut grow, None);
+            }
+        }
+        for (id, identities) in by_set(touched) {
+            let (new, known): (Vec<u32>, Vec<u32>) = identities.into_iter().partition(|i| fresh.contains(i));
+            self.say(id, new, &mut grow, None);
+            self.say(id, known, &mut grow, Some(&mut flips));
+        }
+        for id in left {
+            self.classes.release(id);
+        }
+        for identity in self.classes.sweep() {
+            for id in self.criteria.forget(identity) {
+                if let Some(rules) = self.sets.get_mut(&id).and_then(|s| s.peers.remove(&identity)) {
+                    self.rule_sets.release(rules);
+                    shrink.push(Change::peer(id, identity, None));
+                }
+            }
+        }
+        for list in [&mut grow, &mut flips, &mut moves, &mut shrink] {
+            plan.append(list);
+        }
+    }
+
+    /// What is now told apart, or no longer is, touches classes: one that stays whole only gets another description, and its addresses keep
+    /// their identity.
+    fn spread(&mut self, moves: &mut Vec<Change>, left: &mut Vec<u32>) {
+        let changed = std::mem::take(&mut self.changed);
+        if changed.pods() {
+            self.spread_pods(&changed);
+        }
+        if changed.nodes {
+            let addresses = self.store.node_addresses().collect::<Vec<_>>();
+            self.store.dirty.addresses.extend(addresses);
+        }
+        if changed.domains {
+            let addresses = self.store.dns_addresses().collect::<Vec<_>>();
+            self.store.dirty.addresses.extend(addresses);
+        }
+        let (mut come, mut go) = (Vec::new(), Vec::new());
+        for net in changed.prefixes {
+            match (self.mentions.has_prefix(&net), self.blocks.contains_key(&net)) {
+                (true, false) => come.push(net),
+                (false, true) => go.push(net),
+                _ => {}
+            }
+        }
+        come.sort_by_key(IpNet::prefix_len);
+        for net in come {
+            self.prefix_comes(net);
+            let id = self.classes.take(Class { block: Some(net), ..Class::OTHER });
+            self.blocks.insert(net, id);
+            moves.push(Change::block(net, Some(id)));
+        }
+        for net in go {
+            if let Some(id) = self.blocks.remove(&net) {
+                self.prefix_goes(net, id);
+                left.push(id);
+                moves.push(Change::block(net, None));
+            }
+        }
+    }
+    fn spread_pods(&mut self, changed: &Changed) {
+        // Addresses by the identity that they have, and what is seen in them now.
+        let mut tallies: BTreeMap<u32, BTreeMap<Arc<Part>, Vec<IpAddr>>> = BTreeMap::new();
+        let mut dirty = Vec::new();
+        for (number, group) in self.store.groups() {
+            if !changed.touches(&group.alike.labels, &group.alike.ports) || !self.groups.contains_key(&number) {
+                continue;
+            }
+            dirty.push(number);
+        }
+        let mut shared = Vec::new();
+        for number in dirty {
+            let part = self.part(number);
+            if self.groups.insert(number, Arc::clone(&part)).as_ref() == Some(&part) {
+                continue;
+            }
+            let Some(group) = self.store.group(number) else { continue };
+            for a in self.store.addresses_of(group, &mut shared) {
+                if self.store.dirty.addresses.contains(&a) {
+                    continue;
+                }
+                if let Some(id) = self.identities.get(&a) {
+                    tallies.entry(*id).or_default().entry(Arc::clone(&part)).or_default().push(a);
+                }
+            }
+        }
+        self.store.dirty.addresses.extend(shared);
+        for (id, mut targets) in tallies {
+            let moved: usize = targets.values().map(Vec::len).sum();
+            let most = targets.iter().max_by_key(|(_, list)| list.len()).map(|(part, _)| Arc::clone(part));
+            if let (Some(part), Some(class)) = (most, self.classes.get(id))
+                && moved == self.classes.users(id)
+            {
+                let class = Class { owner: Owner::Pod(Arc::clone(&part)), ..Class::clone(class) };
+                if !self.classes.knows(&class) {
+                    self.classes.rename(id, class);
+                    targets.remove(&part);
+                }
+            }
+            self.store.dirty.addresses.extend(targets.into_values().flatten());
+        }
+    }
+    /// The addresses in a prefix that are in no longer one have it as their block now.
+    fn prefix_comes(&mut self, net: IpNet) {
+        let parent = self.parent(net);
+        let mut tally: BTreeMap<u32, Option<usize>> = BTreeMap::new();
+        let range = || self.identities.range(net.network()..=net.broadcast());
+        for (_, id) in range() {
+            let of_parent = || self.classes.get(*id).is_some_and(|c| c.block == parent);
+            if let Some(n) = tally.entry(*id).or_insert_with(|| of_parent().then_some(0)) {
+                *n += 1;
+            }
+        }
+        let mut split = BTreeSet::new();
+        for (id, n) in tally.iter().filter_map(|(id, n)| Some((*id, (*n)?))) {
+            let class = self.classes.get(id).map(|c| Class { block: Some(net), ..Class::clone(c) });
+            match class.filter(|c| n == self.classes.users(id) && !self.classes.knows(c)) {
+                Some(class) => self.classes.rename(id, class),
+                None => {
+                    split.insert(id);
+                }
+            }
+        }
+        if !split.is_empty() {
+            let touched: Vec<IpAddr> = range().filter(|(_, id)| split.contains(id)).map(|(a, _)| *a).collect();
+            self.store.dirty.addresses.extend(touched);
+        }
+    }
+    /// The addresses whose block it was have the next longer one that holds them; `own` is the prefix's identity.
+    fn prefix_goes(&mut self, net: IpNet, own: u32) {
+        let parent = self.parent(net);
+        let of_net = self.classes.iter().filter(|(id, c)| c.block == Some(net) && *id != own);
+        let touched: Vec<(u32, Class)> =
+            of_net.map(|(id, c)| (id, Class { block: parent, ..Class::clone(c) })).collect();
+        let mut merged = BTreeSet::new();
+        for (id, class) in touched {
+            if self.classes.knows(&class) {
+                merged.insert(id);
+            } else {
+                self.classes.rename(id, class);
+            }
+        }
+        if !merged.is_empty() {
+            let range = self.identities.range(net.network()..=net.broadcast());
+            let touched: Vec<IpAddr> = range.filter(|(_, id)| merged.contains(id)).map(|(a, _)| *a).collect();
+            self.store.dirty.addresses.extend(touched);
+        }
+    }
+    /// The longest prefix with an entry that holds another one.
+    fn parent(&self, net: IpNet) -> Option<IpNet> {
+        let longer = (0..net.prefix_len()).rev();
+        longer
+            .filter_map(|bits| IpNet::new(net.network(), bits).ok())
+            .map(|n| n.trunc())
+            .find(|n| self.blocks.contains_key(n))
+    }
+
+    /// Gives dirty addresses their identities; `left` gets those that they had.
+    fn reclassify(&mut self, moves: &mut Vec<Change>, left: &mut Vec<u32>) {
+        for address in std::mem::take(&mut self.store.dirty.addresses) {
+            let class = self.classify(address);
+            // What only its prefix says of it needs no entry.
+            let wanted = class.owner != Owner::Nobody || !class.domains.is_empty();
+            let new = wanted.then(|| self.classes.take(class));
+            let old = match new {
+                Some(id) => self.identities.insert(address, id),
+                None => self.identities.remove(&address),
+            };
+            left.extend(old);
+            if new != old {
+                moves.push(Change::address(address, new));
+            }
+        }
+        if self.groups.len() > 2 * self.store.group_count() + 64 {
+            let store = &self.store;
+            self.groups.retain(|number, _| store.group(*number).is_some());
+        }
+    }
+    fn classify(&mut self, address: IpAddr) -> Class {
+        let owner = match self.store.pod_at(address).map(|p| p.group) {
+            Some(group) => Owner::Pod(match self.groups.get(&group) {
+                Some(part) => Arc::clone(part),
+                None => {
+                    let part = self.part(group);
+                    self.groups.insert(group, Arc::clone(&part));
+                    part
+                }
+            }),
+            None => {
+                let labels = self.store.node_at(address).map(|n| n.labels.clone());
+                let reduced = labels.and_then(|l| self.mentions.node_labels(&l, &mut self.store.texts));
+                reduced.map_or(Owner::Nobody, Owner::Node)
+            }
+        };
+        let domains = self.mentions.domains(self.store.names_of(address));
+        Class { owner, block: self.mentions.block(address), domains }
+    }
+    /// What is seen in a group of pods.
+    fn part(&mut self, group: u32) -> Arc<Part> {
+        let alike = self.store.group(group).map(|g| Arc::clone(&g.alike)).unwrap_or_default();
+        self.parts.share(Seen {
+            namespace: Arc::clone(&alike.namespace),
+            labels: self.mentions.pod_labels(&alike.labels, &mut self.store.texts),
+            ports: self.mentions.ports(&alike.ports),
+        })
+    }
+
+    /// Writes what a set says of identities, where it is something else than before. Without `flips` nothing refers to these yet.
+    fn say(
+        &mut self,
+        id: u32,
+        identities: impl IntoIterator<Item = u32>,
+        grow: &mut Vec<Change>,
+        flips: Option<&mut Vec<Change>>,
+    ) {
+        let Some(set) = self.sets.get_mut(&id) else { return };
+        let mut known = BTreeMap::new();
+        let mut writes = Vec::new();
+        for identity in identities {
+            let seen = set.sees(identity, &self.criteria, &self.classes);
+            let new = seen.map(|view| match known.get(&view) {
+                Some(rules) => {
+                    self.rule_sets.keep(*rules);
+                    *rules
+                }
+                None => {
+                    let rules = self.rule_sets.take(&set.of_view(&view.0, &view.1), grow);
+                    known.insert(view, rules);
+                    rules
+                }
+            });
+            // The default needs no entry.
+            let wanted = new.filter(|rules| *rules != set.default);
+            let old = match wanted {
+                Some(rules) => set.peers.insert(identity, rules),
+                None => set.peers.remove(&identity),
+            };
+            if wanted != old {
+                writes.push(Change::peer(id, identity, wanted));
+            }
+            for rules in old.into_iter().chain(new.filter(|_| wanted.is_none())) {
+                self.rule_sets.release(rules);
+            }
+        }
+        flips.unwrap_or(grow).append(&mut writes);
+    }
+
+    /// The policy sets of a pod of this node.
+    pub fn sets_of(&self, pod: &PodKey) -> Option<EndpointSets> {
+        self.endpoints.get(pod).copied()
+    }
+    /// A policy set.
+    pub fn set(&self, id: u32) -> Option<&Set> {
+        self.sets.get(&id)
+    }
+    /// What an identity stands for.
+    pub fn class(&self, identity: u32) -> Option<&Arc<Class>> {
+        self.classes.get(identity)
+    }
+    /// What a set sees in an identity.
+    pub fn view(&self, set: &Set, identity: u32) -> (Vec<bool>, Vec<crate::tables::NamedPort>) {
+        set.sees(identity, &self.criteria, &self.classes)
+            .unwrap_or_else(|| (vec![false; set.criteria.len()], Vec::new()))
+    }
+    /// The rule that a cookie names: its policy, its direction and its number in the object, from 0.
+    pub fn rule_of(&self, cookie: u32) -> Option<(&Revision, Direction, usize)> {
+        let (first, (revision, direction)) = self.cookies.range(1..=cookie).next_back()?;
+        let n = usize::try_from(cookie - first).ok()?;
+        (n < revision.policy.rules(*direction)?.len()).then_some((revision, *direction, n))
+    }
+    /// How much there is.
+    pub fn sizes(&self) -> Sizes {
+        let of_set = |id: u32| {
+            self.sets.get(&id).map_or(0, |s| {
+                let rules: BTreeSet<u32> = s.peers.values().copied().chain([s.default]).collect();
+                s.peers.len() + 1 + rules.into_iter().map(|r| self.rule_sets.len_of(r)).sum::<usize>()
+            })
+        };
+        let peers: usize = self.sets.values().map(|s| s.peers.len() + 1).sum();
+        Sizes {
+            entries: peers + self.rule_sets.entries() + self.identities.len() + self.blocks.len(),
+            most_of_endpoint: self.endpoints.values().map(|e| of_set(e.set_in) + of_set(e.set_out)).max().unwrap_or(0),
+            identities: self.classes.count(),
+        }
+    }
+}
+
+/// The identities that each set is asked about.
+fn by_set(touched: Touched) -> BTreeMap<u32, Vec<u32>> {
+    let mut all: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for (set, identity) in touched {
+        all.entry(set).or_default().push(identity);
+    }
+    all
+}

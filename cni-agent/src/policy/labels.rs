@@ -1,0 +1,203 @@
+//! Labels and what selects by them.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+
+use super::objects::Flaw;
+
+/// The labels of an object, sorted by key; texts are shared between objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Labels {
+    pairs: Box<[(Arc<str>, Arc<str>)]>,
+}
+impl Labels {
+    /// The value under a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let at = self.pairs.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
+        Some(&self.pairs[at].1)
+    }
+    /// Keys and values, by key.
+    pub fn iter(&self) -> impl Iterator<Item = &(Arc<str>, Arc<str>)> {
+        self.pairs.iter()
+    }
+}
+impl FromIterator<(Arc<str>, Arc<str>)> for Labels {
+    /// Of pairs in the order of their keys, each once.
+    fn from_iter<I: IntoIterator<Item = (Arc<str>, Arc<str>)>>(pairs: I) -> Self {
+        Self { pairs: pairs.into_iter().collect() }
+    }
+}
+
+/// Texts that many objects have, each in memory once.
+#[derive(Debug, Default)]
+pub struct Texts {
+    known: BTreeSet<Arc<str>>,
+    /// How many there may be before those that nobody uses are looked for.
+    limit: usize,
+}
+impl Texts {
+    /// The shared copy.
+    pub fn share(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.known.get(text) {
+            return Arc::clone(known);
+        }
+        if self.known.len() >= self.limit {
+            self.known.retain(|t| Arc::strong_count(t) > 1);
+            self.limit = 2 * self.known.len() + 1024;
+        }
+        let text: Arc<str> = text.into();
+        self.known.insert(Arc::clone(&text));
+        text
+    }
+    /// Labels of shared texts.
+    pub fn labels(&mut self, labels: &BTreeMap<String, String>) -> Labels {
+        labels.iter().map(|(k, v)| (self.share(k), self.share(v))).collect()
+    }
+}
+
+/// What a key must be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Demand {
+    /// There, with one of these values.
+    In(BTreeSet<String>),
+    /// Absent, or there with none of these values.
+    NotIn(BTreeSet<String>),
+    /// There.
+    Exists,
+    /// Absent.
+    Absent,
+}
+
+/// A selector of objects by their labels: all demands hold. Without any it selects every object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LabelSelector {
+    demands: BTreeSet<(String, Demand)>,
+}
+impl LabelSelector {
+    /// Takes the API's selector over; `field` is its path, for what is wrong with it.
+    ///
+    /// # Errors
+    /// What the API server would refuse.
+    pub fn read(selector: &meta::LabelSelector, field: &str) -> Result<Self, Flaw> {
+        let mut demands = BTreeSet::new();
+        for (key, value) in selector.match_labels.iter().flatten() {
+            demands.insert((key.clone(), Demand::In(BTreeSet::from([value.clone()]))));
+        }
+        for (n, e) in selector.match_expressions.iter().flatten().enumerate() {
+            let flaw =
+                |field_of: &str, cause: String| Flaw::new(format!("{field}.matchExpressions[{n}].{field_of}"), cause);
+            let values: BTreeSet<String> = e.values.iter().flatten().cloned().collect();
+            if e.key.is_empty() {
+                return Err(flaw("key", "it is empty".into()));
+            }
+            let demand = match (e.operator.as_str(), values.is_empty()) {
+                ("In", false) => Demand::In(values),
+                ("NotIn", false) => Demand::NotIn(values),
+                ("Exists", true) => Demand::Exists,
+                ("DoesNotExist", true) => Demand::Absent,
+                ("In" | "NotIn", true) => return Err(flaw("values", format!("{} needs at least one", e.operator))),
+                ("Exists" | "DoesNotExist", false) => return Err(flaw("values", format!("{} takes none", e.operator))),
+                (other, _) => {
+                    let cause = format!("it is `{other}`, not one of In, NotIn, Exists, DoesNotExist");
+                    return Err(flaw("operator", cause));
+                }
+            };
+            demands.insert((e.key.clone(), demand));
+        }
+        Ok(Self { demands })
+    }
+
+    /// Whether it selects an object with these labels.
+    pub fn selects<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        self.demands.iter().all(|(key, demand)| match (demand, label(key)) {
+            (Demand::In(values), Some(value)) => values.contains(value),
+            (Demand::In(_), None) => false,
+            (Demand::NotIn(values), value) => value.is_none_or(|v| !values.contains(v)),
+            (Demand::Exists, value) => value.is_some(),
+            (Demand::Absent, value) => value.is_none(),
+        })
+    }
+
+    /// The keys that it looks at, with the values that it tells apart.
+    pub fn mentions(&self) -> impl Iterator<Item = (&str, Option<&BTreeSet<String>>)> {
+        self.demands.iter().map(|(key, demand)| match demand {
+            Demand::In(values) | Demand::NotIn(values) => (key.as_str(), Some(values)),
+            Demand::Exists | Demand::Absent => (key.as_str(), None),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn selects(selector: Value, labels: &[(&str, &str)]) -> bool {
+        let selector: meta::LabelSelector = serde_json::from_value(selector).unwrap();
+        let labels: BTreeMap<_, _> = labels.iter().copied().collect();
+        LabelSelector::read(&selector, "s").unwrap().selects(|k| labels.get(k).copied())
+    }
+
+    #[test]
+    fn an_empty_selector_selects_everything() {
+        assert!(selects(json!({}), &[]) && selects(json!({"matchLabels": {}}), &[("a", "b")]));
+    }
+
+    #[test]
+    fn a_label_must_be_there_with_exactly_that_value() {
+        let s = json!({"matchLabels": {"a": ""}});
+        assert!(selects(s.clone(), &[("a", "")]) && !selects(s.clone(), &[]) && !selects(s, &[("a", "x")]));
+    }
+
+    #[test]
+    fn operators_differ_on_an_absent_key() {
+        let one = |operator: &str, values: Value| {
+            let with = |labels: &[(&str, &str)]| {
+                selects(json!({"matchExpressions": [{"key": "a", "operator": operator, "values": values}]}), labels)
+            };
+            (with(&[]), with(&[("a", "x")]), with(&[("a", "y")]))
+        };
+        assert_eq!(one("In", json!(["x"])), (false, true, false));
+        assert_eq!(one("NotIn", json!(["x"])), (true, false, true));
+        assert_eq!(one("Exists", json!(null)), (false, true, true));
+        assert_eq!(one("DoesNotExist", json!([])), (true, false, false));
+    }
+
+    #[test]
+    fn all_demands_hold_at_a_time() {
+        let s = json!({"matchLabels": {"a": "x"}, "matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["x"]}]});
+        assert!(!selects(s.clone(), &[("a", "x")]) && !selects(s, &[]));
+    }
+
+    #[test]
+    fn what_the_api_refuses_is_named_by_its_field() {
+        let cases = [
+            (json!([{"key": "a", "operator": "Is"}]), "s.matchExpressions[0].operator: it is `Is`"),
+            (json!([{"key": "a", "operator": "In", "values": []}]), "s.matchExpressions[0].values: In needs"),
+            (
+                json!([{"key": "a", "operator": "Exists", "values": ["x"]}]),
+                "s.matchExpressions[0].values: Exists takes none",
+            ),
+            (json!([{"key": "", "operator": "Exists"}]), "s.matchExpressions[0].key"),
+        ];
+        for (expressions, text) in cases {
+            let selector = serde_json::from_value(json!({"matchExpressions": expressions})).unwrap();
+            let flaw = LabelSelector::read(&selector, "s").unwrap_err().to_string();
+            assert!(flaw.starts_with(text), "{flaw}");
+        }
+    }
+
+    #[test]
+    fn texts_that_nobody_uses_are_forgotten() {
+        let mut texts = Texts::default();
+        let kept = texts.share("kept");
+        for n in 0..10_000 {
+            texts.share(&n.to_string());
+        }
+        assert!(Arc::ptr_eq(&kept, &texts.share("kept")) && texts.known.len() < 3000, "{}", texts.known.len());
+    }
+}

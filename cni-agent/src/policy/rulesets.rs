@@ -1,0 +1,85 @@
+//! Rule sets: immutable, and stored once for each content.
+use std::{collections::BTreeMap, sync::Arc};
+
+use cni_common::policy::{RULES_ALLOW_ALL, RULES_DENY_ALL, RULES_FIRST};
+
+use super::{
+    change::Change,
+    flatten::{Content, Entry},
+};
+
+#[derive(Debug)]
+struct Slot {
+    entries: Arc<[Entry]>,
+    /// Entries of the map of peers that name it.
+    users: usize,
+}
+
+/// All rule sets that something refers to.
+#[derive(Debug)]
+pub struct RuleSets {
+    known: BTreeMap<Arc<[Entry]>, u32>,
+    slots: BTreeMap<u32, Slot>,
+    next: u32,
+    unused: Vec<u32>,
+}
+impl Default for RuleSets {
+    fn default() -> Self {
+        Self { known: BTreeMap::new(), slots: BTreeMap::new(), next: RULES_FIRST, unused: Vec::new() }
+    }
+}
+impl RuleSets {
+    /// The number of this content, for one more user; what has to be written before it is used goes to `grow`.
+    pub fn take(&mut self, content: &Content, grow: &mut Vec<Change>) -> u32 {
+        let entries = match content {
+            Content::AllowAll => return RULES_ALLOW_ALL,
+            Content::DenyAll => return RULES_DENY_ALL,
+            Content::Entries(entries) => entries,
+        };
+        if let Some(id) = self.known.get(&**entries).copied() {
+            self.keep(id);
+            return id;
+        }
+        let id = self.next;
+        self.next += 1;
+        let entries: Arc<[Entry]> = Arc::from(&**entries);
+        grow.extend(entries.iter().map(|e| Change::rule(id, e, true)));
+        self.known.insert(Arc::clone(&entries), id);
+        self.slots.insert(id, Slot { entries, users: 1 });
+        id
+    }
+    /// One more user.
+    pub fn keep(&mut self, id: u32) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.users += 1;
+        }
+    }
+    /// One user less.
+    pub fn release(&mut self, id: u32) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.users -= 1;
+            if slot.users == 0 {
+                self.unused.push(id);
+            }
+        }
+    }
+    /// Takes those out that nobody uses any more.
+    pub fn sweep(&mut self, shrink: &mut Vec<Change>) {
+        for id in std::mem::take(&mut self.unused) {
+            if self.slots.get(&id).is_some_and(|s| s.users == 0)
+                && let Some(slot) = self.slots.remove(&id)
+            {
+                self.known.remove(&slot.entries);
+                shrink.extend(slot.entries.iter().map(|e| Change::rule(id, e, false)));
+            }
+        }
+    }
+    /// Entries of a rule set.
+    pub fn len_of(&self, id: u32) -> usize {
+        self.slots.get(&id).map_or(0, |s| s.entries.len())
+    }
+    /// Entries of all of them.
+    pub fn entries(&self) -> usize {
+        self.slots.values().map(|s| s.entries.len()).sum()
+    }
+}

@@ -1,0 +1,134 @@
+//! Who asks whom: all ends of a case against each other, by probe.
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    case::{Case, Probe},
+    world::World,
+};
+use crate::{policy::objects::Direction, tables::PodKey};
+
+/// The verdicts of a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Matrix {
+    /// Sources are rows, destinations columns, both in this order.
+    pub endpoints: Vec<String>,
+    /// Probes with equal verdicts together.
+    pub verdicts: Vec<Verdicts>,
+}
+
+/// Verdicts of some probes, one letter for each flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdicts {
+    /// The probes.
+    pub probes: Vec<String>,
+    /// A row for each source.
+    pub rows: Vec<String>,
+}
+
+/// One end of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A pod's address.
+    Pod {
+        /// The pod.
+        key: PodKey,
+        /// The node that it runs on.
+        node: String,
+        /// The address.
+        ip: IpAddr,
+    },
+    /// A node's address.
+    Node {
+        /// The node.
+        name: String,
+        /// The address.
+        ip: IpAddr,
+    },
+    /// An address outside.
+    Outside(IpAddr),
+}
+impl End {
+    /// The address.
+    pub fn ip(&self) -> IpAddr {
+        match self {
+            Self::Pod { ip, .. } | Self::Node { ip, .. } | Self::Outside(ip) => *ip,
+        }
+    }
+    /// Pod and node, when it is a pod.
+    pub fn pod(&self) -> Option<(&PodKey, &str)> {
+        match self {
+            Self::Pod { key, node, .. } => Some((key, node)),
+            Self::Node { .. } | Self::Outside(_) => None,
+        }
+    }
+    /// Whether what it sends comes out of the stack of this node.
+    pub fn is_stack_of(&self, node: &str) -> bool {
+        matches!(self, Self::Node { name, .. } if name == node)
+    }
+}
+impl End {
+    /// What the case calls it.
+    pub fn id(&self, world: &World) -> String {
+        let ip = world.written(self.ip());
+        match self {
+            Self::Pod { key, .. } => format!("pod:{key}@{ip}"),
+            Self::Node { name, .. } => format!("node:{name}@{ip}"),
+            Self::Outside(_) => format!("ext:{ip}"),
+        }
+    }
+}
+
+/// All ends: every address of every pod that has its own and is not over, of every node, and those outside.
+pub fn ends(world: &World, case: &Case) -> Vec<End> {
+    let pods = world.pods().filter(|p| !p.host_network && !p.phase.is_over()).flat_map(|p| {
+        let node = p.node.clone().unwrap_or_default();
+        p.ips.iter().map(move |ip| End::Pod { key: p.key(), node: node.clone(), ip: *ip })
+    });
+    let nodes = world.nodes().flat_map(|(name, ips)| ips.iter().map(|ip| End::Node { name: name.clone(), ip: *ip }));
+    pods.chain(nodes).chain(case.external.iter().map(|a| End::Outside(a.ip))).collect()
+}
+
+/// The verdicts of all flows.
+pub fn matrix(world: &World, case: &Case) -> Matrix {
+    let ends = ends(world, case);
+    let mut verdicts: Vec<Verdicts> = Vec::new();
+    for probe in &case.probes {
+        let rows: Vec<String> =
+            ends.iter().map(|src| ends.iter().map(|dst| letter(world, src, dst, *probe)).collect()).collect();
+        match verdicts.iter_mut().find(|v| v.rows == rows) {
+            Some(same) => same.probes.push(probe.to_string()),
+            None => verdicts.push(Verdicts { probes: vec![probe.to_string()], rows }),
+        }
+    }
+    Matrix { endpoints: ends.iter().map(|e| e.id(world)).collect(), verdicts }
+}
+
+/// What each side says of a flow: whether it may pass. `None` for a flow that there is not.
+pub fn sides(world: &World, src: &End, dst: &End, probe: Probe) -> Option<(bool, bool)> {
+    if src.ip().is_ipv4() != dst.ip().is_ipv4() || src.pod().is_none() && dst.pod().is_none() {
+        return None;
+    }
+    let allows = |end: &End, direction| match end.pod() {
+        Some((pod, node)) => world
+            .agent(node)
+            .and_then(|a| {
+                let proto = (probe.number(src.ip().is_ipv4()), probe.port);
+                a.ruling(pod, direction, src.is_stack_of(node), (src.ip(), dst.ip()), proto)
+            })
+            .is_none_or(|r| r.is_allowed()),
+        None => true,
+    };
+    Some((allows(src, Direction::Egress), allows(dst, Direction::Ingress)))
+}
+
+fn letter(world: &World, src: &End, dst: &End, probe: Probe) -> char {
+    match sides(world, src, dst, probe) {
+        None => '-',
+        Some((true, true)) => '.',
+        Some((false, true)) => 'E',
+        Some((true, false)) => 'I',
+        Some((false, false)) => 'B',
+    }
+}

@@ -1,0 +1,97 @@
+//! Keys and values of the policy maps: who a peer is, and what a pod's policies say about it.
+//!
+//! A new flow is judged by at most two look-ups for each side that is a pod of this node, after the peer's identity is known:
+//!
+//! | map | key → value |
+//! |---|---|
+//! | identities (HASH, for each family) | address → [`Identity`]; asked first |
+//! | blocks (LPM, for each family) | prefix → [`Identity`]; asked when the hash does not know the address |
+//! | peers (HASH) | [`PeerKey`] → [`PeerRules`]; a peer without an entry has that of [`IDENTITY_OTHER`] |
+//! | rules (LPM) | [`RuleKey`], of [`RULE_BITS`], [`RULE_PROTO_BITS`] or more bits → [`Rule`]; what no entry covers is denied |
+//!
+//! A rule set never changes while an entry refers to it, and a policy set never changes its meaning: a change of policy writes new sets beside
+//! the old ones, then flips single entries. None of the maps is in [`crate::schema::ALL`] yet: the programs do not read them.
+//!
+//! Plain `repr(C)`, no hidden padding, no enum, no bool. Numbers are in host order unless their type says otherwise.
+use bytemuck::{Pod, Zeroable};
+
+use crate::maps::map_types;
+
+map_types! {
+    /// What an address is to the policies of this node: a class of addresses that none of them tells apart.
+    pub struct Identity {
+        /// Node-local identity. Numbers come from a growing counter.
+        pub identity: u32,
+    }
+
+    /// Names what a policy set says of an identity.
+    pub struct PeerKey {
+        /// Policy set: all policies that hold for one direction of a pod. Never [`SET_NONE`].
+        pub set: u32,
+        /// Identity of the peer, or [`IDENTITY_OTHER`] for the set's default.
+        pub identity: u32,
+    }
+
+    /// Which rule set decides about a peer.
+    pub struct PeerRules {
+        /// Rule set, or [`RULES_ALLOW_ALL`] or [`RULES_DENY_ALL`], which have no entries in the map of rules.
+        pub rules: u32,
+    }
+
+    /// What is looked up in the map of rules, behind the prefix length that every LPM key begins with: bits count from the first byte's highest.
+    pub struct RuleKey {
+        /// Rule set: always whole.
+        pub rules: u32,
+        /// IP protocol, whole or absent.
+        pub proto: u8,
+        /// Destination port, network order, or a prefix of it. 0 for protocols without ports. Bytes, as it stands at an odd offset.
+        pub port: [u8; 2],
+        /// 0; never part of a prefix.
+        pub pad: u8,
+    }
+
+    /// What becomes of a flow that an entry covers.
+    pub struct Rule {
+        /// [`VERDICT_ALLOW`] or [`VERDICT_DENY`].
+        pub verdict: u32,
+        /// Names the policy's rule that decides, node-local; 0 when none does and the verdict is what is left.
+        pub cookie: u32,
+    }
+}
+
+/// The policy set of a pod that no policy selects in that direction.
+pub const SET_NONE: u32 = 0;
+/// The identity of every address that has no other: outside of the cluster and of every ipBlock. Under it stands each set's default.
+pub const IDENTITY_OTHER: u32 = 0;
+/// The rule set that allows all protocols and ports.
+pub const RULES_ALLOW_ALL: u32 = 1;
+/// The rule set that denies them.
+pub const RULES_DENY_ALL: u32 = 2;
+/// The first number of a rule set that has entries.
+pub const RULES_FIRST: u32 = 16;
+
+/// `Rule::verdict`: the flow may pass.
+pub const VERDICT_ALLOW: u32 = 1;
+/// It may not. 0 is no verdict.
+pub const VERDICT_DENY: u32 = 2;
+
+/// Bits of a key's prefix that name the rule set: the entry holds for every protocol.
+pub const RULE_BITS: u32 = 32;
+/// Bits that name the rule set and the protocol: the entry holds for every port. Each further bit is one of the port, up to [`RULE_PORT_BITS`].
+pub const RULE_PROTO_BITS: u32 = 40;
+/// Bits of an entry for one port.
+pub const RULE_PORT_BITS: u32 = 56;
+
+const _: () = assert!(size_of::<RuleKey>() == 8 && core::mem::offset_of!(RuleKey, proto) == 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_follows_the_protocol_bit_by_bit() {
+        let key = RuleKey { rules: 0x0102_0304, proto: 6, port: 80_u16.to_be_bytes(), pad: 0 };
+        assert_eq!(bytemuck::bytes_of(&key)[4..], [6, 0, 80, 0]);
+        assert_eq!(RULE_PROTO_BITS + 16, RULE_PORT_BITS);
+    }
+}

@@ -1,0 +1,102 @@
+//! The look-up: from the ends of a flow to what policy says of it.
+use cni_common::{
+    net::Be16,
+    policy::{IDENTITY_OTHER, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule, RuleKey, SET_NONE},
+};
+
+use super::{Ruling, Why};
+use crate::family::Family;
+
+/// What a new flow is, in the direction of its opener: its ends are the real ones, after translation of a Service's address.
+#[derive(Clone, Copy)]
+pub struct Flow<F: Family> {
+    /// Who opens it.
+    pub src: F::Addr,
+    /// To whom.
+    pub dst: F::Addr,
+    /// IP protocol.
+    pub proto: u32,
+    /// Destination port; 0 for protocols without ports.
+    pub port: Be16,
+}
+
+/// The maps of sets and rules.
+pub trait Rules {
+    /// Which rule set a policy set has for an identity, and for nobody else.
+    fn rules_of(&self, set: u32, identity: u32) -> Option<u32>;
+    /// The entry with the longest prefix of this key.
+    fn rule(&self, key: &RuleKey) -> Option<&Rule>;
+}
+
+/// The maps that say who an address is, of one family.
+pub trait Identities<F: Family> {
+    /// The identity of this very address: of every pod and node that is known.
+    fn identity(&self, a: &F::Addr) -> Option<u32>;
+    /// The identity of the longest prefix that holds the address, of those that policies name.
+    fn block(&self, a: &F::Addr) -> Option<u32>;
+    /// Whether only a pod can have the address: it is in a pod CIDR.
+    fn is_inside(&self, a: &F::Addr) -> bool;
+    /// Whether it is this node's own address.
+    fn is_own(&self, a: &F::Addr) -> bool;
+}
+
+/// Who an address is; `None` when it must be a pod's and no pod is known to have it. A trie is asked only when the hash does not know it.
+#[inline(always)]
+pub fn identify<F: Family, S: Identities<F>>(s: &S, a: &F::Addr) -> Option<u32> {
+    if let Some(identity) = s.identity(a) {
+        return Some(identity);
+    }
+    if s.is_inside(a) {
+        return None;
+    }
+    Some(s.block(a).unwrap_or(IDENTITY_OTHER))
+}
+
+/// Whether a pod of this node may open the flow: its egress policy. `set` is the pod's policy set of that direction.
+#[inline(always)]
+pub fn egress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Flow<F>) -> Ruling {
+    if set == SET_NONE {
+        return Ruling::allowed(Why::NotIsolated);
+    }
+    // Also what comes back from a Service to the pod that asked it.
+    if flow.src == flow.dst {
+        return Ruling::allowed(Why::Itself);
+    }
+    judge(s, set, identify(s, &flow.dst), flow.proto, flow.port)
+}
+
+/// Whether a pod of this node may be reached by the flow: its ingress policy. `from_stack` says that the packet came out of this node's own
+/// stack; what the stack merely forwards has another source than the node's addresses, and is judged like any other.
+#[inline(always)]
+pub fn ingress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, from_stack: bool, flow: &Flow<F>) -> Ruling {
+    if set == SET_NONE {
+        return Ruling::allowed(Why::NotIsolated);
+    }
+    if flow.src == flow.dst {
+        return Ruling::allowed(Why::Itself);
+    }
+    // The kubelet's probes, daemons of the node, and pods in its network.
+    if from_stack && s.is_own(&flow.src) {
+        return Ruling::allowed(Why::OwnNode);
+    }
+    judge(s, set, identify(s, &flow.src), flow.proto, flow.port)
+}
+
+/// What a policy set says of a peer, protocol and port.
+#[inline(always)]
+fn judge<S: Rules>(s: &S, set: u32, peer: Option<u32>, proto: u32, port: Be16) -> Ruling {
+    let Some(identity) = peer else { return Ruling::denied(Why::UnknownPeer) };
+    let own = s.rules_of(set, identity);
+    let found = if own.is_none() && identity != IDENTITY_OTHER { s.rules_of(set, IDENTITY_OTHER) } else { own };
+    let Some(rules) = found else { return Ruling::denied(Why::NoSet) };
+    if rules == RULES_ALLOW_ALL {
+        return Ruling::allowed(Why::Whole);
+    }
+    if rules == RULES_DENY_ALL {
+        return Ruling::denied(Why::Whole);
+    }
+    match s.rule(&RuleKey { rules, proto: proto as u8, port: port.bytes, pad: 0 }) {
+        Some(rule) => Ruling::of_entry(rule),
+        None => Ruling::denied(Why::NoEntry),
+    }
+}

@@ -1,0 +1,19 @@
+//! Policy: whether a new flow may pass, asked once for each of its ends that is a pod of this node.
+//!
+//! | file | what changes it |
+//! |---|---|
+//! | `lookup` | who is exempt, and in which maps the others are looked up |
+//! | `ruling` | what an answer holds |
+//!
+//! Nothing is weighed here: tiers, priorities, unions and denials are compiled into entries of which one decides (`cni_common::policy`).
+pub mod lookup;
+pub mod ruling;
+#[cfg(test)]
+mod tests;
+
+pub use lookup::{Flow, Identities, Rules, egress, identify, ingress};
+pub use ruling::{Ruling, Why};
+
+/// The text of the look-up, whose digest says by which one verdicts were found.
+#[cfg(not(target_arch = "bpf"))]
+pub const SOURCES: [&str; 2] = [include_str!("lookup.rs"), include_str!("ruling.rs")];

@@ -1,0 +1,178 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytemuck::bytes_of;
+use cni_common::{
+    net::{Be16, Ip4},
+    policy::{
+        IDENTITY_OTHER, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL, RULES_FIRST, Rule,
+        RuleKey, SET_NONE, VERDICT_ALLOW, VERDICT_DENY,
+    },
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::family::V4;
+
+const POD: Ip4 = Ip4::new([10, 1, 0, 1]);
+const PEER: Ip4 = Ip4::new([10, 1, 0, 2]);
+const OUTSIDE: Ip4 = Ip4::new([203, 0, 113, 1]);
+const NODE: Ip4 = Ip4::new([192, 0, 2, 1]);
+const SET: u32 = 5;
+const PEER_ID: u32 = 7;
+const BLOCK_ID: u32 = 8;
+const TCP: u32 = 6;
+const ICMP: u32 = 1;
+
+/// Maps as the kernel compares them: keys bit by bit.
+#[derive(Default)]
+struct Maps {
+    identities: BTreeMap<[u8; 4], u32>,
+    blocks: Vec<(u32, [u8; 4], u32)>,
+    inside: BTreeSet<[u8; 4]>,
+    own: BTreeSet<[u8; 4]>,
+    peers: BTreeMap<(u32, u32), u32>,
+    rules: Vec<(u32, RuleKey, Rule)>,
+}
+
+fn covers(bits: u32, prefix: &[u8], key: &[u8]) -> bool {
+    (0..bits as usize).all(|i| (prefix[i / 8] ^ key[i / 8]) & (0x80 >> (i % 8)) == 0)
+}
+
+impl Rules for Maps {
+    fn rules_of(&self, set: u32, identity: u32) -> Option<u32> {
+        self.peers.get(&(set, identity)).copied()
+    }
+    fn rule(&self, key: &RuleKey) -> Option<&Rule> {
+        let hits = self.rules.iter().filter(|(bits, k, _)| covers(*bits, bytes_of(k), bytes_of(key)));
+        hits.max_by_key(|(bits, ..)| *bits).map(|(.., rule)| rule)
+    }
+}
+impl Identities<V4> for Maps {
+    fn identity(&self, a: &Ip4) -> Option<u32> {
+        self.identities.get(&a.bytes).copied()
+    }
+    fn block(&self, a: &Ip4) -> Option<u32> {
+        let hits = self.blocks.iter().filter(|(bits, p, _)| covers(*bits, p, &a.bytes));
+        hits.max_by_key(|(bits, ..)| *bits).map(|(.., id)| *id)
+    }
+    fn is_inside(&self, a: &Ip4) -> bool {
+        self.inside.contains(&a.bytes)
+    }
+    fn is_own(&self, a: &Ip4) -> bool {
+        self.own.contains(&a.bytes)
+    }
+}
+
+fn flow(src: Ip4, dst: Ip4, proto: u32, port: u16) -> Flow<V4> {
+    Flow { src, dst, proto, port: Be16::from_host(port) }
+}
+fn maps() -> Maps {
+    let rule = |bits, proto: u8, port: u16, verdict, cookie| {
+        let key = RuleKey { rules: RULES_FIRST, proto, port: port.to_be_bytes(), pad: 0 };
+        (bits, key, Rule { verdict, cookie })
+    };
+    Maps {
+        identities: BTreeMap::from([(PEER.bytes, PEER_ID)]),
+        blocks: vec![(24, [203, 0, 113, 0], BLOCK_ID)],
+        peers: BTreeMap::from([((SET, IDENTITY_OTHER), RULES_DENY_ALL), ((SET, PEER_ID), RULES_FIRST)]),
+        rules: vec![
+            rule(RULE_PORT_BITS, 6, 80, VERDICT_ALLOW, 11),
+            rule(RULE_PROTO_BITS + 8, 6, 0x1f00, VERDICT_ALLOW, 12),
+            rule(RULE_PORT_BITS, 6, 0x1f01, VERDICT_DENY, 13),
+        ],
+        ..Maps::default()
+    }
+}
+fn answer(r: Ruling) -> (bool, Why, u32) {
+    (r.is_allowed(), r.why(), r.cookie())
+}
+
+#[test]
+fn a_pod_without_policy_is_not_looked_up() {
+    let none = Maps::default();
+    assert_eq!(answer(egress(&none, SET_NONE, &flow(POD, PEER, TCP, 80))), (true, Why::NotIsolated, 0));
+    assert_eq!(answer(ingress(&none, SET_NONE, false, &flow(PEER, POD, TCP, 80))), (true, Why::NotIsolated, 0));
+}
+
+#[test]
+fn a_pod_reaches_itself_also_by_way_of_a_service() {
+    let m = maps();
+    assert_eq!(answer(egress(&m, SET, &flow(POD, POD, TCP, 1))), (true, Why::Itself, 0));
+    assert_eq!(answer(ingress(&m, SET, false, &flow(POD, POD, TCP, 1))), (true, Why::Itself, 0));
+}
+
+#[test]
+fn the_own_node_gets_in_and_nobody_who_only_has_its_address_does() {
+    let mut m = maps();
+    m.own.insert(NODE.bytes);
+    assert_eq!(answer(ingress(&m, SET, true, &flow(NODE, POD, TCP, 1))), (true, Why::OwnNode, 0));
+    assert_eq!(answer(ingress(&m, SET, false, &flow(NODE, POD, TCP, 1))), (false, Why::Whole, 0));
+    // What the stack forwards has another source.
+    assert_eq!(answer(ingress(&m, SET, true, &flow(OUTSIDE, POD, TCP, 1))), (false, Why::Whole, 0));
+    // The other way is as written.
+    assert_eq!(answer(egress(&m, SET, &flow(POD, NODE, TCP, 1))), (false, Why::Whole, 0));
+}
+
+#[test]
+fn a_peer_without_an_entry_has_the_default_and_the_longest_prefix_decides() {
+    let m = maps();
+    let ask = |port| answer(egress(&m, SET, &flow(POD, PEER, TCP, port)));
+    assert_eq!(ask(80), (true, Why::Entry, 11));
+    assert_eq!(ask(0x1f00), (true, Why::Entry, 12));
+    assert_eq!(ask(0x1f01), (false, Why::Entry, 13));
+    assert_eq!(ask(81), (false, Why::NoEntry, 0));
+    assert_eq!(answer(egress(&m, SET, &flow(POD, OUTSIDE, TCP, 80))), (false, Why::Whole, 0));
+}
+
+#[test]
+fn another_protocol_is_covered_by_the_whole_set_only() {
+    let mut m = maps();
+    assert_eq!(answer(egress(&m, SET, &flow(POD, PEER, ICMP, 0))), (false, Why::NoEntry, 0));
+    let any = RuleKey { rules: RULES_FIRST, proto: 0, port: [0; 2], pad: 0 };
+    m.rules.push((RULE_BITS, any, Rule { verdict: VERDICT_ALLOW, cookie: 3 }));
+    assert_eq!(answer(egress(&m, SET, &flow(POD, PEER, ICMP, 0))), (true, Why::Entry, 3));
+    assert_eq!(answer(egress(&m, SET, &flow(POD, PEER, TCP, 0x1f01))), (false, Why::Entry, 13));
+}
+
+#[test]
+fn an_address_is_known_by_itself_before_its_block() {
+    let mut m = maps();
+    m.peers.insert((SET, BLOCK_ID), RULES_ALLOW_ALL);
+    assert_eq!(answer(egress(&m, SET, &flow(POD, OUTSIDE, TCP, 9))), (true, Why::Whole, 0));
+    m.identities.insert(OUTSIDE.bytes, PEER_ID);
+    assert_eq!(answer(egress(&m, SET, &flow(POD, OUTSIDE, TCP, 9))), (false, Why::NoEntry, 0));
+}
+
+#[test]
+fn a_pod_that_is_not_known_is_refused_by_isolated_pods_only() {
+    let mut m = maps();
+    m.peers.insert((SET, IDENTITY_OTHER), RULES_ALLOW_ALL);
+    m.inside.insert(OUTSIDE.bytes);
+    assert_eq!(answer(ingress(&m, SET, false, &flow(OUTSIDE, POD, TCP, 9))), (false, Why::UnknownPeer, 0));
+    assert_eq!(answer(ingress(&m, SET_NONE, false, &flow(OUTSIDE, POD, TCP, 9))), (true, Why::NotIsolated, 0));
+}
+
+#[test]
+fn a_set_that_the_maps_do_not_hold_denies() {
+    assert_eq!(answer(egress(&Maps::default(), SET, &flow(POD, PEER, TCP, 80))), (false, Why::NoSet, 0));
+    let mut m = maps();
+    m.rules.iter_mut().for_each(|(.., rule)| rule.verdict = 0);
+    assert_eq!(answer(egress(&m, SET, &flow(POD, PEER, TCP, 80))), (false, Why::Entry, 11));
+}
+
+proptest! {
+    #[test]
+    fn an_answer_reads_back_what_went_in(verdict in 0_u32..4, cookie in any::<u32>()) {
+        let r = Ruling::of_entry(&Rule { verdict, cookie });
+        prop_assert_eq!(answer(r), (verdict == VERDICT_ALLOW, Why::Entry, cookie));
+    }
+    #[test]
+    fn an_isolated_pod_lets_nothing_pass_that_no_entry_allows(
+        set in 1_u32..4, src in any::<[u8; 4]>(), dst in any::<[u8; 4]>(), proto in any::<u8>(), port in any::<u16>()
+    ) {
+        let m = Maps { peers: (1..4).map(|s| ((s, IDENTITY_OTHER), RULES_FIRST + s)).collect(), ..Maps::default() };
+        let f = flow(Ip4::new(src), Ip4::new(dst), proto.into(), port);
+        prop_assert_eq!(egress(&m, set, &f).is_allowed(), src == dst);
+        prop_assert_eq!(ingress(&m, set, true, &f).is_allowed(), src == dst);
+    }
+}
