@@ -16,7 +16,7 @@ use cni_common::{
     wire::{TCP, UDP},
 };
 use cni_ebpf::{
-    DropReason as D, Env, Res,
+    DropReason as D, Env, Packet, Res,
     ct::{Ask, Ends},
     family::{Family, L3, V4, V6},
     nat::{
@@ -166,7 +166,9 @@ fn device(p: &Skb, family: u32, proto: u32, src: [u32; 4], dst: [u32; 4]) -> u32
     let Some(cfg) = Kernel.config() else { return 0 };
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (src, dst);
     // Family and protocol, ports, device, class, addresses, and 16 bytes for the answer.
-    let mut params = [family | proto << 8, 0, cfg.weft_host, 0, s0, s1, s2, s3, d0, d1, d2, d3, 0, 0, 0, 0];
+    // Zeros that the compiler does not know of: it would call memset.
+    let o = p.blur(0) as u32;
+    let mut params = [family | proto << 8, o, cfg.weft_host, o, s0, s1, s2, s3, d0, d1, d2, d3, o, o, o, o];
     // SAFETY: `params` has the size and the layout of `struct bpf_fib_lookup` (asserted below).
     let rc =
         unsafe { bpf_fib_lookup(p.context().cast(), params.as_mut_ptr().cast(), size_of::<FibParams>() as i32, 0) };

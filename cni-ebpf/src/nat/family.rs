@@ -41,6 +41,8 @@ pub trait NatFamily: Family {
     }
     /// A translation to the pod's end, made at this time.
     fn back(pod: &End<Self>, made: u64) -> Self::Back;
+    /// The node's own, made at this time. `zero` is 0, which the compiler must not know: it would call memset.
+    fn own(made: u64, zero: u64) -> Self::Back;
     /// The pod's end, and when the translation was made.
     fn pod_end(back: &Self::Back) -> (End<Self>, u64);
     /// A translation to the node's end.
@@ -95,6 +97,10 @@ impl NatFamily for V4 {
     #[inline(always)]
     fn back(pod: &End<Self>, made: u64) -> NatBack4 {
         bytemuck::must_cast([made, u64::from(pod.addr.raw()) | u64::from(pod.port.raw()) << 32])
+    }
+    #[inline(always)]
+    fn own(made: u64, zero: u64) -> NatBack4 {
+        bytemuck::must_cast([made, zero])
     }
     #[inline(always)]
     fn pod_end(back: &NatBack4) -> (End<Self>, u64) {
@@ -167,6 +173,10 @@ impl NatFamily for V6 {
     fn back(pod: &End<Self>, made: u64) -> NatBack6 {
         let [a0, a1] = pod.addr.raw();
         bytemuck::must_cast([a0, a1, made, u64::from(pod.port.raw())])
+    }
+    #[inline(always)]
+    fn own(made: u64, zero: u64) -> NatBack6 {
+        bytemuck::must_cast([zero, zero, made, zero])
     }
     #[inline(always)]
     fn pod_end(back: &NatBack6) -> (End<Self>, u64) {

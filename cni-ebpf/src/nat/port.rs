@@ -287,7 +287,8 @@ where
 /// Makes the entry under `key` the node's own. Who has the hold now has it for a moment; whoever needs this asks again.
 #[inline(always)]
 pub fn hand_over<F: NatFamily, S: NatSystem<F>>(s: &S, key: &mut F::Key) {
-    let own = F::back(&End { addr: bytemuck::Zeroable::zeroed(), port: Be16::ZERO }, s.jiffies());
+    let now = s.jiffies();
+    let own = F::own(now, s.blur(0, now));
     held(s, key, &own, |key| s.exchange(key, &own));
 }
 

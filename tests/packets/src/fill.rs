@@ -1,5 +1,5 @@
 //! The native maps, written into the kernel's.
-use bytemuck::{Zeroable as _, bytes_of};
+use bytemuck::bytes_of;
 use cni_agent::datapath::Datapath;
 use cni_common::{
     maps::{Leave4, Leave6},
@@ -24,7 +24,7 @@ pub fn fill(datapath: &Datapath, w: &Fake) {
         put(&schema::TUNNELS, bytes_of(k), bytes_of(v));
     }
     macro_rules! family {
-        ($m:ident, $local:ident, $remote:ident, $cidr:ident, $nodes:ident, $own:ident, $leave:ident, $value:ident, $spared:ident) => {
+        ($m:ident, $local:ident, $remote:ident, $cidr:ident, $nodes:ident, $own:ident, $leave:ident, $value:expr, $spared:ident) => {
             for (k, v) in &w.$m.local {
                 put(&schema::$local, bytes_of(k), bytes_of(v));
             }
@@ -41,14 +41,13 @@ pub fn fill(datapath: &Datapath, w: &Fake) {
                 put(&schema::$own, bytes_of(k), bytes_of(v));
             }
             for (k, (addr, mtu)) in &w.$m.leave {
-                let leave = $value { addr: *addr, mtu: *mtu, ..$value::zeroed() };
-                put(&schema::$leave, bytes_of(k), bytes_of(&leave));
+                put(&schema::$leave, bytes_of(k), bytes_of(&$value(*addr, *mtu)));
             }
             for (len, k) in &w.$m.spared {
                 put(&schema::$spared, &[&len.to_ne_bytes(), bytes_of(k)].concat(), &[1, 0, 0, 0]);
             }
         };
     }
-    family!(v4, LOCAL4, REMOTE4, CIDR4, NODES4, OWN4, LEAVE4, Leave4, SPARED4);
-    family!(v6, LOCAL6, REMOTE6, CIDR6, NODES6, OWN6, LEAVE6, Leave6, SPARED6);
+    family!(v4, LOCAL4, REMOTE4, CIDR4, NODES4, OWN4, LEAVE4, |addr, mtu| Leave4 { addr, mtu }, SPARED4);
+    family!(v6, LOCAL6, REMOTE6, CIDR6, NODES6, OWN6, LEAVE6, |addr, mtu| Leave6 { addr, mtu, pad: 0 }, SPARED6);
 }

@@ -111,7 +111,7 @@ fn agree(mut w: Fake) {
         let [back, forth, in_kernel] = maps.map(|map| k.datapath().map(map).dump().expect("is read"));
         let keys = |t: &BTreeMap<Vec<u8>, Vec<u8>>| t.keys().cloned().collect::<BTreeSet<_>>();
         // What it says is when it was made, and to whom it leads, which the other half says too.
-        assert_eq!(keys(&t.back.borrow()), back.into_iter().map(|(k, _)| k).collect(), "{name}");
+        assert_eq!(keys(&t.back.borrow()), back.into_keys().collect(), "{name}");
         assert_eq!(*t.forth.borrow(), forth.into_iter().collect(), "{name}");
         let held: BTreeMap<_, _> = held;
         assert_eq!(held, in_kernel.into_iter().collect(), "{name}");
