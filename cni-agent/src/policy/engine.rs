@@ -273,14 +273,17 @@ impl Engine {
     }
     fn classify(&mut self, address: IpAddr) -> Class {
         let owner = match self.store.pod_at(address).map(|p| p.group) {
-            Some(group) => Owner::Pod(match self.groups.get(&group) {
-                Some(part) => Arc::clone(part),
-                None => {
-                    let part = self.part(group);
-                    self.groups.insert(group, Arc::clone(&part));
-                    part
-                }
-            }),
+            Some(group) => {
+                let part = match self.groups.get(&group) {
+                    Some(part) => Arc::clone(part),
+                    None => {
+                        let part = self.part(group);
+                        self.groups.insert(group, Arc::clone(&part));
+                        part
+                    }
+                };
+                Owner::Pod { part, v4: address.is_ipv4() }
+            }
             None => {
                 let labels = self.store.node_at(address).map(|n| n.labels.clone());
                 let reduced = labels.and_then(|l| self.mentions.node_labels(&l, &mut self.store.texts));

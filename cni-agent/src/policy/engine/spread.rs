@@ -91,7 +91,8 @@ impl Engine {
             if let (Some(part), Some(class)) = (most, self.classes.get(id))
                 && moved == self.classes.users(id)
             {
-                let class = Class { owner: Owner::Pod(Arc::clone(&part)), ..Class::clone(class) };
+                let v4 = matches!(class.owner, Owner::Pod { v4: true, .. });
+                let class = Class { owner: Owner::Pod { part: Arc::clone(&part), v4 }, ..Class::clone(class) };
                 if !self.classes.knows(&class) {
                     self.classes.rename(id, class);
                     targets.remove(&part);
