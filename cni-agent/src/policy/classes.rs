@@ -78,7 +78,12 @@ pub enum Owner {
     /// A node with such labels, reduced to what is told apart.
     Node(Labels),
     /// A pod.
-    Pod(Arc<Part>),
+    Pod {
+        /// What policies see in it.
+        part: Arc<Part>,
+        /// The address is an IPv4 one. No policy looks at that alone, but blocks do by and by: `0.0.0.0/0` is to leave classes whole.
+        v4: bool,
+    },
 }
 
 /// All that policies can see in an address.
@@ -98,7 +103,7 @@ impl Class {
     /// What is seen in the pod.
     pub fn pod(&self) -> Option<&Seen> {
         match &self.owner {
-            Owner::Pod(part) => Some(&part.seen),
+            Owner::Pod { part, .. } => Some(&part.seen),
             Owner::Nobody | Owner::Node(_) => None,
         }
     }
@@ -109,7 +114,7 @@ impl Class {
     /// Whether its addresses are the peer's; `namespaces` gives the labels of namespaces.
     pub fn is(&self, peer: &Peer, namespaces: &BTreeMap<Arc<str>, Labels>) -> bool {
         match (peer, &self.owner) {
-            (Peer::Pods(subject), Owner::Pod(part)) => {
+            (Peer::Pods(subject), Owner::Pod { part, .. }) => {
                 let Seen { namespace, labels, .. } = &part.seen;
                 let of = namespaces.get(namespace);
                 subject.pods.selects(|key| labels.get(key))

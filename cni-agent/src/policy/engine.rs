@@ -4,6 +4,8 @@
 //! of new policy sets, entries for new identities in all sets), then single entries that flip, then what nothing refers to any more. What
 //! tells peers apart only grows before pods get their new policy sets, and only shrinks after that, so each set meets identities that it can
 //! judge.
+mod spread;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -248,141 +250,6 @@ impl Engine {
         }
     }
 
-    /// What is now told apart, or no longer is, touches classes: one that stays whole only gets another description, and its addresses keep
-    /// their identity.
-    fn spread(&mut self, moves: &mut Vec<Change>, left: &mut Vec<u32>) {
-        let changed = std::mem::take(&mut self.changed);
-        if changed.pods() {
-            self.spread_pods(&changed);
-        }
-        if changed.nodes {
-            let addresses = self.store.node_addresses().collect::<Vec<_>>();
-            self.store.dirty.addresses.extend(addresses);
-        }
-        if changed.domains {
-            let addresses = self.store.dns_addresses().collect::<Vec<_>>();
-            self.store.dirty.addresses.extend(addresses);
-        }
-        let (mut come, mut go) = (Vec::new(), Vec::new());
-        for net in changed.prefixes {
-            match (self.mentions.has_prefix(&net), self.blocks.contains_key(&net)) {
-                (true, false) => come.push(net),
-                (false, true) => go.push(net),
-                _ => {}
-            }
-        }
-        come.sort_by_key(IpNet::prefix_len);
-        for net in come {
-            self.prefix_comes(net);
-            let id = self.classes.take(Class { block: Some(net), ..Class::OTHER });
-            self.blocks.insert(net, id);
-            moves.push(Change::block(net, Some(id)));
-        }
-        for net in go {
-            if let Some(id) = self.blocks.remove(&net) {
-                self.prefix_goes(net, id);
-                left.push(id);
-                moves.push(Change::block(net, None));
-            }
-        }
-    }
-    fn spread_pods(&mut self, changed: &Changed) {
-        // Addresses by the identity that they have, and what is seen in them now.
-        let mut tallies: BTreeMap<u32, BTreeMap<Arc<Part>, Vec<IpAddr>>> = BTreeMap::new();
-        let mut dirty = Vec::new();
-        for (number, group) in self.store.groups() {
-            if !changed.touches(&group.alike.labels, &group.alike.ports) || !self.groups.contains_key(&number) {
-                continue;
-            }
-            dirty.push(number);
-        }
-        let mut shared = Vec::new();
-        for number in dirty {
-            let part = self.part(number);
-            if self.groups.insert(number, Arc::clone(&part)).as_ref() == Some(&part) {
-                continue;
-            }
-            let Some(group) = self.store.group(number) else { continue };
-            for a in self.store.addresses_of(group, &mut shared) {
-                if self.store.dirty.addresses.contains(&a) {
-                    continue;
-                }
-                if let Some(id) = self.identities.get(&a) {
-                    tallies.entry(*id).or_default().entry(Arc::clone(&part)).or_default().push(a);
-                }
-            }
-        }
-        self.store.dirty.addresses.extend(shared);
-        for (id, mut targets) in tallies {
-            let moved: usize = targets.values().map(Vec::len).sum();
-            let most = targets.iter().max_by_key(|(_, list)| list.len()).map(|(part, _)| Arc::clone(part));
-            if let (Some(part), Some(class)) = (most, self.classes.get(id))
-                && moved == self.classes.users(id)
-            {
-                let class = Class { owner: Owner::Pod(Arc::clone(&part)), ..Class::clone(class) };
-                if !self.classes.knows(&class) {
-                    self.classes.rename(id, class);
-                    targets.remove(&part);
-                }
-            }
-            self.store.dirty.addresses.extend(targets.into_values().flatten());
-        }
-    }
-    /// The addresses in a prefix that are in no longer one have it as their block now.
-    fn prefix_comes(&mut self, net: IpNet) {
-        let parent = self.parent(net);
-        let mut tally: BTreeMap<u32, Option<usize>> = BTreeMap::new();
-        let range = || self.identities.range(net.network()..=net.broadcast());
-        for (_, id) in range() {
-            let of_parent = || self.classes.get(*id).is_some_and(|c| c.block == parent);
-            if let Some(n) = tally.entry(*id).or_insert_with(|| of_parent().then_some(0)) {
-                *n += 1;
-            }
-        }
-        let mut split = BTreeSet::new();
-        for (id, n) in tally.iter().filter_map(|(id, n)| Some((*id, (*n)?))) {
-            let class = self.classes.get(id).map(|c| Class { block: Some(net), ..Class::clone(c) });
-            match class.filter(|c| n == self.classes.users(id) && !self.classes.knows(c)) {
-                Some(class) => self.classes.rename(id, class),
-                None => {
-                    split.insert(id);
-                }
-            }
-        }
-        if !split.is_empty() {
-            let touched: Vec<IpAddr> = range().filter(|(_, id)| split.contains(id)).map(|(a, _)| *a).collect();
-            self.store.dirty.addresses.extend(touched);
-        }
-    }
-    /// The addresses whose block it was have the next longer one that holds them; `own` is the prefix's identity.
-    fn prefix_goes(&mut self, net: IpNet, own: u32) {
-        let parent = self.parent(net);
-        let of_net = self.classes.iter().filter(|(id, c)| c.block == Some(net) && *id != own);
-        let touched: Vec<(u32, Class)> =
-            of_net.map(|(id, c)| (id, Class { block: parent, ..Class::clone(c) })).collect();
-        let mut merged = BTreeSet::new();
-        for (id, class) in touched {
-            if self.classes.knows(&class) {
-                merged.insert(id);
-            } else {
-                self.classes.rename(id, class);
-            }
-        }
-        if !merged.is_empty() {
-            let range = self.identities.range(net.network()..=net.broadcast());
-            let touched: Vec<IpAddr> = range.filter(|(_, id)| merged.contains(id)).map(|(a, _)| *a).collect();
-            self.store.dirty.addresses.extend(touched);
-        }
-    }
-    /// The longest prefix with an entry that holds another one.
-    fn parent(&self, net: IpNet) -> Option<IpNet> {
-        let longer = (0..net.prefix_len()).rev();
-        longer
-            .filter_map(|bits| IpNet::new(net.network(), bits).ok())
-            .map(|n| n.trunc())
-            .find(|n| self.blocks.contains_key(n))
-    }
-
     /// Gives dirty addresses their identities; `left` gets those that they had.
     fn reclassify(&mut self, moves: &mut Vec<Change>, left: &mut Vec<u32>) {
         for address in std::mem::take(&mut self.store.dirty.addresses) {
@@ -406,14 +273,17 @@ impl Engine {
     }
     fn classify(&mut self, address: IpAddr) -> Class {
         let owner = match self.store.pod_at(address).map(|p| p.group) {
-            Some(group) => Owner::Pod(match self.groups.get(&group) {
-                Some(part) => Arc::clone(part),
-                None => {
-                    let part = self.part(group);
-                    self.groups.insert(group, Arc::clone(&part));
-                    part
-                }
-            }),
+            Some(group) => {
+                let part = match self.groups.get(&group) {
+                    Some(part) => Arc::clone(part),
+                    None => {
+                        let part = self.part(group);
+                        self.groups.insert(group, Arc::clone(&part));
+                        part
+                    }
+                };
+                Owner::Pod { part, v4: address.is_ipv4() }
+            }
             None => {
                 let labels = self.store.node_at(address).map(|n| n.labels.clone());
                 let reduced = labels.and_then(|l| self.mentions.node_labels(&l, &mut self.store.texts));
@@ -473,6 +343,20 @@ impl Engine {
         flips.unwrap_or(grow).append(&mut writes);
     }
 
+    /// All that the maps are to hold, as writes to empty ones in an order in which they may be done: for a new agent, and to compare with what
+    /// the kernel holds.
+    pub fn contents(&self) -> impl Iterator<Item = Change> {
+        let peers = self.sets.iter().flat_map(|(id, set)| {
+            let default = Change::peer(*id, IDENTITY_OTHER, Some(set.default));
+            let others = set.peers.iter().map(|(identity, rules)| Change::peer(*id, *identity, Some(*rules)));
+            std::iter::once(default).chain(others)
+        });
+        let blocks = self.blocks.iter().map(|(net, id)| Change::block(*net, Some(*id)));
+        let addresses = self.identities.iter().map(|(address, id)| Change::address(*address, Some(*id)));
+        let endpoints =
+            self.endpoints.iter().map(|(pod, sets)| Change::Endpoint { pod: pod.clone(), sets: Some(*sets) });
+        self.rule_sets.contents().chain(peers).chain(blocks).chain(addresses).chain(endpoints)
+    }
     /// The policy sets of a pod of this node.
     pub fn sets_of(&self, pod: &PodKey) -> Option<EndpointSets> {
         self.endpoints.get(pod).copied()

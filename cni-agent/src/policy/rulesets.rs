@@ -74,6 +74,10 @@ impl RuleSets {
             }
         }
     }
+    /// The entries of all of them.
+    pub fn contents(&self) -> impl Iterator<Item = Change> {
+        self.slots.iter().flat_map(|(id, slot)| slot.entries.iter().map(|e| Change::rule(*id, e, true)))
+    }
     /// Entries of a rule set.
     pub fn len_of(&self, id: u32) -> usize {
         self.slots.get(&id).map_or(0, |s| s.entries.len())

@@ -119,6 +119,26 @@ fn an_event_costs_the_same_in_a_cluster_of_any_size() {
 }
 
 #[test]
+fn a_first_block_that_holds_all_pods_moves_none_of_them() {
+    let mut e = Engine::new(HERE);
+    for n in 0..700 {
+        let mut p = pod(n, 20, &app(n));
+        p.ips.push(format!("fd00::{n:x}").parse().unwrap());
+        e.store.handle(&Event::Pod(p.key(), Some(p)));
+    }
+    apply(&mut e, from_app("a1"));
+    e.compile();
+    let wide = json!({"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}}]});
+    // Two prefixes, the set's default, the peers in it (the classes of a1, and the prefix that is not excepted) and the pod; the old set
+    // goes with its default and as many peers.
+    apply(&mut e, policy("q", wide.clone()));
+    assert_eq!(e.compile().len(), 2 + 1 + 41 + 1 + 1 + 40);
+    let q = objects::network_policy(policy("q", wide)).unwrap().policy;
+    e.store.handle(&Event::Policy(q.name, None));
+    assert_eq!(e.compile().len(), 1 + 40 + 1 + 1 + 41 + 2);
+}
+
+#[test]
 fn nothing_is_left_when_the_last_policy_goes() {
     let mut e = cluster(700, 20);
     apply(

@@ -137,7 +137,7 @@ fn about(class: &Class) -> String {
     let mut words = match &class.owner {
         Owner::Nobody => String::new(),
         Owner::Node(_) => "a node".to_owned(),
-        Owner::Pod(part) => {
+        Owner::Pod { part, .. } => {
             let labels: Vec<String> = part
                 .seen
                 .labels
