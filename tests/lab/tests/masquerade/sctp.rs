@@ -71,6 +71,12 @@ fn hear(wire: &Wire, port: u16) -> anyhow::Result<(IpAddr, IpAddr, Vec<u8>)> {
 fn packets_of_sctp_are_translated_as_they_are_and_their_port_is_nobody_elses() {
     const PORTS: (u16, u16) = (5000, 6000);
     let rig = Rig::new(&[]);
+    if open(&rig.near, Family::V4).is_ok() {
+        lab::skipped(
+            "this kernel speaks SCTP, and aborts what it knows nothing of: real sockets are in the other test",
+        );
+        return;
+    }
     let router = Mac::new(Wire::open(&rig.router, &rig.near.name).unwrap().mac());
     rig.each(|side, pod, family| {
         let [own, node, host] = [pod, &side.node, &rig.near].map(|place| place.address(family).unwrap());
