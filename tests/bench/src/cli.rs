@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::add::args::AddArgs;
 use crate::inline::Test;
 use crate::layout::{Family, LayoutName};
+use crate::masquerade::args::MasqueradeArgs;
 use crate::{agent, ct, interrupt, nat, netns, path, report};
 
 /// Measures Weft's datapath and CNI calls side by side with the physical limit and with peers.
@@ -28,6 +29,7 @@ enum Verb {
     Add(AddArgs),
     Agent(AgentArgs),
     Ct(CtArgs),
+    Masquerade(MasqueradeArgs),
 }
 
 /// Cost of a packet's way, as a ratio to the physical limit of the same run.
@@ -170,7 +172,7 @@ impl CtArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Families {
+pub(crate) enum Families {
     /// IPv4.
     #[value(name = "4")]
     Four,
@@ -182,7 +184,7 @@ enum Families {
 }
 
 impl Families {
-    fn list(self) -> &'static [Family] {
+    pub(crate) fn list(self) -> &'static [Family] {
         match self {
             Self::Four => &[Family::Ipv4],
             Self::Six => &[Family::Ipv6],
@@ -199,6 +201,7 @@ impl Cli {
             Verb::Add(arguments) => arguments.run(),
             Verb::Agent(arguments) => arguments.run(),
             Verb::Ct(arguments) => arguments.run(),
+            Verb::Masquerade(arguments) => arguments.run(),
         }
     }
 }
