@@ -72,7 +72,9 @@ impl Way {
                 "pod, node and host, a veth pair between each, the pod's /32 and /128 routed by the kernel, permanent neighbours, rp_filter 0, no \
                  netfilter, nothing translated"
             }
-            Self::Nftables => "routed, and `masquerade` as the only rule of nftables, for both families (conntrack on)",
+            Self::Nftables => {
+                "routed, and `masquerade` as the only rule of nftables, for both families (conntrack on, connections that are over forgotten after 10 s)"
+            }
             Self::Weft => {
                 "a pod of a Weft lab of one node, real agent and CNI call, and the host behind the node's second device, which has the default route"
             }
@@ -142,6 +144,8 @@ impl Site {
                  {NFT} add rule inet bench out oifname eth0 masquerade"
             ))
             .context("nftables' masquerade is needed (of the kernel: nft_masq and nft_chain_nat, by modprobe unless they are built in)")?;
+            // As Weft does: else its table would grow over the run, and cost more from round to round.
+            node.sysctl("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "10")?;
         } else {
             host.script(&format!(
                 "ip route add {pod4}/32 via {node4}
