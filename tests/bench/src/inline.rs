@@ -6,7 +6,7 @@
 //! left to ksoftirqd), the thread waits for it and the sample counts the wait.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::time::{Duration, Instant};
 
@@ -114,10 +114,10 @@ pub fn measure(test: Test, ends: &Ends, family: Family, duration: Duration, cpu:
     })
 }
 
-/// Waits until a datagram goes there and back, sending one every 50 ms; `false` when none did for 10 seconds. IPv6
-/// addresses answer neighbour solicitations only when the kernel's worker has joined their multicast groups, and a
-/// solicitation that is lost costs a second for each hop.
-pub fn await_delivery(ends: &Ends, family: Family) -> Result<bool> {
+/// Waits until a datagram goes there and back, sending one every 50 ms, and answers with whom the server saw; `None`
+/// when none did for 10 seconds. IPv6 addresses answer neighbour solicitations only when the kernel's worker has joined
+/// their multicast groups, and a solicitation that is lost costs a second for each hop.
+pub fn await_delivery(ends: &Ends, family: Family) -> Result<Option<IpAddr>> {
     let address = ends.address(family);
     let server = ends.server.enter(|| UdpSocket::bind((address, 0)).with_context(|| format!("bind {address}")))?;
     let client = ends.client.enter(|| connected_udp(&server))?;
@@ -133,10 +133,10 @@ pub fn await_delivery(ends: &Ends, family: Family) -> Result<bool> {
             && server.send_to(b"!", from).is_ok()
             && client.recv(&mut buffer).is_ok()
         {
-            return Ok(true);
+            return Ok(Some(from.ip()));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// The CPU that all measurements of a run use: the last one this process may use, as the first takes most interrupts.
@@ -145,7 +145,8 @@ pub fn choose_cpu() -> Result<usize> {
     (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu) == Ok(true)).context("this process may use no CPU")
 }
 
-fn pin(cpu: usize) -> Result<()> {
+/// Keeps this thread on a CPU.
+pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu).context("choose a CPU")?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("stay on CPU {cpu}"))

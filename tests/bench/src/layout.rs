@@ -17,6 +17,7 @@ use crate::netns::Netns;
 
 pub use bridge::Bridge;
 pub use direct::Direct;
+pub(crate) use direct::forwarding;
 pub use flannel::Flannel;
 pub use weft::{Cluster, Weft};
 

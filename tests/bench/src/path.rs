@@ -1,16 +1,17 @@
 //! `weft-bench path`: all layouts, interleaved.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::inline::{Sample, Test, await_delivery, choose_cpu, measure};
+use crate::inline::{Test, await_delivery, choose_cpu};
 use crate::layout::{Bridge, Cluster, Direct, Ends, Family, Flannel, Layout, LayoutName, Weft};
-use crate::report::{Built, Cell, Machine, Report};
+use crate::report::{Built, Machine, Report};
+use crate::rounds::{Series, measure_rounds};
 use crate::{interrupt, no_tso};
 
 /// What to measure.
@@ -28,9 +29,6 @@ pub struct Plan {
     pub duration: Duration,
 }
 
-/// One cell of the table: what is measured once a round.
-type Key = (LayoutName, Test, Family);
-
 /// Builds the layouts, measures them and takes them down, also after an error.
 pub fn run(plan: &Plan) -> Result<Report> {
     let cpu = choose_cpu()?;
@@ -38,7 +36,8 @@ pub fn run(plan: &Plan) -> Result<Report> {
     let mut site = Site::default();
     site.up(plan)?;
 
-    let cells = measure_rounds(plan, &site, cpu)?;
+    let series = Series { tests: &plan.tests, families: &plan.families, rounds: plan.rounds, duration: plan.duration };
+    let cells = measure_rounds(&site.ends(plan)?, &series, cpu)?;
     let without_tso: BTreeSet<_> = plan.layouts.iter().copied().filter(|layout| layout.is_without_tso()).collect();
     let no_tso =
         if without_tso.is_empty() { Vec::new() } else { no_tso::run(&without_tso, &plan.families, &site, cpu)? };
@@ -93,6 +92,13 @@ impl Site {
         self.layouts.iter().find(|layout| layout.name() == name.built_as()).map(AsRef::as_ref)
     }
 
+    /// The ends of the layouts that are up and measured as they are.
+    fn ends(&self, plan: &Plan) -> Result<Vec<(LayoutName, Ends)>> {
+        let layouts = plan.layouts.iter().filter(|layout| !layout.is_without_tso());
+        let up = layouts.filter_map(|name| Some((*name, self.layout(*name)?.ends())));
+        up.map(|(name, ends)| Ok((name, ends?))).collect()
+    }
+
     fn make(&self, name: LayoutName) -> Box<dyn Layout> {
         match name {
             LayoutName::Bridge => Box::new(Bridge::default()),
@@ -114,57 +120,6 @@ impl Site {
     }
 }
 
-/// Measures every cell once a round. A cell that fails is not tried again; what it said stands in the report.
-fn measure_rounds(plan: &Plan, site: &Site, cpu: usize) -> Result<BTreeMap<Key, Cell>> {
-    let layouts = plan.layouts.iter().filter(|layout| !layout.is_without_tso());
-    let ends: Vec<(LayoutName, Ends)> = layouts
-        .filter_map(|name| Some((*name, site.layout(*name)?.ends())))
-        .map(|(name, ends)| Ok((name, ends?)))
-        .collect::<Result<_>>()?;
-    let mut cells = BTreeMap::<Key, Cell>::new();
-    let start = Instant::now();
-    for round in 0..plan.rounds {
-        progress(&format!("round {}/{}, {} s", round + 1, plan.rounds, start.elapsed().as_secs()));
-        for test in &plan.tests {
-            for family in &plan.families {
-                for (name, ends) in rotated(&ends, round as usize) {
-                    let cell = cells.entry((*name, *test, *family)).or_default();
-                    if cell.error.is_some() {
-                        cell.rounds.push(None);
-                        continue;
-                    }
-                    let sample = measure(*test, ends, *family, plan.duration, cpu);
-                    interrupt::check()?;
-                    cell.push(sample);
-                }
-            }
-        }
-    }
-    progress_end();
-    Ok(cells)
-}
-
-/// The layouts in another order each round, so that none always follows the same neighbour.
-fn rotated<T>(items: &[T], by: usize) -> impl Iterator<Item = &T> {
-    let (before, after) = items.split_at(by % items.len().max(1));
-    after.iter().chain(before)
-}
-
-impl Cell {
-    fn push(&mut self, sample: Result<Sample>) {
-        match sample {
-            Ok(sample) => {
-                self.rounds.push(Some(sample.value));
-                self.waits += sample.waits;
-            }
-            Err(error) => {
-                self.rounds.push(None);
-                self.error = Some(format!("{error:#}"));
-            }
-        }
-    }
-}
-
 /// One line on standard error that overwrites itself on a terminal.
 pub fn progress(text: &str) {
     let mut stderr = stderr();
@@ -177,16 +132,5 @@ pub fn progress(text: &str) {
 pub fn progress_end() {
     if stderr().is_terminal() {
         eprintln!();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rounds_start_with_another_layout_and_leave_none_out() {
-        assert_eq!(rotated(&['a', 'b', 'c'], 4).collect::<String>(), "bca");
-        assert_eq!(rotated::<char>(&[], 4).count(), 0);
     }
 }

@@ -1,5 +1,5 @@
 //! The loaded programs, and what a run of one of them did.
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use aya::{TestRunOptions, programs::TestRun as _};
 use cni_agent::datapath::{
@@ -198,6 +198,14 @@ impl Kernel {
         let options = TestRunOptions { data_in: Some(frame), repeat: 1, ..TestRunOptions::default() };
         let program = self.datapath.classifier(program(point)).expect("is in the object");
         program.test_run(options).expect("an ordinary frame").return_value
+    }
+
+    /// Runs one frame: what the program returned, and how long the kernel says that it took. Two readings of the kernel's clock are in it.
+    pub fn timed(&mut self, point: Point, frame: &[u8]) -> (u32, Duration) {
+        let options = TestRunOptions { data_in: Some(frame), repeat: 1, ..TestRunOptions::default() };
+        let program = self.datapath.classifier(program(point)).expect("is in the object");
+        let ran = program.test_run(options).expect("an ordinary frame");
+        (ran.return_value, ran.duration)
     }
 
     fn all_counts(&self) -> Vec<(Heading, u64)> {

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
-use super::direct::forwarding;
-use super::{Ends, Layout, LayoutName};
+use super::{Ends, Layout, LayoutName, forwarding};
 use crate::netns::{Netns, sh};
 
 /// One node with `cni0` and two pods.

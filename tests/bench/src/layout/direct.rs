@@ -81,7 +81,7 @@ pub(super) fn join(a: &Netns, b: &Netns, v4: &str, v6: &str) -> Result<()> {
 }
 
 /// Makes a namespace forward, as a node does.
-pub(super) fn forwarding(node: &Netns) -> Result<()> {
+pub(crate) fn forwarding(node: &Netns) -> Result<()> {
     node.sysctl("net/ipv4/ip_forward", "1")?;
     node.sysctl("net/ipv6/conf/all/forwarding", "1")
 }
