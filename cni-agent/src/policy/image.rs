@@ -30,6 +30,8 @@ struct Value {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     maps: BTreeMap<(Map, Vec<u8>), Value>,
+    /// How many prefixes of each length a trie has.
+    lengths: BTreeMap<(Map, u32), usize>,
     /// Policy sets of the node's pods, as their endpoints' entries have them.
     pub endpoints: BTreeMap<PodKey, EndpointSets>,
     /// The node's own addresses.
@@ -42,10 +44,21 @@ impl Image {
         match change {
             Change::Entry { map, key, value: Some(value) } => {
                 let words = value.chunks_exact(size_of::<u32>()).map(pod_read_unaligned).collect();
-                self.maps.insert((map, key), Value { words });
+                let length = length(map, &key);
+                if self.maps.insert((map, key), Value { words }).is_none() {
+                    *self.lengths.entry(length).or_default() += 1;
+                }
             }
             Change::Entry { map, key, value: None } => {
-                self.maps.remove(&(map, key));
+                let length = length(map, &key);
+                if self.maps.remove(&(map, key)).is_some()
+                    && let Some(n) = self.lengths.get_mut(&length)
+                {
+                    *n -= 1;
+                    if *n == 0 {
+                        self.lengths.remove(&length);
+                    }
+                }
             }
             Change::Endpoint { pod, sets: Some(sets) } => {
                 self.endpoints.insert(pod, sets);
@@ -73,11 +86,20 @@ impl Image {
     }
     /// As an LPM trie answers: the longest prefix of `data`, of `max` bits at most.
     fn longest<V: bytemuck::Pod>(&self, map: Map, data: &[u8], max: u32) -> Option<&V> {
-        (0..=max).rev().find_map(|bits| {
+        self.lengths.range((map, 0)..=(map, max)).rev().find_map(|((_, bits), _)| {
+            let bits = *bits;
             let mut key = bits.to_ne_bytes().to_vec();
             key.extend(data.iter().zip(0_u32..).map(|(byte, n)| byte & mask(bits.saturating_sub(8 * n))));
             self.get(map, key)
         })
+    }
+}
+
+/// The length that a trie's key begins with; 0 for other maps.
+fn length(map: Map, key: &[u8]) -> (Map, u32) {
+    match map {
+        Map::Rules | Map::Blocks4 | Map::Blocks6 => (map, key.get(..4).map_or(0, pod_read_unaligned)),
+        Map::Peers | Map::Identities4 | Map::Identities6 => (map, 0),
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "config",
         what: "a network configuration on the plugin's standard input",
@@ -35,6 +35,7 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "tombstone", what: "a tombstone that the agent finds", run: targets::agent::tombstone },
     Target { name: "record", what: "an endpoint's record that the agent finds", run: targets::agent::record },
     Target { name: "manifest", what: "a manifest that the agent finds", run: targets::agent::manifest },
+    Target { name: "policy", what: "policies, one after another, as the API has them", run: targets::agent::policy },
 ];
 
 impl Target {

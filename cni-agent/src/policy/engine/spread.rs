@@ -43,7 +43,6 @@ impl Engine {
                 _ => {}
             }
         }
-        come.sort_by_key(IpNet::prefix_len);
         for net in come {
             self.prefix_comes(net);
             let id = self.classes.take(Class { block: Some(net), ..Class::OTHER });

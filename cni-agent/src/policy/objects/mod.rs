@@ -23,9 +23,9 @@ pub struct Flaw {
     pub cause: String,
 }
 impl Flaw {
-    /// From its two texts.
+    /// From its two texts; of what somebody wrote at great length the beginning will do.
     pub fn new(field: impl Into<String>, cause: impl Into<String>) -> Self {
-        Self { field: field.into(), cause: cause.into() }
+        Self { field: short(field.into()), cause: short(cause.into()) }
     }
 }
 impl Display for Flaw {
@@ -71,11 +71,23 @@ pub fn cluster_policy(object: Value) -> Result<Read, Broken> {
     cluster::read(typed(&name, object)?)
 }
 
+/// Bytes of a text that is shown.
+const SHOWN: usize = 400;
+
+fn short(mut text: String) -> String {
+    if text.len() > SHOWN {
+        text.truncate(text.floor_char_boundary(SHOWN));
+        text.push('…');
+    }
+    text
+}
+
 fn name_of(kind: &str, object: &Value, namespaced: bool) -> String {
     let field = |name: &str| object.get("metadata").and_then(|m| m.get(name)).and_then(Value::as_str);
     let name = field("name").unwrap_or("without a name");
+    let name = short(name.to_owned());
     if namespaced {
-        format!("{kind} {}/{name}", field("namespace").unwrap_or("default"))
+        format!("{kind} {}/{name}", short(field("namespace").unwrap_or("default").to_owned()))
     } else {
         format!("{kind} {name}")
     }

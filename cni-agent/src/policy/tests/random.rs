@@ -90,10 +90,11 @@ pub fn node(d: &mut Dice, n: usize) -> Value {
     let ips = if both { json!(NODE_IPS[n]) } else { json!([NODE_IPS[n][0]]) };
     json!({"name": NODES[n], "ips": ips, "labels": labels(d)})
 }
-/// With addresses that no pod of `taken` has.
+/// With addresses that no pod of `taken` has, but for now and then.
 pub fn pod(d: &mut Dice, namespace: &str, name: &str, taken: &[Value]) -> Value {
+    let claims = d.percent(10);
     let free = |ips: &[&'static str]| -> Vec<&'static str> {
-        ips.iter().copied().filter(|ip| !taken.contains(&json!(ip))).collect()
+        ips.iter().copied().filter(|ip| claims || !taken.contains(&json!(ip))).collect()
     };
     let mut ips = Vec::new();
     for (pool, percent) in [(&IPS4[..], 90), (&IPS6[..], 45)] {

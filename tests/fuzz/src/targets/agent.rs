@@ -1,12 +1,22 @@
 //! What the agent reads: its socket and the files that it finds.
-use std::fs;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
-use cni_agent::{endpoint::record::RecordStore, sources::manifests::parse};
+use cni_agent::{
+    endpoint::record::RecordStore,
+    policy::{Engine, Image, objects, store::Event},
+    sources::manifests::parse,
+    tables::{Phase, Pod},
+};
 use cni_plugin::{
     protocol::{MAX_REQUEST, Request, Response},
     spec::{NetConf, Version, validate_container_id, validate_ifname, validate_netns},
     tombstone,
 };
+
+use serde_json::Value;
 
 use crate::world::check_wire;
 
@@ -91,6 +101,46 @@ pub fn manifest(input: &[u8]) {
             assert!((1..2000).contains(&text.len()), "an error of {} bytes", text.len());
         }
     }
+}
+
+/// Policies as JSON, each taken for one of both kinds: what is one is compiled, and goes again without leaving anything.
+pub fn policy(input: &[u8]) {
+    let mut engine = Engine::new("node");
+    let mut image = Image::default();
+    for address in ["10.0.0.1", "fd00::1"] {
+        let pod = Pod {
+            namespace: "default".into(),
+            name: address.replace([':', '.'], "-"),
+            node: Some("node".into()),
+            labels: BTreeMap::from([("app".into(), "web".into())]),
+            ips: vec![address.parse().expect("an address")],
+            phase: Phase::Running,
+            host_network: false,
+            ports: BTreeSet::new(),
+        };
+        engine.store.handle(&Event::Pod(pod.key(), Some(pod)));
+    }
+    let mut follow = |engine: &mut Engine| {
+        engine.compile().into_iter().for_each(|c| image.apply(c));
+        assert_eq!(image.len(), engine.sizes().entries);
+        image.len()
+    };
+    let empty = follow(&mut engine);
+    let mut names = Vec::new();
+    for object in serde_json::Deserializer::from_slice(input).into_iter::<Value>().map_while(Result::ok) {
+        for read in [objects::network_policy(object.clone()), objects::cluster_policy(object)] {
+            match read {
+                Ok(read) => {
+                    names.push(read.policy.name.clone());
+                    engine.store.handle(&Event::Policy(read.policy.name.clone(), Some(read.policy)));
+                    follow(&mut engine);
+                }
+                Err(broken) => assert!((1..2000).contains(&broken.to_string().len()), "{broken}"),
+            }
+        }
+    }
+    names.into_iter().for_each(|name| engine.store.handle(&Event::Policy(name, None)));
+    assert_eq!(follow(&mut engine), empty, "something is left");
 }
 
 fn directory() -> tempfile::TempDir {
