@@ -167,8 +167,8 @@ impl Datapath {
 
     /// Swaps the programs, and carries over what the other build's write until the last of them has gone.
     ///
-    /// A flow that begins in that time is in the maps of the programs that its first packet has met. If that are the other build's, this build's know it
-    /// within one look; an answer that is faster is that of a flow that nobody knows.
+    /// A flow that begins in that time is in the maps of the program that its first packet has met. If that is the other build's, this build's programs
+    /// know it within one look; an answer that is faster is of a flow that they do not know.
     ///
     /// # Errors
     /// When a map cannot be read or written, or what `swap` says.
@@ -195,8 +195,9 @@ impl Datapath {
                 }
                 Ok(changed)
             });
+            let stop = Stop(&swapped);
             let done = swap();
-            swapped.store(true, Ordering::Release);
+            drop(stop);
             (done, follower.join().unwrap_or_else(|panic| resume_unwind(panic)))
         });
         let mut changed = met.map_err(|e| said(&e))?;
@@ -302,6 +303,15 @@ impl Datapath {
             info!(pin = name, "removed what another build has left");
         }
         Ok(())
+    }
+}
+
+/// Ends the follower, also when what it follows panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

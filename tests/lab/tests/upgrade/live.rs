@@ -60,6 +60,15 @@ impl Asked {
     }
 }
 
+/// Ends the talk, also when what it goes on beside panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Flows of one kind each on every way and in both families.
 struct Live {
     connections: Vec<Flow>,
@@ -102,8 +111,9 @@ impl Live {
                 }
                 anyhow::Ok(times)
             });
+            let stop = Stop(&stopped);
             event();
-            stopped.store(true, Relaxed);
+            drop(stop);
             talk.join().expect("it did not panic")
         })
     }
