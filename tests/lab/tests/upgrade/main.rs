@@ -1,7 +1,5 @@
 //! Two builds whose maps have other layouts take over from each other under traffic. Needs root, and a second build that
 //! `cargo xtask test --suite lab` makes: its directory is in `WEFT_TEST_LAYOUT_DIR`.
-mod live;
-
 use std::{
     collections::BTreeSet,
     fs,
@@ -23,9 +21,6 @@ use serde_json::Value;
 const NODE: &str = "node-1";
 /// A heading that no packet is counted under.
 const SLOT: u64 = 47;
-/// Maps that the other build has in another layout.
-const LAID_OUT_OTHERWISE: [&str; 10] =
-    ["endpoints", "counters", "ct4", "ct6", "ct_new4", "ct_new6", "nat_back4", "nat_back6", "nat_forth4", "nat_forth6"];
 /// The other build's counters.
 const OTHER_COUNTS: MapSpec = MapSpec { name: "counters_v90", value_size: 24, ..schema::COUNTS };
 
@@ -40,12 +35,7 @@ struct Cluster {
 
 impl Cluster {
     fn up() -> Self {
-        Self::up_with(LabConfig::default())
-    }
-
-    /// Of two ordinary nodes.
-    fn up_with(config: LabConfig) -> Self {
-        let config = LabConfig { hostile: Hostile::Nobody, ..config };
+        let config = LabConfig { hostile: Hostile::Nobody, ..LabConfig::default() };
         let other =
             std::env::var_os("WEFT_TEST_LAYOUT_DIR").expect("WEFT_TEST_LAYOUT_DIR: `cargo xtask test --suite lab`");
         let mut lab = Lab::up(config).expect("a lab of two nodes");
@@ -80,18 +70,11 @@ impl Cluster {
 
     /// The agent of the other build, or of our own, in the place of the one that runs.
     fn change(&mut self, other: bool, ending: Ending) {
-        self.change_amid(other, ending, |event| event());
-    }
-
-    /// The same while something else goes on: `amid` must call what it is given.
-    fn change_amid(&mut self, other: bool, ending: Ending, amid: impl FnOnce(&mut dyn FnMut())) {
         let dir = if other { self.other.clone() } else { self.own.clone() };
         let what = format!("{} build after the other, {ending:?}", if other { "second" } else { "first" });
         let took = self.under_traffic(&what, |lab| {
             lab.set_bin_dir(&dir);
-            let mut took = None;
-            amid(&mut || took = Some(lab.restart_agent(NODE, ending).unwrap()));
-            took.expect("it was restarted")
+            lab.restart_agent(NODE, ending).unwrap()
         });
         println!("{what}: ready after {took:?}");
         self.assert_whole(other);
@@ -104,7 +87,7 @@ impl Cluster {
         assert_eq!(datapath["programs"].as_array().unwrap().len(), 4, "{datapath:#}");
         assert_eq!(datapath["layout"] == self.datapath("node-2")["layout"], !other, "{datapath:#}");
         let pins = self.pins();
-        for name in LAID_OUT_OTHERWISE {
+        for name in ["endpoints", "counters"] {
             assert_eq!(pins.contains(&format!("{name}_v90")), other, "{pins:?}");
             assert_eq!(pins.contains(&format!("{name}_v1")), !other, "{pins:?}");
         }
