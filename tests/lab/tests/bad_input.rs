@@ -11,7 +11,7 @@ use std::{
 };
 
 use cni_agent::netlink::{Socket, link, netns};
-use lab::{Lab, LabConfig, Node, PodSpec, layout};
+use lab::{Lab, LabConfig, Node, PodSpec, layout, pair::until};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
 
@@ -88,6 +88,8 @@ impl Rig {
         assert!(!succeeded, "{what}: served: {answer}");
         assert_eq!(answer["code"], code, "{what}: {answer}");
         assert!(!answer["msg"].as_str().unwrap().is_empty() && answer["details"].is_string(), "{what}: {answer}");
+        // An address that the call had for a moment rests until nothing of its flows and translations is left.
+        drop(until(what, || self.state() == before));
         assert_eq!(self.state(), before, "{what}");
     }
 }
