@@ -24,6 +24,8 @@ fn symbol(f: &Feature) -> Option<String> {
     Some(match (f.name, &f.attempt) {
         // For all program types the same, and called by them alone.
         ("get-prandom-u32", _) => "bpf_user_rnd_u32".to_owned(),
+        // Of classifiers; XDP has its own.
+        ("fib-lookup", _) => "bpf_skb_fib_lookup".to_owned(),
         (_, Try::Helper(..)) => f.what.strip_prefix("the helper ")?.to_owned(),
         ("ring-buffer", _) => "ringbuf_map_alloc".to_owned(),
         ("tcx", _) => "tcx_link_attach".to_owned(),
