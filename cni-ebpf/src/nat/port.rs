@@ -261,7 +261,7 @@ where
     S: NatSystem<F> + Sockets<P, F>,
 {
     let end = end(s, pair, node, w)?;
-    // A socket binds first and looks for the entry when it sends (`entry::give_way`): here it is the other way round, so one sees the other.
+    // A socket that was bound since the last look has the port. One that is bound from here on wins with what it receives (`way::arrive`).
     s.fence();
     let mut key = pair.key(&end);
     if s.has_socket(p, &key) {
