@@ -181,6 +181,9 @@ map_types! {
 
     /// What is known of a flow. Programs on several CPUs write it at a time, each field by one store.
     pub struct CtEntry {
+        /// 0: moves all that follows, as in [`Endpoint`].
+        #[cfg(feature = "test-layout")]
+        pub moved: u64,
         /// Both verdicts, who opened, and the policy epoch (lower 32 bits) of that judgement: `CT_*` bits.
         pub verdicts: u64,
         /// When a packet was seen, jiffies (`bpf_jiffies64`); written once a second at most.
@@ -261,6 +264,9 @@ map_types! {
 
     /// Who is meant by a [`NatKey4`]. Never written in place.
     pub struct NatBack4 {
+        /// 0: moves all that follows, as in [`Endpoint`].
+        #[cfg(feature = "test-layout")]
+        pub moved: u64,
         /// When it was entered, jiffies.
         pub made: u64,
         /// The pod; zero: the node's own flow. Of a hold it means nothing.
@@ -273,6 +279,9 @@ map_types! {
 
     /// Who is meant by a [`NatKey6`].
     pub struct NatBack6 {
+        /// 0: moves all that follows, as in [`Endpoint`].
+        #[cfg(feature = "test-layout")]
+        pub moved: u64,
         /// As in [`NatBack4`].
         pub pod: Ip6,
         /// As in [`NatBack4`].
@@ -285,6 +294,9 @@ map_types! {
 
     /// As what a flow appears outside, by its [`CtKey4`]. Never written in place.
     pub struct NatForth4 {
+        /// 0: moves all that follows, as in [`Endpoint`].
+        #[cfg(feature = "test-layout")]
+        pub moved: u32,
         /// The node's address.
         pub node: Ip4,
         /// The port there, or the identifier of an ICMP echo; 0 for protocols without.
@@ -295,6 +307,9 @@ map_types! {
 
     /// The same by its [`CtKey6`].
     pub struct NatForth6 {
+        /// 0: moves all that follows, as in [`Endpoint`].
+        #[cfg(feature = "test-layout")]
+        pub moved: u64,
         /// As in [`NatForth4`].
         pub node: Ip6,
         /// As in [`NatForth4`].

@@ -134,7 +134,7 @@ fn logging_object(ws: &Workspace) -> Result<PathBuf> {
     Ok(target.join("bpfel-unknown-none/bpf/weft-bpf"))
 }
 
-/// Builds the agent a second time, with other layouts of two maps, for the tests of upgrades; gives the directory with it and the other
+/// Builds the agent a second time, with other layouts of some maps, for the tests of upgrades; gives the directory with it and the other
 /// programs. It shares what both builds have in common with the first build, which is put in its place again.
 pub fn other_layout(ws: &Workspace, built: &Built) -> Result<PathBuf> {
     const FEATURE: &str = "cni-agent/test-layout";

@@ -33,6 +33,8 @@ use crate::datapath::{Clock, Datapath, features::Features};
 
 /// The least time from one pass to the next. The shortest life of a flow is 10 seconds.
 const EVERY: Duration = Duration::from_secs(5);
+/// How often to look whether what was asked for can be done.
+const LOOK: Duration = Duration::from_millis(50);
 /// For how many times the time that a lot took the sweep rests behind it, so that looking costs 1.5 % of one core however much there is
 /// to look at: a full table takes longer. Deleting comes on top, at a rate that those who make flows choose.
 const RESTS: u32 = 66;
@@ -169,7 +171,8 @@ impl Sweeper {
         // The policy epoch is no matter of time.
         let lifetimes = lifetime::config(0, hz);
         let holds = Default::default();
-        let worker = Worker { datapath, clock, by_lots: lots(features), inbox, served: 0, lifetimes, holds };
+        let worker =
+            Worker { datapath, clock, by_lots: lots(features), inbox, kept: Vec::new(), served: 0, lifetimes, holds };
         thread::Builder::new().name("conntrack".into()).spawn(move || worker.run())?;
         Ok(Self { requests })
     }
@@ -243,6 +246,8 @@ struct Worker {
     clock: Option<Arc<Clock>>,
     by_lots: (bool, bool),
     inbox: Receiver<Request>,
+    /// What was asked for while another build's programs ran: its maps are not ours to sweep, and ours are to become what they are.
+    kept: Vec<Request>,
     /// How many requests there have been.
     served: u64,
     /// How long flows without packets live.
@@ -269,19 +274,26 @@ impl Worker {
     fn wait(&mut self, time: Duration) -> bool {
         let until = Instant::now() + time;
         loop {
-            match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(first) => {
-                    let all: Vec<Request> = iter::once(first).chain(self.inbox.try_iter()).collect();
-                    self.serve(all);
-                }
+            let left = until.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(if self.kept.is_empty() { left } else { left.min(LOOK) }) {
+                Ok(first) => self.kept.extend(iter::once(first).chain(self.inbox.try_iter())),
+                Err(RecvTimeoutError::Timeout) if left > LOOK => {}
                 Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => return false,
+            }
+            if !self.kept.is_empty() && !self.datapath.waits() {
+                let all = std::mem::take(&mut self.kept);
+                self.serve(all);
             }
         }
     }
 
     /// Takes out what is over, resting between lots.
     fn sweep(&mut self) -> io::Result<()> {
+        // While another build's programs run, our tables are not what they go by; the endpoints' accounts may be.
+        if self.datapath.waits() {
+            return Ok(());
+        }
         let (datapath, Some(clock)) = (Arc::clone(&self.datapath), self.clock.clone()) else { return Ok(()) };
         for (n, specs) in FAMILIES.iter().enumerate() {
             let tables = specs.tables(&datapath, self.by_lots);

@@ -2,13 +2,16 @@
 //!
 //! A start that finds all its maps pinned takes them over. One that finds another build's makes its own beside them, pins nothing, and
 //! leaves the hooks alone: the other build's programs run on with their maps until the reconciler has filled the new ones and swaps the
-//! programs ([`Datapath::migrate`], the hooks, [`Datapath::settle`]). An agent that dies before has changed nothing, one that dies within has
+//! programs ([`Datapath::migrate`], [`Datapath::swap_while_meeting`], [`Datapath::settle`]). An agent that dies before has changed nothing, one that dies within has
 //! left two whole sets of maps, and either build starts as it would have.
 use std::{
     collections::BTreeSet,
     fs, io,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use cni_common::schema::{self, MapSpec, Role};
@@ -21,8 +24,14 @@ use super::{
     map::Contents,
     pins::{self, PinError},
     programs, syscall,
+    takeover::{self, Both, Carriage},
 };
 use crate::fault::{self, Point};
+
+/// A look at all flows that takes no longer leaves too little behind for another one to be worth it.
+const QUIET: Duration = Duration::from_millis(20);
+/// And so many are enough: where there are so many flows, there are always some that have changed.
+const LOOKS: u32 = 5;
 
 /// What a start finds pinned.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -77,11 +86,18 @@ pub(super) struct Beside {
     dir: PathBuf,
     others: Vec<String>,
     waits: AtomicBool,
+    /// Some of this build's programs may run.
+    met: AtomicBool,
 }
 
 impl Beside {
     pub(super) fn new(dir: &Path, survey: Survey) -> Self {
-        Self { dir: dir.to_owned(), others: survey.others, waits: AtomicBool::new(survey.waits) }
+        Self {
+            dir: dir.to_owned(),
+            others: survey.others,
+            waits: AtomicBool::new(survey.waits),
+            met: AtomicBool::new(false),
+        }
     }
 }
 
@@ -118,32 +134,88 @@ impl Datapath {
         self.sources().map(drop)
     }
 
-    /// Takes over, entry by entry, what only the programs know. What they change from then until they are swapped is lost: that is a count
-    /// of some packets.
+    /// Takes over, entry by entry, what only the programs know, until what they write meanwhile is little. When it returns, the new maps are what the
+    /// others were within the last look at them: [`QUIET`], or as long as one takes where there are very many flows.
     ///
     /// # Errors
     /// When a map cannot be read or written.
     pub fn migrate(&self) -> Result<(), LoadError> {
-        for (spec, from, plan) in self.sources()? {
-            let failed = |source| LoadError::Map { name: spec.name, source };
-            let (mut kept, mut left) = (0_usize, 0_usize);
-            for (key, value) in from.dump().map_err(failed)? {
-                if value.iter().all(|b| *b == 0) {
-                    continue;
+        // Some of this build's programs may run already, after a swap that failed halfway: then its maps are no copy any more.
+        if self.beside.as_ref().is_none_or(|b| b.met.load(Ordering::Acquire)) {
+            return Ok(());
+        }
+        let sources = self.sources()?;
+        for look in 1..=LOOKS {
+            let began = Instant::now();
+            let mut changed = 0;
+            for (spec, from, plan) in &sources {
+                let done = takeover::copy(&self.carriage(spec, from, plan)).map_err(failed(spec))?;
+                changed += done.changed;
+                if done.left > 0 {
+                    warn!(map = spec.name, done.left, "entries of another build's map have no room in this one's");
                 }
-                match self.map(&spec).update(&key, &plan.value(&value)) {
-                    Ok(()) => kept += 1,
-                    // A smaller map, or a shorter array.
-                    Err(e) if matches!(e.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => left += 1,
-                    Err(e) => return Err(failed(e)),
+                if look == 1 {
+                    info!(map = spec.name, done.seen, "entries of another build's map were taken over");
                 }
             }
-            if left > 0 {
-                warn!(map = spec.name, left, "entries of another build's map have no room in this one's");
+            if changed == 0 || began.elapsed() < QUIET {
+                break;
             }
-            info!(map = spec.name, kept, "entries of another build's map were taken over");
         }
         Ok(())
+    }
+
+    /// Swaps the programs, and carries over what the other build's write until the last of them has gone.
+    ///
+    /// A flow that begins in that time is in the maps of the program that its first packet has met. If that is the other build's, this build's programs
+    /// know it within one look; an answer that is faster is of a flow that they do not know.
+    ///
+    /// # Errors
+    /// When a map cannot be read or written, or what `swap` says.
+    pub fn swap_while_meeting(&self, swap: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+        let Some(beside) = self.beside.as_ref() else { return swap() };
+        let said = |e: &(dyn std::error::Error + 'static)| crate::error_chain(e);
+        let sources = self.sources().map_err(|e| said(&e))?;
+        let meet = |both, is_over: &dyn Fn() -> bool| -> Result<usize, LoadError> {
+            let mut changed = 0;
+            for (spec, from, plan) in &sources {
+                let done = takeover::meet(&self.carriage(spec, from, plan), both, is_over).map_err(failed(spec))?;
+                changed += done.changed;
+            }
+            Ok(changed)
+        };
+        beside.met.store(true, Ordering::Release);
+        let swapped = AtomicBool::new(false);
+        let is_over = || swapped.load(Ordering::Acquire);
+        let (done, met) = thread::scope(|scope| {
+            let follower = scope.spawn(|| -> Result<usize, LoadError> {
+                let mut changed = 0;
+                while !is_over() {
+                    changed += meet(Both::Leave, &is_over)?;
+                }
+                Ok(changed)
+            });
+            let stop = Stop(&swapped);
+            let done = swap();
+            drop(stop);
+            (done, follower.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        let mut changed = met.map_err(|e| said(&e))?;
+        // Not only once: a program that was replaced may have been about to write. And also when a hook could not be swapped: some may have been.
+        for _ in 0..LOOKS {
+            let late = meet(Both::Merge, &|| false).map_err(|e| said(&e))?;
+            changed += late;
+            if late == 0 {
+                break;
+            }
+        }
+        done?;
+        info!(changed, "entries that another build's programs wrote while they were replaced were taken over");
+        Ok(())
+    }
+
+    fn carriage<'a>(&'a self, spec: &'a MapSpec, from: &'a RawMap, plan: &'a Plan) -> Carriage<'a, RawMap> {
+        Carriage { from, to: self.map(spec), spec, plan }
     }
 
     /// Maps of state that are new, with the map of another layout that holds their entries.
@@ -156,6 +228,9 @@ impl Datapath {
             }
             all.extend(self.other(beside, spec)?.map(|(from, plan)| (*spec, from, plan)));
         }
+        // In the order of `ALL` flows come before their translations. What the world writes comes last: a packet that finds that and not the rest
+        // is dropped, while one that finds the rest alone waits for nothing.
+        all.sort_by_key(|(spec, ..)| [schema::NAT_BACK4.id, schema::NAT_BACK6.id].contains(&spec.id));
         Ok(all)
     }
 
@@ -229,6 +304,20 @@ impl Datapath {
         }
         Ok(())
     }
+}
+
+/// Ends the follower, also when what it follows panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+fn failed(spec: &MapSpec) -> impl Fn(io::Error) -> LoadError {
+    let name = spec.name;
+    move |source| LoadError::Map { name, source }
 }
 
 fn unknown(dir: &Path, name: &str, why: String) -> PinError {

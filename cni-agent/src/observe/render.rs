@@ -176,7 +176,7 @@ mod tests {
             proto: 6,
             ..NatKey4::zeroed()
         };
-        let v = NatBack4 { made: 7, pod: address(3), pod_port: port(40_000), pad: 0 };
+        let v = NatBack4 { made: 7, pod: address(3), pod_port: port(40_000), ..NatBack4::zeroed() };
         let (k, v) = (key(&schema::NAT_BACK4, bytes_of(&k)), value(&schema::NAT_BACK4, bytes_of(&v)));
         assert_eq!(
             (&k["world"], &k["node"], &k["node_port"]),

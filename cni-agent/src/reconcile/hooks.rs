@@ -48,9 +48,12 @@ impl Hooks {
     /// follow. Doing it twice is fine.
     pub fn swap(&mut self, datapath: &Datapath, devices: &BTreeMap<u32, Device>) -> Result<(), String> {
         datapath.migrate().map_err(|e| error_chain(&e))?;
-        self.apply(datapath, devices, false)?;
-        let own = attach::own(&mut self.socket, &self.pin_dir, datapath, self.own, self.tcx);
-        self.own_hooks = Some(own.map_err(|e| error_chain(&e))?);
+        datapath.swap_while_meeting(|| {
+            self.apply(datapath, devices, false)?;
+            let own = attach::own(&mut self.socket, &self.pin_dir, datapath, self.own, self.tcx);
+            self.own_hooks = Some(own.map_err(|e| error_chain(&e))?);
+            Ok(())
+        })?;
         datapath.settle().map_err(|e| error_chain(&e))
     }
 

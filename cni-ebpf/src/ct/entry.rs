@@ -16,6 +16,9 @@ use super::{
 #[repr(C)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Clone, Debug))]
 pub struct Flow {
+    /// See [`CtEntry::moved`].
+    #[cfg(feature = "test-layout")]
+    pub moved: Shared<u64>,
     /// See [`CtEntry::verdicts`].
     pub verdicts: Shared<u64>,
     /// See [`CtEntry::seen`].
@@ -283,5 +286,12 @@ impl Flow {
 pub fn entry(view: &View, from_hi: bool, charged: u32) -> CtEntry {
     let (lo, hi) = if from_hi { (view.other, view.own) } else { (view.own, view.other) };
     let life = u64::from(view.lifetime) | u64::from(charged) << 32;
-    bytemuck::must_cast([view.verdicts, view.seen, life, u64::from(lo & 0xff | (hi & 0xff) << 8)])
+    bytemuck::must_cast([
+        #[cfg(feature = "test-layout")]
+        0,
+        view.verdicts,
+        view.seen,
+        life,
+        u64::from(lo & 0xff | (hi & 0xff) << 8),
+    ])
 }

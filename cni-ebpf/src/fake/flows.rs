@@ -113,6 +113,8 @@ impl FlowTable {
 
 fn flow(e: &CtEntry) -> Flow {
     Flow {
+        #[cfg(feature = "test-layout")]
+        moved: Shared::new(0),
         verdicts: Shared::new(e.verdicts),
         seen: Shared::new(e.seen),
         lifetime: Shared::new(e.lifetime),
@@ -131,7 +133,7 @@ fn entry(f: &Flow) -> CtEntry {
         charged: f.charged.get(),
         lo_sent: f.lo_sent.get(),
         hi_sent: f.hi_sent.get(),
-        pad: [0; 6],
+        ..bytemuck::Zeroable::zeroed()
     }
 }
 

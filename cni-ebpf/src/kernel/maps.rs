@@ -70,13 +70,17 @@ pub static BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 pub static ANSWERS: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 #[btf_map(name = "ct_config_v1")]
 pub static CT_CONFIG: Array<CtConfig, 1> = Array::new();
-#[btf_map(name = "ct4_v1")]
+#[cfg_attr(not(feature = "test-layout"), btf_map(name = "ct4_v1"))]
+#[cfg_attr(feature = "test-layout", btf_map(name = "ct4_v90"))]
 pub static CT4: HashMap<CtKey4, CtEntry, FLOW_SLOTS, SPARSE> = HashMap::new();
-#[btf_map(name = "ct6_v1")]
+#[cfg_attr(not(feature = "test-layout"), btf_map(name = "ct6_v1"))]
+#[cfg_attr(feature = "test-layout", btf_map(name = "ct6_v90"))]
 pub static CT6: HashMap<CtKey6, CtEntry, FLOW_SLOTS, SPARSE> = HashMap::new();
-#[btf_map(name = "ct_new4_v1")]
+#[cfg_attr(not(feature = "test-layout"), btf_map(name = "ct_new4_v1"))]
+#[cfg_attr(feature = "test-layout", btf_map(name = "ct_new4_v90"))]
 pub static CT_NEW4: LruHashMap<CtKey4, CtEntry, NEW_FLOW_SLOTS> = LruHashMap::new();
-#[btf_map(name = "ct_new6_v1")]
+#[cfg_attr(not(feature = "test-layout"), btf_map(name = "ct_new6_v1"))]
+#[cfg_attr(feature = "test-layout", btf_map(name = "ct_new6_v90"))]
 pub static CT_NEW6: LruHashMap<CtKey6, CtEntry, NEW_FLOW_SLOTS> = LruHashMap::new();
 #[btf_map(name = "ct_held4_v1")]
 pub static CT_HELD4: HashMap<u32, u64, HOLDER_SLOTS, SPARSE> = HashMap::new();
@@ -92,13 +96,17 @@ pub static LEAVE6: HashMap<u32, Leave6, LEAVE_SLOTS> = HashMap::new();
 pub static SPARED4: LpmTrie<Ip4, u32, SPARED_SLOTS> = LpmTrie::new();
 #[btf_map(name = "spared6_v1")]
 pub static SPARED6: LpmTrie<Ip6, u32, SPARED_SLOTS> = LpmTrie::new();
-#[btf_map(name = "nat_back4_v1")]
+#[cfg_attr(not(feature = "test-layout"), btf_map(name = "nat_back4_v1"))]
+#[cfg_attr(feature = "test-layout", btf_map(name = "nat_back4_v90"))]
 pub static NAT_BACK4: HashMap<NatKey4, NatBack4, NAT_SLOTS, SPARSE> = HashMap::new();
-#[btf_map(name = "nat_back6_v1")]
+#[cfg_attr(not(feature = "test-layout"), btf_map(name = "nat_back6_v1"))]
+#[cfg_attr(feature = "test-layout", btf_map(name = "nat_back6_v90"))]
 pub static NAT_BACK6: HashMap<NatKey6, NatBack6, NAT_SLOTS, SPARSE> = HashMap::new();
-#[btf_map(name = "nat_forth4_v1")]
+#[cfg_attr(not(feature = "test-layout"), btf_map(name = "nat_forth4_v1"))]
+#[cfg_attr(feature = "test-layout", btf_map(name = "nat_forth4_v90"))]
 pub static NAT_FORTH4: HashMap<CtKey4, NatForth4, NAT_SLOTS, SPARSE> = HashMap::new();
-#[btf_map(name = "nat_forth6_v1")]
+#[cfg_attr(not(feature = "test-layout"), btf_map(name = "nat_forth6_v1"))]
+#[cfg_attr(feature = "test-layout", btf_map(name = "nat_forth6_v90"))]
 pub static NAT_FORTH6: HashMap<CtKey6, NatForth6, NAT_SLOTS, SPARSE> = HashMap::new();
 #[btf_map(name = "nat_held4_v1")]
 pub static NAT_HELD4: HashMap<u32, u64, HOLDER_SLOTS, SPARSE> = HashMap::new();

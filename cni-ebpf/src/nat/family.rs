@@ -96,11 +96,21 @@ impl NatFamily for V4 {
     }
     #[inline(always)]
     fn back(pod: &End<Self>, made: u64) -> NatBack4 {
-        bytemuck::must_cast([made, u64::from(pod.addr.raw()) | u64::from(pod.port.raw()) << 32])
+        bytemuck::must_cast([
+            #[cfg(feature = "test-layout")]
+            0,
+            made,
+            u64::from(pod.addr.raw()) | u64::from(pod.port.raw()) << 32,
+        ])
     }
     #[inline(always)]
     fn own(made: u64, zero: u64) -> NatBack4 {
-        bytemuck::must_cast([made, zero])
+        bytemuck::must_cast([
+            #[cfg(feature = "test-layout")]
+            zero,
+            made,
+            zero,
+        ])
     }
     #[inline(always)]
     fn pod_end(back: &NatBack4) -> (End<Self>, u64) {
@@ -108,7 +118,12 @@ impl NatFamily for V4 {
     }
     #[inline(always)]
     fn forth(node: &End<Self>) -> NatForth4 {
-        bytemuck::must_cast([node.addr.raw(), u32::from(node.port.raw())])
+        bytemuck::must_cast([
+            #[cfg(feature = "test-layout")]
+            0,
+            node.addr.raw(),
+            u32::from(node.port.raw()),
+        ])
     }
     #[inline(always)]
     fn node_end(forth: &NatForth4) -> End<Self> {
@@ -172,11 +187,25 @@ impl NatFamily for V6 {
     #[inline(always)]
     fn back(pod: &End<Self>, made: u64) -> NatBack6 {
         let [a0, a1] = pod.addr.raw();
-        bytemuck::must_cast([a0, a1, made, u64::from(pod.port.raw())])
+        bytemuck::must_cast([
+            #[cfg(feature = "test-layout")]
+            0,
+            a0,
+            a1,
+            made,
+            u64::from(pod.port.raw()),
+        ])
     }
     #[inline(always)]
     fn own(made: u64, zero: u64) -> NatBack6 {
-        bytemuck::must_cast([zero, zero, made, zero])
+        bytemuck::must_cast([
+            #[cfg(feature = "test-layout")]
+            zero,
+            zero,
+            zero,
+            made,
+            zero,
+        ])
     }
     #[inline(always)]
     fn pod_end(back: &NatBack6) -> (End<Self>, u64) {
@@ -185,7 +214,13 @@ impl NatFamily for V6 {
     #[inline(always)]
     fn forth(node: &End<Self>) -> NatForth6 {
         let [a0, a1] = node.addr.raw();
-        bytemuck::must_cast([a0, a1, u64::from(node.port.raw())])
+        bytemuck::must_cast([
+            #[cfg(feature = "test-layout")]
+            0,
+            a0,
+            a1,
+            u64::from(node.port.raw()),
+        ])
     }
     #[inline(always)]
     fn node_end(forth: &NatForth6) -> End<Self> {

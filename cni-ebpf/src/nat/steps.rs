@@ -200,6 +200,8 @@ impl Sockets<(), V4> for Cpu<'_> {
 pub fn one_step<R>(record: &mut Vec<Answer>, maps: &mut Maps, run: impl FnOnce(&Cpu<'_>) -> R) -> Option<R> {
     // The pods, of numbers up to 9, come first in the key: 0 says that they opened it.
     let flow = |lifetime| Flow {
+        #[cfg(feature = "test-layout")]
+        moved: Shared::new(0),
         verdicts: Shared::new(0),
         seen: Shared::new(NOW - 1000),
         lifetime: Shared::new(lifetime),

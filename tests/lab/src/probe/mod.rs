@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
 pub use datagram::{Arrived, Datagrams, set_ttl};
 pub use paced::while_sending;
-pub use ping::ping;
+pub use ping::{Pinger, ping};
 pub use stream::{Flow, tcp};
 pub use wire::Wire;
 

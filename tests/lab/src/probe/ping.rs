@@ -29,16 +29,72 @@ static NEXT: AtomicU16 = AtomicU16::new(1);
 /// # Errors
 /// When no answer comes within [`LIMIT`].
 pub fn ping(from: &Place, to: &Place, family: Family) -> Result<Reply> {
-    let what = || format!("ping {family} {} → {}", from.name, to.name);
-    let address = to.address(family)?;
-    let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    // A raw socket, as root may have one: the socket for unprivileged pings would need a sysctl in the pod.
-    let socket = from.run(|| open(family).map_err(io::Error::from)).with_context(what)?;
-    let begin = Instant::now();
-    let target = SockaddrStorage::from(SocketAddr::new(address, 0));
-    sendto(socket.as_raw_fd(), &request(family, id), &target, MsgFlags::empty()).with_context(what)?;
-    await_answer(&socket, family, address, id).with_context(|| format!("{}: no answer", what()))?;
-    Ok(Reply { took: begin.elapsed(), seen: None })
+    Pinger::open(from, to, family)?.ask()
+}
+
+/// Sends echo requests under one identifier: one flow.
+#[derive(Debug)]
+pub struct Pinger {
+    socket: OwnedFd,
+    family: Family,
+    to: IpAddr,
+    id: u16,
+    number: u16,
+    what: String,
+}
+
+impl Pinger {
+    /// Opens its socket.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or `to` has no address of this family.
+    pub fn open(from: &Place, to: &Place, family: Family) -> Result<Self> {
+        let what = format!("ping {family} {} → {}", from.name, to.name);
+        let address = to.address(family)?;
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        // A raw socket, as root may have one: the socket for unprivileged pings would need a sysctl in the pod.
+        let socket = from.run(|| open(family).map_err(io::Error::from)).with_context(|| what.clone())?;
+        Ok(Self { socket, family, to: address, id, number: 0, what })
+    }
+
+    /// Its identifier.
+    #[must_use]
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// The next request and its answer.
+    ///
+    /// # Errors
+    /// When no answer comes within [`LIMIT`].
+    pub fn ask(&mut self) -> Result<Reply> {
+        self.number = self.number.wrapping_add(1);
+        let what = || format!("{} number {}", self.what, self.number);
+        let begin = Instant::now();
+        let target = SockaddrStorage::from(SocketAddr::new(self.to, 0));
+        let packet = request(self.family, self.id, self.number);
+        sendto(self.socket.as_raw_fd(), &packet, &target, MsgFlags::empty()).with_context(what)?;
+        self.await_answer().with_context(|| format!("{}: no answer", what()))?;
+        Ok(Reply { took: begin.elapsed(), seen: None })
+    }
+
+    fn await_answer(&self) -> io::Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        let mut buffer = [0; 1500];
+        while deadline.saturating_duration_since(Instant::now()) > Duration::ZERO {
+            match recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut buffer) {
+                Ok((length, Some(sender))) => {
+                    let packet = buffer.get(..length).unwrap_or_default();
+                    if is_answer(packet, self.family, self.id, self.number) && ip_of(&sender) == Some(self.to) {
+                        return Ok(());
+                    }
+                }
+                Ok((_, None)) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    }
 }
 
 fn open(family: Family) -> nix::Result<OwnedFd> {
@@ -52,24 +108,6 @@ fn open(family: Family) -> nix::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn await_answer(socket: &OwnedFd, family: Family, from: IpAddr, id: u16) -> io::Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    let mut buffer = [0; 1500];
-    while deadline.saturating_duration_since(Instant::now()) > Duration::ZERO {
-        match recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer) {
-            Ok((length, Some(sender))) => {
-                let packet = buffer.get(..length).unwrap_or_default();
-                if is_answer(packet, family, id) && ip_of(&sender) == Some(from) {
-                    return Ok(());
-                }
-            }
-            Ok((_, None)) | Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Err(io::ErrorKind::TimedOut.into())
-}
-
 fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
     if let Some(v4) = address.as_sockaddr_in() {
         return Some(v4.ip().into());
@@ -77,15 +115,15 @@ fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
     address.as_sockaddr_in6().map(|v6| v6.ip().into())
 }
 
-/// Echo request with number 1. The kernel writes the checksum of IPv6.
-fn request(family: Family, id: u16) -> Vec<u8> {
+/// Echo request. The kernel writes the checksum of IPv6.
+fn request(family: Family, id: u16, number: u16) -> Vec<u8> {
     let kind = match family {
         Family::V4 => 8,
         Family::V6 => 128,
     };
     let mut packet = vec![kind, 0, 0, 0];
     packet.extend(id.to_be_bytes());
-    packet.extend(1u16.to_be_bytes());
+    packet.extend(number.to_be_bytes());
     packet.extend(b"weft lab ping: does it come back");
     if family == Family::V4 {
         let [high, low] = checksum(&packet).to_be_bytes();
@@ -96,7 +134,7 @@ fn request(family: Family, id: u16) -> Vec<u8> {
     packet
 }
 
-fn is_answer(packet: &[u8], family: Family, id: u16) -> bool {
+fn is_answer(packet: &[u8], family: Family, id: u16, number: u16) -> bool {
     // The raw socket of IPv4 gives the IP header too.
     let (message, kind) = match family {
         Family::V4 => {
@@ -105,7 +143,8 @@ fn is_answer(packet: &[u8], family: Family, id: u16) -> bool {
         }
         Family::V6 => (packet, 129),
     };
-    message.first() == Some(&kind) && message.get(4..6) == Some(&id.to_be_bytes())
+    let [id, number] = [id, number].map(u16::to_be_bytes);
+    message.first() == Some(&kind) && message.get(4..6) == Some(&id) && message.get(6..8) == Some(&number)
 }
 
 /// Internet checksum (RFC 1071) of an even number of bytes.
@@ -123,16 +162,17 @@ mod tests {
 
     #[test]
     fn a_request_sums_up_to_zero() {
-        assert_eq!(checksum(&request(Family::V4, 0x1234)), 0);
+        assert_eq!(checksum(&request(Family::V4, 0x1234, 1)), 0);
     }
 
     #[test]
     fn only_the_answer_to_our_request_is_taken() {
-        let mut answer = request(Family::V6, 7);
-        assert!(!is_answer(&answer, Family::V6, 7), "the request itself, on loopback");
+        let mut answer = request(Family::V6, 7, 2);
+        assert!(!is_answer(&answer, Family::V6, 7, 2), "the request itself, on loopback");
         answer[0] = 129;
-        assert!(is_answer(&answer, Family::V6, 7));
-        assert!(!is_answer(&answer, Family::V6, 8));
-        assert!(!is_answer(&[], Family::V4, 7));
+        assert!(is_answer(&answer, Family::V6, 7, 2));
+        assert!(!is_answer(&answer, Family::V6, 8, 2));
+        assert!(!is_answer(&answer, Family::V6, 7, 1), "an answer to a former one");
+        assert!(!is_answer(&[], Family::V4, 7, 2));
     }
 }

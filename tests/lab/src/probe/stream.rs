@@ -138,6 +138,14 @@ impl Flow {
         self.seen
     }
 
+    /// Where the server listens, as it takes itself for.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn server(&self) -> Result<SocketAddr> {
+        self.server.local_addr().with_context(|| self.what.clone())
+    }
+
     /// What the client takes itself for.
     ///
     /// # Errors

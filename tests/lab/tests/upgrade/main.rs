@@ -1,5 +1,7 @@
 //! Two builds whose maps have other layouts take over from each other under traffic. Needs root, and a second build that
 //! `cargo xtask test --suite lab` makes: its directory is in `WEFT_TEST_LAYOUT_DIR`.
+mod live;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -21,6 +23,9 @@ use serde_json::Value;
 const NODE: &str = "node-1";
 /// A heading that no packet is counted under.
 const SLOT: u64 = 47;
+/// Maps that the other build has in another layout.
+const LAID_OUT_OTHERWISE: [&str; 10] =
+    ["endpoints", "counters", "ct4", "ct6", "ct_new4", "ct_new6", "nat_back4", "nat_back6", "nat_forth4", "nat_forth6"];
 /// The other build's counters.
 const OTHER_COUNTS: MapSpec = MapSpec { name: "counters_v90", value_size: 24, ..schema::COUNTS };
 
@@ -35,7 +40,12 @@ struct Cluster {
 
 impl Cluster {
     fn up() -> Self {
-        let config = LabConfig { hostile: Hostile::Nobody, ..LabConfig::default() };
+        Self::up_with(LabConfig::default())
+    }
+
+    /// Of two ordinary nodes.
+    fn up_with(config: LabConfig) -> Self {
+        let config = LabConfig { hostile: Hostile::Nobody, ..config };
         let other =
             std::env::var_os("WEFT_TEST_LAYOUT_DIR").expect("WEFT_TEST_LAYOUT_DIR: `cargo xtask test --suite lab`");
         let mut lab = Lab::up(config).expect("a lab of two nodes");
@@ -70,11 +80,18 @@ impl Cluster {
 
     /// The agent of the other build, or of our own, in the place of the one that runs.
     fn change(&mut self, other: bool, ending: Ending) {
+        self.change_amid(other, ending, |event| event());
+    }
+
+    /// The same while something else goes on: `amid` must call what it is given.
+    fn change_amid(&mut self, other: bool, ending: Ending, amid: impl FnOnce(&mut dyn FnMut())) {
         let dir = if other { self.other.clone() } else { self.own.clone() };
         let what = format!("{} build after the other, {ending:?}", if other { "second" } else { "first" });
         let took = self.under_traffic(&what, |lab| {
             lab.set_bin_dir(&dir);
-            lab.restart_agent(NODE, ending).unwrap()
+            let mut took = None;
+            amid(&mut || took = Some(lab.restart_agent(NODE, ending).unwrap()));
+            took.expect("it was restarted")
         });
         println!("{what}: ready after {took:?}");
         self.assert_whole(other);
@@ -87,7 +104,7 @@ impl Cluster {
         assert_eq!(datapath["programs"].as_array().unwrap().len(), 4, "{datapath:#}");
         assert_eq!(datapath["layout"] == self.datapath("node-2")["layout"], !other, "{datapath:#}");
         let pins = self.pins();
-        for name in ["endpoints", "counters"] {
+        for name in LAID_OUT_OTHERWISE {
             assert_eq!(pins.contains(&format!("{name}_v90")), other, "{pins:?}");
             assert_eq!(pins.contains(&format!("{name}_v1")), !other, "{pins:?}");
         }
