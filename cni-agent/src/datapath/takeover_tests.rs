@@ -211,8 +211,12 @@ fn a_hold_is_not_carried() {
 
 #[test]
 fn counts_are_copied_before_and_left_alone_after() {
-    let count = |n| Count { packets: n, bytes: 100 * n, ..Count::zeroed() };
-    let from = Fake::of(&[(1, there(count(5))), (2, [0; 24].to_vec())]);
+    let count = |n| {
+        let mut count = Count::zeroed();
+        (count.packets, count.bytes) = (n, 100 * n);
+        count
+    };
+    let from = Fake::of(&[(1, there(count(5))), (2, there(count(0)))]);
     let to = Fake::of(&[(1, here(count(0))), (2, here(count(0)))]);
     assert_eq!(copies(&schema::COUNTS, &from, &to), Done { seen: 1, changed: 1, left: 0 });
     from.put(1, there(count(6)));
