@@ -2,8 +2,8 @@
 //!
 //! A start that finds all its maps pinned takes them over. One that finds another build's makes its own beside them, pins nothing, and
 //! leaves the hooks alone: the other build's programs run on with their maps until the reconciler has filled the new ones and swaps the
-//! programs ([`Datapath::migrate`], [`Datapath::swap_while_meeting`], [`Datapath::settle`]). An agent that dies before has changed nothing, one that dies within has
-//! left two whole sets of maps, and either build starts as it would have.
+//! programs ([`Datapath::migrate`], [`Datapath::swap_while_meeting`], [`Datapath::settle`]). An agent that dies before has changed nothing,
+//! one that dies within has left two whole sets of maps, and either build starts as it would have.
 use std::{
     collections::BTreeSet,
     fs, io,
