@@ -9,6 +9,8 @@
 //! Nothing is weighed here: tiers, priorities, unions and denials are compiled into entries of which one decides (`cni_common::policy`).
 pub mod judge;
 pub mod lookup;
+#[cfg(test)]
+mod packets;
 pub mod ruling;
 #[cfg(test)]
 mod tests;
