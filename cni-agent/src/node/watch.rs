@@ -79,7 +79,14 @@ pub fn start(
     // Before the first listing, so that nothing is missed between.
     let (monitor, stop) = Monitor::open()?;
     let hops = NextHops::new(Arc::clone(&tables));
-    let mut watch = Watch { socket: Socket::open()?, hops, tables: Arc::clone(&tables), facts: facts.clone(), devices };
+    let mut watch = Watch {
+        socket: Socket::open()?,
+        hops,
+        tables: Arc::clone(&tables),
+        facts: facts.clone(),
+        devices,
+        chosen: false,
+    };
     let (tx, rx) = mpsc::channel();
     let from_kernel = tx.clone();
     thread::Builder::new().name("netlink-events".into()).spawn(move || {
@@ -164,16 +171,21 @@ struct Watch {
     facts: Facts,
     /// `--device`; empty: those with the node's addresses.
     devices: Vec<String>,
+    /// Devices have been chosen by what the Node object says.
+    chosen: bool,
 }
 
 impl Watch {
     fn run(&mut self, wakes: &mpsc::Receiver<Wake>) {
         let mut look = Look { all: true, ..Look::default() };
         loop {
-            if let Err(e) = self.look(&look) {
-                warn!(error = %e, "cannot read the kernel's network configuration; trying again at the next change");
-            } else if look.all {
-                self.tables.mark_synced(Source::Netlink);
+            match self.look(&look) {
+                Err(e) => {
+                    warn!(error = %e, "cannot read the kernel's network configuration; trying again at the next change");
+                }
+                // Until then it has not said by which devices pods leave.
+                Ok(()) if look.all && self.chosen => self.tables.mark_synced(Source::Netlink),
+                Ok(()) => {}
             }
             look = Look::default();
             match wakes.recv_timeout(CONFIRM_EVERY) {
@@ -247,6 +259,7 @@ impl Watch {
         let devices = if internal.is_empty() && self.devices.is_empty() { BTreeMap::new() } else { choice.devices() };
         self.tables.set_node_addresses(own);
         self.tables.set_devices(devices);
+        self.chosen = !internal.is_empty();
         Ok(())
     }
 }

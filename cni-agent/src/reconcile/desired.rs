@@ -205,6 +205,38 @@ mod tests {
     }
 
     #[test]
+    fn a_start_leaves_what_pods_are_let_out_under_until_its_programs_are_on_the_devices() {
+        let eth0 = || {
+            let (leave4, leave6) = (Some([192, 0, 2, 1].into()), Some("fd00::1".parse().expect("an address")));
+            let device = crate::tables::Device { name: "eth0".into(), mtu: 1500, leads: true, leave4, leave6 };
+            BTreeMap::from([(7, device)])
+        };
+        let mut former = Rig::new();
+        former.tables.set_devices(eth0());
+        former.desired.note_hooked(BTreeSet::from([7]));
+        assert_eq!(former.writes(), 2);
+        let left = former.kernel.0.clone();
+
+        let mut next = Rig { tables: Tables::new(), kernel: former.kernel, ..Rig::new() };
+        next.desired.delta = Delta::default();
+        next.desired.delta.adopt(&mut next.kernel).expect("adopts");
+        next.written = 0;
+        next.desired.heard = Heard { objects: false, ways: false };
+        // The kernel is read before the Node object says which devices are meant.
+        next.tables.set_devices(BTreeMap::new());
+        next.tables.mark_dirty(Row::Devices);
+        assert_eq!(next.writes(), 0);
+        next.tables.set_node(node("here", 1));
+        next.tables.set_devices(eth0());
+        assert_eq!(next.writes(), 0, "no program yet");
+        next.desired.heard = Heard::EVERYTHING;
+        next.desired.note_hooked(BTreeSet::from([7]));
+        next.tables.mark_dirty(Row::Devices);
+        assert_eq!(next.writes(), 0, "as it was");
+        assert_eq!(next.kernel.0, left);
+    }
+
+    #[test]
     fn a_pod_of_this_node_costs_an_entry_an_address_and_one_for_its_device() {
         let mut rig = Rig::new();
         rig.tables.set_endpoint(endpoint("web"));

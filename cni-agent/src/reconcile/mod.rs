@@ -164,7 +164,9 @@ impl Reconciler {
                 failures.extend(self.network(idle || rows.contains(&Row::NodeAddresses), synced));
                 failures.extend(self.unreached(&rows));
             }
-            failures.extend(self.follow_hooks());
+            let unled = self.follow_hooks();
+            let filled = filled && unled.is_empty();
+            failures.extend(unled);
             if synced && filled && self.datapath.waits() {
                 self.swap();
             }
@@ -246,7 +248,8 @@ impl Reconciler {
     }
 
     /// Once every source is in sync and the maps hold what they said, this build's programs come in the place of another's: before that
-    /// they would drop what the others know how to forward.
+    /// they would drop what the others know how to forward, and let pods out under addresses of their own. The kernel is in sync once it has been
+    /// asked for the devices of this node, as its object names them, so addresses to leave under are in the maps by then.
     fn swap(&mut self) {
         let devices = {
             let contents = self.tables.read();
