@@ -2,6 +2,7 @@
 //!
 //! Both ends are sockets of this process, opened inside the namespaces. So a probe needs no program in the pod, and what it
 //! measures is the way between the two.
+mod asked;
 mod datagram;
 pub mod load;
 mod paced;
@@ -18,6 +19,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+pub use asked::Asked;
 use cni_agent::netlink::netns;
 pub use datagram::{Arrived, Datagrams, set_ttl};
 pub use paced::while_sending;

@@ -1,16 +1,15 @@
 //! Flows that live while one build takes over from another: none loses a packet, none is seen under another port, and what the maps say of it stays.
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{SocketAddr, UdpSocket},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use lab::{
     Ending, LabConfig, Node, is_virtual,
-    probe::{Family, Flow, LIMIT, Pinger, Place},
+    probe::{Asked, Family, Flow, Pinger, Place},
 };
 use serde_json::Value;
 
@@ -18,47 +17,6 @@ use crate::{Cluster, NODE};
 
 /// What a connection carries there and back each time.
 const BYTES: usize = 4096;
-
-/// A question and its answer between two sockets, again and again.
-struct Asked {
-    client: UdpSocket,
-    server: UdpSocket,
-    to: SocketAddr,
-    /// Whom the server has seen first.
-    seen: Option<SocketAddr>,
-    what: String,
-}
-
-impl Asked {
-    fn open(from: &Place, to: &Place, family: Family) -> Result<Self> {
-        let bind = |place: &Place| {
-            place.run(|| {
-                let socket = UdpSocket::bind(SocketAddr::new(family.any(), 0))?;
-                socket.set_read_timeout(Some(LIMIT))?;
-                Ok(socket)
-            })
-        };
-        let (client, server) = (bind(from)?, bind(to)?);
-        let to = SocketAddr::new(to.address(family)?, server.local_addr()?.port());
-        Ok(Self { client, server, to, seen: None, what: format!("UDP {} → {to}", from.name) })
-    }
-
-    fn ask(&mut self) -> Result<()> {
-        let mut buffer = [0; 16];
-        self.client.send_to(b"question", self.to).with_context(|| self.what.clone())?;
-        let (_, seen) = self.server.recv_from(&mut buffer).with_context(|| format!("{}: lost", self.what))?;
-        let first = *self.seen.get_or_insert(seen);
-        ensure!(seen == first, "{}: seen as {seen}, and as {first} before", self.what);
-        self.server.send_to(b"answer", seen).with_context(|| self.what.clone())?;
-        let (_, who) = self.client.recv_from(&mut buffer).with_context(|| format!("{}: answer lost", self.what))?;
-        ensure!(who == self.to, "{}: {who} answers", self.what);
-        Ok(())
-    }
-
-    fn ports(&self) -> Result<(u16, u16)> {
-        Ok((self.client.local_addr()?.port(), self.to.port()))
-    }
-}
 
 /// Ends the talk, also when what it goes on beside panics.
 struct Stop<'a>(&'a AtomicBool);
