@@ -17,6 +17,7 @@ use crate::{
         world::{self, *},
     },
     flow,
+    packet::TunnelEnd,
 };
 
 /// Policy sets, identities and a rule set, as numbers of the agent's.
@@ -113,6 +114,24 @@ fn what_no_rule_allows_is_dropped_and_leaves_no_trace() {
         assert_eq!(from_far(&w, v6, pod(v6, 1, 1), tcp(443, SYN)), Ok(Verdict::Peer(SERVER_IFINDEX)));
         // Of a pod CIDR, but of which pod nobody knows.
         assert_eq!(from_far(&w, v6, pod(v6, 1, 7), tcp(443, SYN)), Err(D::PolicyUnknown));
+    }
+}
+
+#[test]
+fn what_the_kernels_device_decapsulated_is_judged_as_what_was_decapsulated_here() {
+    for v6 in [false, true] {
+        let w = isolated();
+        let overlay = |src: IpAddr, l4| {
+            let packet = Ip::default().packet(src, server(v6), l4);
+            let from = TunnelEnd::V4(addr(underlay(false, 1)));
+            let frame = frame::eth(Mac::OVERLAY, Mac::WEFT, packet);
+            decap::from_overlay(&mut Frame { tunnel: Some(from), ..Frame::new(frame, VXLAN_IFINDEX) }, &w)
+        };
+        assert_eq!(overlay(pod(v6, 1, 1), tcp(443, SYN)), Ok(Verdict::Peer(SERVER_IFINDEX)));
+        assert_eq!(overlay(pod(v6, 1, 1), tcp(444, SYN)), Err(D::PolicyIngress));
+        assert_eq!(overlay(pod(v6, 1, 7), tcp(443, SYN)), Err(D::PolicyUnknown));
+        // What policy has found is what the other path finds.
+        assert_eq!(from_far(&w, v6, pod(v6, 1, 1), tcp(443, ACK)), Ok(Verdict::Peer(SERVER_IFINDEX)));
     }
 }
 

@@ -6,6 +6,7 @@ use cni_agent::datapath::{
     Datapath,
     counters::{self, Counted},
     events::Events,
+    load::LoadError,
     object,
 };
 use cni_common::{
@@ -125,7 +126,10 @@ pub struct Kernel {
 impl Kernel {
     /// Loads, with empty maps.
     pub fn empty() -> Self {
-        let mut datapath = Datapath::load(None).unwrap_or_else(|e| panic!("{}", cni_agent::error_chain(&e)));
+        let mut datapath = Datapath::load(None).unwrap_or_else(|e| {
+            let said = if let LoadError::Refused { refusal, .. } = &e { refusal.log.join("\n") } else { String::new() };
+            panic!("{}\n{said}", cni_agent::error_chain(&e))
+        });
         let events = Events::new(datapath.take_events().expect("the ring is there")).expect("the ring opens");
         Self { datapath, events }
     }

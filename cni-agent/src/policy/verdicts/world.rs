@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::case::{Address, BadCase, Case, NamespaceFields, NodeFields, ObjectKind, Op, PodFields, Verb};
 use crate::{
     policy::{
-        Engine, Image,
+        Change, Engine, Image,
         engine::{EndpointSets, Sizes},
         objects::{self, Broken, Direction, Policy, PolicyName, Read, model::normal},
         store::Event,
@@ -38,6 +38,10 @@ pub struct Agent {
     pub engine: Engine,
     /// The maps.
     pub image: Image,
+    /// Tells it from the one that was there before, if each step begins anew.
+    pub number: u64,
+    /// What was written to the maps since that was taken.
+    written: Vec<Change>,
 }
 
 type NodeObject = (BTreeMap<String, String>, BTreeSet<IpAddr>);
@@ -52,6 +56,9 @@ pub struct World {
     policies: BTreeMap<PolicyName, Policy>,
     dns: BTreeMap<String, BTreeSet<IpAddr>>,
     agents: BTreeMap<String, Agent>,
+    last_agent: u64,
+    /// Whether what is written is kept to be taken.
+    recorded: bool,
     /// How addresses are written.
     written: BTreeMap<IpAddr, String>,
     problems: Vec<String>,
@@ -71,6 +78,8 @@ impl World {
             policies: BTreeMap::new(),
             dns: BTreeMap::new(),
             agents: BTreeMap::new(),
+            last_agent: 0,
+            recorded: false,
             written: BTreeMap::new(),
             problems: Vec::new(),
         };
@@ -125,11 +134,18 @@ impl World {
             if !self.agents.contains_key(&name) {
                 let mut engine = Engine::new(&name);
                 self.events().iter().for_each(|e| engine.store.handle(e));
-                self.agents.insert(name, Agent { engine, image: Image::default() });
+                self.last_agent += 1;
+                let agent = Agent { engine, image: Image::default(), number: self.last_agent, written: Vec::new() };
+                self.agents.insert(name, agent);
             }
         }
         for (name, agent) in &mut self.agents {
-            agent.engine.compile().into_iter().for_each(|c| agent.image.apply(c));
+            for change in agent.engine.compile() {
+                if self.recorded {
+                    agent.written.push(change.clone());
+                }
+                agent.image.apply(change);
+            }
             agent.image.own = self.nodes.get(name).map(|(_, ips)| ips.clone()).unwrap_or_default();
         }
         Ok(())
@@ -207,6 +223,14 @@ impl World {
     /// The agent of a node.
     pub fn agent(&self, node: &str) -> Option<&Agent> {
         self.agents.get(node)
+    }
+    /// From now on, what is written to the maps is kept.
+    pub fn record(&mut self) {
+        self.recorded = true;
+    }
+    /// Each node's agent, and what it has written since this was asked, in its order.
+    pub fn take_changes(&mut self) -> Vec<(String, u64, Vec<Change>)> {
+        self.agents.iter_mut().map(|(name, a)| (name.clone(), a.number, std::mem::take(&mut a.written))).collect()
     }
     /// What was not as it should be.
     pub fn problems(&self) -> &[String] {
