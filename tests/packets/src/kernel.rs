@@ -212,6 +212,14 @@ impl Kernel {
         (ran.return_value, ran.duration)
     }
 
+    /// Runs one frame many times over, as the program leaves it each time: what it returned at last, and how long the kernel says that one run took.
+    pub fn repeated(&mut self, point: Point, frame: &[u8], times: u32) -> (u32, Duration) {
+        let options = TestRunOptions { data_in: Some(frame), repeat: times, ..TestRunOptions::default() };
+        let program = self.datapath.classifier(program(point)).expect("is in the object");
+        let ran = program.test_run(options).expect("an ordinary frame");
+        (ran.return_value, ran.duration)
+    }
+
     fn all_counts(&self) -> Vec<(Heading, u64)> {
         let drops = counters::drops(&self.datapath).expect("counters are read");
         let outcomes = counters::outcomes(&self.datapath).expect("counters are read");
