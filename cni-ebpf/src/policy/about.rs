@@ -31,7 +31,7 @@ impl Question {
     /// About a packet of which this is heard.
     #[inline(always)]
     pub fn of(heard: u64, direction: Direction) -> Self {
-        Self { word: heard | direction as u64 * Self::BACK }
+        Self { word: heard | (direction as u64 * Self::BACK) }
     }
     /// From what [`word`](Self::word) gives.
     #[inline(always)]

@@ -38,9 +38,13 @@ pub struct Agent {
     pub engine: Engine,
     /// The maps.
     pub image: Image,
-    /// Tells it from the one that was there before, if each step begins anew.
-    pub number: u64,
-    /// What was written to the maps since that was taken.
+}
+
+/// What an agent has written to its maps since that was taken.
+#[derive(Debug)]
+struct Record {
+    /// Tells the agent from the one that was there before, if each step begins anew.
+    number: u64,
     written: Vec<Change>,
 }
 
@@ -57,6 +61,7 @@ pub struct World {
     dns: BTreeMap<String, BTreeSet<IpAddr>>,
     agents: BTreeMap<String, Agent>,
     last_agent: u64,
+    records: BTreeMap<String, Record>,
     /// Whether what is written is kept to be taken.
     recorded: bool,
     /// How addresses are written.
@@ -79,6 +84,7 @@ impl World {
             dns: BTreeMap::new(),
             agents: BTreeMap::new(),
             last_agent: 0,
+            records: BTreeMap::new(),
             recorded: false,
             written: BTreeMap::new(),
             problems: Vec::new(),
@@ -135,17 +141,16 @@ impl World {
                 let mut engine = Engine::new(&name);
                 self.events().iter().for_each(|e| engine.store.handle(e));
                 self.last_agent += 1;
-                let agent = Agent { engine, image: Image::default(), number: self.last_agent, written: Vec::new() };
-                self.agents.insert(name, agent);
+                self.records.insert(name.clone(), Record { number: self.last_agent, written: Vec::new() });
+                self.agents.insert(name, Agent { engine, image: Image::default() });
             }
         }
         for (name, agent) in &mut self.agents {
-            for change in agent.engine.compile() {
-                if self.recorded {
-                    agent.written.push(change.clone());
-                }
-                agent.image.apply(change);
+            let changes = agent.engine.compile();
+            if let Some(record) = self.records.get_mut(name).filter(|_| self.recorded) {
+                record.written.extend(changes.iter().cloned());
             }
+            changes.into_iter().for_each(|c| agent.image.apply(c));
             agent.image.own = self.nodes.get(name).map(|(_, ips)| ips.clone()).unwrap_or_default();
         }
         Ok(())
@@ -230,7 +235,7 @@ impl World {
     }
     /// Each node's agent, and what it has written since this was asked, in its order.
     pub fn take_changes(&mut self) -> Vec<(String, u64, Vec<Change>)> {
-        self.agents.iter_mut().map(|(name, a)| (name.clone(), a.number, std::mem::take(&mut a.written))).collect()
+        self.records.iter_mut().map(|(name, r)| (name.clone(), r.number, std::mem::take(&mut r.written))).collect()
     }
     /// What was not as it should be.
     pub fn problems(&self) -> &[String] {
