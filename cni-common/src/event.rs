@@ -33,10 +33,22 @@ pub struct DropEvent {
     pub reason: u8,
     /// [`crate::drop::Point`] as a number.
     pub point: u8,
-    /// 0.
-    pub pad: u32,
+    /// Names the policy's rule that decided, when policy dropped it, node-local; 0 when none did: no rule of the policies that isolate the pod allows it.
+    pub cookie: u32,
 }
 const _: () = assert!(size_of::<DropEvent>() == 64);
+
+/// What policy says last of a packet that it drops, for the event about it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[cfg_attr(any(test, feature = "std"), derive(Debug))]
+#[cfg_attr(feature = "user", derive(serde::Serialize))]
+pub struct Blame {
+    /// Offset of the network header that was judged.
+    pub at: u32,
+    /// As [`DropEvent::cookie`].
+    pub cookie: u32,
+}
 
 /// ICMP errors that one CPU may send in a second, as Linux' own `icmp_msgs_per_sec` has it for the host.
 pub const ANSWER_RATE: u32 = 1000;

@@ -10,7 +10,7 @@
 //! | rules (LPM) | [`RuleKey`], of [`RULE_BITS`], [`RULE_PROTO_BITS`] or more bits → [`Rule`]; what no entry covers is denied |
 //!
 //! A rule set never changes while an entry refers to it, and a policy set never changes its meaning: a change of policy writes new sets beside
-//! the old ones, then flips single entries. None of the maps is in [`crate::schema::ALL`] yet: the programs do not read them.
+//! the old ones, then flips single entries.
 //!
 //! Plain `repr(C)`, no hidden padding, no enum, no bool. Numbers are in host order unless their type says otherwise.
 use bytemuck::{Pod, Zeroable};

@@ -6,7 +6,7 @@
 //! its meaning or size therefore gets another name.
 use crate::{
     drop::{COUNTERS, Count},
-    event::{DropEvent, EventBudget},
+    event::{Blame, DropEvent, EventBudget},
     maps::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, MAX_NODES, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
@@ -165,8 +165,8 @@ maps! {
     ENDPOINTS 2 Derived "endpoints_v1" Hash(4 => size_of::<Endpoint>(); MAX_ENDPOINTS, 0) Endpoint::LAYOUT, "interface index → the pod's interface";
     #[cfg(feature = "test-layout")]
     ENDPOINTS 62 Derived "endpoints_v90" Hash(4 => size_of::<Endpoint>(); MAX_ENDPOINTS, 0) Endpoint::LAYOUT, "interface index → the pod's interface";
-    LOCAL4 3 Derived "local4_v2" Hash(ADDR4 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv4 address → pod of this node";
-    LOCAL6 4 Derived "local6_v2" Hash(ADDR6 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv6 address → pod of this node";
+    LOCAL4 47 Derived "local4_v2" Hash(ADDR4 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv4 address → pod of this node";
+    LOCAL6 48 Derived "local6_v2" Hash(ADDR6 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv6 address → pod of this node";
     REMOTE4 5 Derived "remote4_v1" Hash(ADDR4 => size_of::<Remote>(); MAX_REMOTES, NO_PREALLOC) Remote::LAYOUT, "IPv4 address → pod of another node, or another node";
     REMOTE6 6 Derived "remote6_v1" Hash(ADDR6 => size_of::<Remote>(); MAX_REMOTES, NO_PREALLOC) Remote::LAYOUT, "IPv6 address → pod of another node, or another node";
     CIDR4 7 Derived "cidr4_v1" LpmTrie(4 + ADDR4 => size_of::<Cidr>(); MAX_CIDRS, NO_PREALLOC) Cidr::LAYOUT, "IPv4 pod CIDR → node";
@@ -233,6 +233,7 @@ maps! {
     BLOCK6 43 Derived "block6_v1" LpmTrie(4 + ADDR6 => size_of::<Identity>(); MAX_BLOCKS, NO_PREALLOC) Identity::LAYOUT, "IPv6 prefix that a policy names → identity";
     POLICY_PEER 44 Derived "policy_peer_v1" Hash(size_of::<PeerKey>() => size_of::<PeerRules>(); MAX_PEERS, NO_PREALLOC) PeerRules::LAYOUT, "policy set and identity → rule set";
     POLICY_RULE 45 Derived "policy_rule_v1" LpmTrie(4 + size_of::<RuleKey>() => size_of::<Rule>(); MAX_RULES, NO_PREALLOC) Rule::LAYOUT, "rule set, protocol and port → verdict";
+    BLAME 46 Scratch "blame_v1" PerCpuArray(4 => size_of::<Blame>(); 1, 0) &[("at", 0, 4), ("cookie", 4, 4)], "what policy says of the packet that it drops";
     SCHEMA 17 Record "schema" Array(4 => 8; MAX_MAPS, 0) &[("fingerprint", 0, 8)], "fingerprint of each map's layout";
     LAYOUTS 19 Record "layouts" Hash(NAME_BYTES => RECORD_BYTES; MAX_LAYOUTS, NO_PREALLOC) &[("text", 0, RECORD_BYTES)], "name of a map → its fields";
 }

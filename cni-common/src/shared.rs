@@ -81,6 +81,7 @@ mod impls {
         PeerRules,
         RuleKey,
         Rule,
+        Blame,
         DropEvent,
         EventBudget
     );

@@ -66,13 +66,14 @@ fn tunnel<U: Family, P: Packet, S: Env + Tables<U>>(p: &P, s: &S, cfg: &Config) 
 
 /// What no node sent: perhaps an answer to a masqueraded pod.
 #[inline(always)]
-fn from_world<F: Family, P: Packet, S: Of<P, F>>(p: &mut P, s: &S) -> Res<Verdict> {
+fn from_world<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S) -> Res<Verdict> {
     if !nat::arrive::<F, P, S>(p, s)? {
         return Ok(Verdict::Pass);
     }
     let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
+    let epoch = s.epoch();
     let l = s.local(&ip.dst).ok_or(D::NoPod)?;
-    to_local(p, s, Point::FromNetdev, &ip, l)
+    to_local(p, s, epoch, Point::FromNetdev, &ip, l)
 }
 
 #[inline(always)]
@@ -89,9 +90,10 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System<P> + Of<P, U> + Of<P, F>
     if p.gso_size() != 0 && ip.proto != u32::from(TCP) {
         return Ok(Verdict::Pass);
     }
+    let epoch = s.epoch();
     let Some(l) = <S as Tables<F>>::local(s, &ip.dst) else { return Ok(Verdict::Pass) };
     let ask = Ask::of::<F, P, S>(p, s, Point::FromNetdev, at, &ip, Ends { from: 0, to: l.id });
-    ct::admit::<F, P, S>(p, s, ask, EndSets::default(), sets(l))?;
+    ct::admit::<F, P, S>(p, s, epoch, ask, EndSets::default(), sets(l))?;
     let (outer_ecn, inner_ecn) = (ecn::bits(outer.tos), ecn::bits(ip.tos));
     if outer_ecn != ecn::NOT_ECT && outer_ecn != inner_ecn {
         ecn::carry::<F, P>(p, at, outer_ecn, inner_ecn)?;
@@ -147,9 +149,10 @@ fn overlay<F: Family, P: Packet, S: System<P> + Of<P, F>>(
         TunnelEnd::V4(a) => sent_by::<V4, F, S>(s, &a, &ip)?,
         TunnelEnd::V6(a) => sent_by::<V6, F, S>(s, &a, &ip)?,
     }
+    let epoch = s.epoch();
     if let Some(l) = <S as Tables<F>>::local(s, &ip.dst) {
         let ask = Ask::of::<F, P, S>(p, s, Point::FromOverlay, ETH_LEN, &ip, Ends { from: 0, to: l.id });
-        ct::admit::<F, P, S>(p, s, ask, EndSets::default(), sets(l))?;
+        ct::admit::<F, P, S>(p, s, epoch, ask, EndSets::default(), sets(l))?;
         p.for_this_host();
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));

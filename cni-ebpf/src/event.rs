@@ -1,5 +1,9 @@
 //! What an event says of a dropped frame. Read from the frame again: only a drop pays for it.
-use cni_common::{drop::Point, event::DropEvent, wire::*};
+use cni_common::{
+    drop::Point,
+    event::{Blame, DropEvent},
+    wire::*,
+};
 
 use crate::{
     DropReason as D, Packet,
@@ -7,17 +11,28 @@ use crate::{
 };
 
 /// Fills the event, but for time and endpoint, into `e`, from the numbers of a [`Point`] and of a
-/// [`DropReason`](D); `e` is all zero before. By reference: the struct is an eighth of BPF's stack.
+/// [`DropReason`](D); `said` is by policy, if that drops it. `e` is all zero before. By reference: the struct is an eighth of BPF's stack.
 #[inline(always)]
-pub fn describe<P: Packet>(p: &P, point: u8, reason: u8, e: &mut DropEvent) {
+pub fn describe<P: Packet>(p: &P, point: u8, reason: u8, said: Blame, e: &mut DropEvent) {
     const INNER_SOURCE: u8 = D::InnerSource as u8;
     const ECN: u8 = D::EcnNotCapable as u8;
+    const EGRESS: u8 = D::PolicyEgress as u8;
+    const UNKNOWN: u8 = D::PolicyUnknown as u8;
+    const ORDER: u8 = D::FragmentOrder as u8;
     e.reason = reason;
     e.point = point;
     e.ifindex = p.ifindex();
     e.len = p.len();
     // These two are about the inner packet; the outer headers were those of VXLAN, without options.
-    let outer = if point == Point::FromNetdev as u8 && matches!(reason, INNER_SOURCE | ECN) {
+    let is_netdev = point == Point::FromNetdev as u8;
+    let by_policy = matches!(reason, EGRESS..=UNKNOWN);
+    if by_policy {
+        e.cookie = said.cookie;
+    }
+    let outer = if is_netdev && (by_policy || reason == ORDER) {
+        // Tunnelled, or of the world's to a masqueraded pod: policy knows.
+        said.at.wrapping_sub(ETH_LEN as u32)
+    } else if is_netdev && matches!(reason, INNER_SOURCE | ECN) {
         match p.read(ETH_LEN - 2) {
             Ok(ETH_IP4) => OVERHEAD4,
             _ => OVERHEAD6,

@@ -21,6 +21,7 @@ pub(crate) const L4_WANT: u32 = 4;
 #[inline(always)]
 pub fn from_pod<P: Packet, S: System<P>>(p: &mut P, s: &S) -> Res<Verdict> {
     let cfg = s.config().ok_or(D::NoConfig)?;
+    let epoch = s.epoch();
     let ep = s.endpoint(p.ifindex()).ok_or(D::NoEndpoint)?;
     let eth: Eth = p.read(0)?;
     if !same_mac(&eth.src, &ep.mac) {
@@ -34,8 +35,8 @@ pub fn from_pod<P: Packet, S: System<P>>(p: &mut P, s: &S) -> Res<Verdict> {
         return neigh::to_group(p, ep, eth.proto);
     }
     match eth.proto {
-        ETH_IP4 => pod::<V4, P, S>(p, s, cfg, ep),
-        ETH_IP6 => pod::<V6, P, S>(p, s, cfg, ep),
+        ETH_IP4 => pod::<V4, P, S>(p, s, cfg, epoch, ep),
+        ETH_IP6 => pod::<V6, P, S>(p, s, cfg, epoch, ep),
         ETH_ARP => neigh::arp(p, ep),
         _ => Err(D::UnknownL3),
     }
@@ -49,7 +50,13 @@ fn same_mac(a: &Mac, b: &Mac) -> bool {
 }
 
 #[inline(always)]
-fn pod<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cfg: &Config, ep: &Endpoint) -> Res<Verdict> {
+fn pod<F: Family, P: Packet, S: Env + Of<P, F>>(
+    p: &mut P,
+    s: &S,
+    cfg: &Config,
+    epoch: u32,
+    ep: &Endpoint,
+) -> Res<Verdict> {
     let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     if !F::is_source(ep, &ip.src) {
         return Err(D::SourceAddress);
@@ -82,7 +89,7 @@ fn pod<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cfg: &Config, 
     // One call: the verifier walks it anew for each.
     let (to, theirs) = near.map_or((0, EndSets::default()), |l| (l.id, sets(l)));
     let ask = Ask::of(p, s, Point::FromPod, ETH_LEN, &ip, Ends { from: ep.id, to });
-    ct::admit(p, s, ask, EndSets { ingress: ep.set_in, egress: ep.set_out }, theirs)?;
+    ct::admit(p, s, epoch, ask, EndSets { ingress: ep.set_in, egress: ep.set_out }, theirs)?;
     if let Some(l) = near {
         F::dec_ttl(p, ETH_LEN)?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
@@ -131,8 +138,9 @@ pub fn from_host<P: Packet, S: System<P>>(p: &mut P, s: &S) -> Res<Verdict> {
 fn host<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cfg: &Config) -> Res<Verdict> {
     let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     let ports = family::ports(p, &ip)?;
+    let epoch = s.epoch();
     if let Some(l) = s.local(&ip.dst) {
-        return to_local(p, s, Point::FromHost, &ip, l);
+        return to_local(p, s, epoch, Point::FromHost, &ip, l);
     }
     match way_to::<F, S>(s, &ip.dst) {
         Some((node, _)) if node != NODE_SELF => {
@@ -151,17 +159,18 @@ pub(crate) fn sets(l: &Local) -> EndSets {
     EndSets { ingress: l.set_in, egress: l.set_out }
 }
 
-/// Into the pod that it is for.
+/// Into the pod that it is for, which was looked up after `epoch` was read.
 #[inline(always)]
 pub(crate) fn to_local<F: Family, P: Packet, S: Track<P, F>>(
     p: &mut P,
     s: &S,
+    epoch: u32,
     point: Point,
     ip: &L3<F>,
     l: &Local,
 ) -> Res<Verdict> {
     let ask = Ask::of(p, s, point, ETH_LEN, ip, Ends { from: 0, to: l.id });
-    ct::admit(p, s, ask, EndSets::default(), sets(l))?;
+    ct::admit(p, s, epoch, ask, EndSets::default(), sets(l))?;
     p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
     p.for_this_host();
     Ok(Verdict::Peer(l.ifindex))

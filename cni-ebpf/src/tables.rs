@@ -17,6 +17,8 @@ pub trait Env {
     fn tunnel(&self, node: u32) -> Option<&Tunnel>;
     /// Whether one more ICMP error may be sent now; takes it from the budget.
     fn may_answer(&self) -> bool;
+    /// The policy epoch, to be read before any look at who is isolated and at policy.
+    fn epoch(&self) -> u32;
 }
 
 /// The maps of one address family.

@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Failure;
-use crate::policy::verdicts::{self, Case, Mode, Question};
+use crate::policy::verdicts::{self, Case, JudgeError, Mode, Programs, Question};
 
 /// Above the options of `verdicts`.
 const ABOUT: &str = "\
@@ -73,20 +73,17 @@ pub(super) struct Verdicts {
 enum Lookup {
     /// The function of the BPF programs, built for this host
     Native,
-    /// The loaded BPF program itself (not yet)
+    /// The BPF programs themselves, loaded for the time that it takes: frames of each flow are put through them (needs root)
     Bpf,
 }
 
 pub(super) fn run(command: &Policy, out: &mut dyn Write) -> Result<(), Failure> {
     let Policy::Verdicts(options) = command;
-    if options.lookup == Lookup::Bpf {
-        let reason = "--lookup bpf: the BPF programs do not look policies up yet";
-        writeln!(out, "{}", serde_json::json!({"unsupported": [reason]}))?;
-        return Err(Failure::Unsupported(reason.into()));
-    }
     let mode = if options.rebuild { Mode::Rebuild } else { Mode::Incremental };
+    let programs = (options.lookup == Lookup::Bpf).then(Programs::default);
+    let mut judge = Judge { mode, programs };
     if options.batch {
-        return batch(mode, &mut io::stdin().lock(), out);
+        return batch(&mut judge, &mut io::stdin().lock(), out);
     }
     let path = options.input.clone().unwrap_or_default();
     let input = |cause: &dyn std::fmt::Display| Failure::Usage(format!("{}: {cause}", path.display()));
@@ -96,24 +93,41 @@ pub(super) fn run(command: &Policy, out: &mut dyn Write) -> Result<(), Failure> 
         let text = verdicts::explain(&case, mode, &question(words)?).map_err(|e| input(&e))?;
         out.write_all(text.as_bytes())?;
     } else {
-        judge(&case, mode, out)?.map_err(|e| input(&e))?;
+        judge.judge(&case, out)?.map_err(|e| input(&e))?;
     }
     Ok(out.flush()?)
 }
 
-/// The inner error is the input's.
-fn judge(case: &Case, mode: Mode, out: &mut dyn Write) -> io::Result<Result<(), verdicts::BadCase>> {
-    match verdicts::judge(case, mode) {
-        Ok(answer) => {
-            answer.problems.iter().for_each(|p| eprintln!("weft: {}: {p}", case.id));
-            writeln!(out, "{}", serde_json::to_string(&answer)?)?;
-            Ok(Ok(()))
+/// Who looks flows up.
+struct Judge {
+    mode: Mode,
+    /// None: natively.
+    programs: Option<Programs>,
+}
+impl Judge {
+    /// The inner error is the input's.
+    fn judge(&mut self, case: &Case, out: &mut dyn Write) -> Result<Result<(), verdicts::BadCase>, Failure> {
+        let judged = match &mut self.programs {
+            None => verdicts::judge(case, self.mode).map_err(JudgeError::Case),
+            Some(programs) => verdicts::judge_by(programs, case, self.mode),
+        };
+        match judged {
+            Ok(answer) => {
+                answer.problems.iter().for_each(|p| eprintln!("weft: {}: {p}", case.id));
+                writeln!(out, "{}", serde_json::to_string(&answer).map_err(io::Error::from)?)?;
+                Ok(Ok(()))
+            }
+            Err(JudgeError::Case(bad)) => Ok(Err(bad)),
+            Err(JudgeError::Programs(error)) => {
+                let reason = format!("--lookup bpf: {}: {}", case.id, crate::error_chain(&error));
+                writeln!(out, "{}", serde_json::json!({"unsupported": [reason]}))?;
+                Err(Failure::Unsupported(reason))
+            }
         }
-        Err(bad) => Ok(Err(bad)),
     }
 }
 
-fn batch(mode: Mode, cases: &mut dyn BufRead, out: &mut dyn Write) -> Result<(), Failure> {
+fn batch(judge: &mut Judge, cases: &mut dyn BufRead, out: &mut dyn Write) -> Result<(), Failure> {
     let mut bad = 0_usize;
     for (n, line) in cases.lines().enumerate() {
         let line = line.map_err(|e| Failure::Usage(format!("standard input: {e}")))?;
@@ -121,7 +135,7 @@ fn batch(mode: Mode, cases: &mut dyn BufRead, out: &mut dyn Write) -> Result<(),
             continue;
         }
         let judged = match line.parse() {
-            Ok(case) => judge(&case, mode, out)?,
+            Ok(case) => judge.judge(&case, out)?,
             Err(bad) => Err(bad),
         };
         if let Err(error) = judged {
@@ -293,19 +307,22 @@ mod tests {
     fn a_bad_line_of_a_batch_leaves_the_others() {
         let lines = format!("{}\n\n{{}}\n{}\n", case(), case());
         let mut out = Vec::new();
-        let error = batch(Mode::Incremental, &mut lines.as_bytes(), &mut out).unwrap_err();
+        let mut judge = Judge { mode: Mode::Incremental, programs: None };
+        let error = batch(&mut judge, &mut lines.as_bytes(), &mut out).unwrap_err();
         assert!(matches!(error, Failure::Usage(_)));
         assert_eq!(String::from_utf8(out).unwrap().lines().count(), 2);
     }
 
     #[test]
-    fn the_bpf_look_up_is_not_there_yet() {
-        let cli = Cli::try_parse_from(["weft", "policy", "verdicts", "--input", "x", "--lookup", "bpf"]).unwrap();
-        let Command::Policy(command) = cli.command else { panic!("another command") };
-        let mut out = Vec::new();
-        let error = run(&command, &mut out).unwrap_err();
-        assert_eq!(format!("{:?}", error.exit_code()), format!("{:?}", std::process::ExitCode::from(3)));
-        let said: Value = serde_json::from_slice(&out).unwrap();
-        assert!(said["unsupported"][0].as_str().unwrap().contains("bpf"));
+    fn a_flow_that_the_programs_cannot_be_asked_about_is_not_supported() {
+        // Without a BPF object, or without the right to load it. With both, they judge: `packets` has the tests.
+        let file = file(&case().to_string());
+        match weft(&["--input", file.path().to_str().unwrap(), "--lookup", "bpf"]) {
+            Ok(text) => assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["engine"]["lookup"], "bpf"),
+            Err(error) => {
+                assert_eq!(format!("{:?}", error.exit_code()), format!("{:?}", std::process::ExitCode::from(3)));
+                assert!(error.to_string().contains("--lookup bpf: c1: "), "{error}");
+            }
+        }
     }
 }

@@ -23,6 +23,7 @@ pub mod refusal;
 #[expect(unsafe_code, reason = "field guide, rule 11: bpf(2) is called here and nowhere else")]
 pub mod syscall;
 pub mod takeover;
+pub mod trial;
 pub mod walk;
 
 pub use clock::Clock;

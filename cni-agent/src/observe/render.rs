@@ -4,11 +4,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use bytemuck::Pod;
 use cni_common::{
     drop::{DropReason, Outcome, Point, SLOTS},
-    event::EventBudget,
+    event::{Blame, EventBudget},
     maps::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
+    policy::{PeerKey, RULE_PROTO_BITS, Rule, RuleKey},
     schema::{self, MapSpec, MapType},
 };
 use serde::Serialize;
@@ -22,6 +23,8 @@ pub fn key(spec: &MapSpec, key: &[u8]) -> Value {
         return number(key).map_or(Value::Null, |n| counter_name(n as u32));
     }
     match (spec.kind, key) {
+        (_, bytes) if spec.id == schema::POLICY_RULE.id => rule_key(bytes),
+        (_, bytes) if spec.id == schema::POLICY_PEER.id => fields::<PeerKey>(bytes),
         (MapType::LpmTrie, [a, b, c, d, address @ ..]) => {
             json!(format!("{}/{}", address_text(address), u32::from_ne_bytes([*a, *b, *c, *d])))
         }
@@ -56,12 +59,16 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
         id if id == schema::NAT_FORTH4.id => fields::<NatForth4>(bytes),
         id if id == schema::NAT_FORTH6.id => fields::<NatForth6>(bytes),
         _ if is(spec, &[schema::FRAGS4, schema::FRAGS6]) => fields::<Fragments>(bytes),
+        id if id == schema::POLICY_RULE.id => fields::<Rule>(bytes),
         id if id == schema::TUNNELS.id => fields::<Tunnel>(bytes),
         id if id == schema::COUNTS.id => json!(counters::sum(bytes)),
         id if id == schema::LAYOUTS.id => text(bytes),
         _ if is(spec, &[schema::BUDGET, schema::ANSWERS]) => {
             let each = bytes.chunks_exact(size_of::<EventBudget>()).map(fields::<EventBudget>);
             Value::Array(each.collect())
+        }
+        id if id == schema::BLAME.id => {
+            Value::Array(bytes.chunks_exact(size_of::<Blame>()).map(fields::<Blame>).collect())
         }
         _ => number(bytes).map_or_else(|| hex(bytes), |n| json!(n)),
     }
@@ -75,6 +82,26 @@ fn is(spec: &MapSpec, any: &[MapSpec]) -> bool {
 fn by_number(spec: &MapSpec) -> bool {
     let accounts = [schema::CT_HELD4, schema::CT_HELD6, schema::NAT_HELD4, schema::NAT_HELD6];
     is(spec, &[schema::ENDPOINTS, schema::LEAVE4, schema::LEAVE6]) || is(spec, &accounts)
+}
+
+/// A prefix of rule set, protocol and port, as what it covers.
+fn rule_key(bytes: &[u8]) -> Value {
+    let Some((bits, data)) = bytes.split_first_chunk() else { return hex(bytes) };
+    let bits = u32::from_ne_bytes(*bits);
+    let Ok(key) = bytemuck::try_pod_read_unaligned::<RuleKey>(data) else { return hex(bytes) };
+    let mut shown = json!({"rules": key.rules});
+    if let Value::Object(o) = &mut shown
+        && bits >= RULE_PROTO_BITS
+    {
+        o.insert("proto".into(), key.proto.into());
+        let first = u16::from_be_bytes(key.port);
+        match bits - RULE_PROTO_BITS {
+            0 => {}
+            16.. => drop(o.insert("port".into(), first.into())),
+            bits => drop(o.insert("ports".into(), format!("{first}-{}", first | u16::MAX >> bits).into())),
+        }
+    }
+    shown
 }
 
 fn text(padded: &[u8]) -> Value {
@@ -137,6 +164,14 @@ mod tests {
         assert_eq!(key(&schema::NODES6, &Ipv6Addr::LOCALHOST.octets()), json!("::1"));
         assert_eq!(key(&schema::CIDR4, &[24, 0, 0, 0, 10, 244, 1, 0]), json!("10.244.1.0/24"));
         assert_eq!(key(&schema::ENDPOINTS, &7_u32.to_ne_bytes()), json!(7));
+        let rule = |bits: u32, port: u16| {
+            let rule = RuleKey { rules: 17, proto: 6, port: port.to_be_bytes(), pad: 0 };
+            key(&schema::POLICY_RULE, &[&bits.to_ne_bytes()[..], bytes_of(&rule)].concat())
+        };
+        assert_eq!(rule(32, 0), json!({"rules": 17}));
+        assert_eq!(rule(40, 0), json!({"rules": 17, "proto": 6}));
+        assert_eq!(rule(42, 32_768), json!({"rules": 17, "proto": 6, "ports": "32768-49151"}));
+        assert_eq!(rule(56, 80), json!({"rules": 17, "proto": 6, "port": 80}));
         let index = cni_common::drop::slot(Point::FromNetdev, DropReason::UnknownNode as u64);
         assert_eq!(key(&schema::COUNTS, &index.to_ne_bytes()), json!("from_netdev UnknownNode"));
     }

@@ -264,7 +264,7 @@ mod tests {
         delta.set_row(&ROW(1), Vec::new());
         assert!(delta.flush(&mut kernel).is_empty());
         let names: Vec<_> = kernel.log.iter().map(|(op, map)| format!("{op}{map}")).collect();
-        assert_eq!(names, ["+local4_v1", "+local6_v1", "+endpoints_v1", "-endpoints_v1", "-local6_v1", "-local4_v1"]);
+        assert_eq!(names, ["+local4_v2", "+local6_v2", "+endpoints_v1", "-endpoints_v1", "-local6_v2", "-local4_v2"]);
     }
 
     #[test]
@@ -296,7 +296,7 @@ mod tests {
         let (mut delta, mut kernel) = (Delta::default(), Memory { fail_every: Some(1), ..Memory::default() });
         delta.set_row(&ROW(1), vec![entry(&schema::LOCAL4, 1, 7)]);
         let failures = delta.flush(&mut kernel);
-        assert!(failures[&ROW(1)].contains("local4_v1") && failures[&ROW(1)].contains("full"), "{failures:?}");
+        assert!(failures[&ROW(1)].contains("local4_v2") && failures[&ROW(1)].contains("full"), "{failures:?}");
         assert!(delta.has_pending());
         kernel.fail_every = None;
         assert!(delta.flush(&mut kernel).is_empty() && !delta.has_pending());

@@ -5,10 +5,11 @@
 //! addresses are read once more.
 use cni_common::drop::Point;
 
-use super::{Direction, Ends, Granted, Tracked, signal::NOTHING};
+use super::{Ends, Granted, Tracked, signal::NOTHING};
 use crate::{
     Packet, Res,
     family::{Family, L3, Part},
+    policy::Question,
 };
 
 /// A packet, as conntrack needs to know it: numbers, of which none says more than a few bits' range to the verifier.
@@ -45,6 +46,13 @@ impl Ask {
     pub fn of<F: Family, P, S: Track<P, F>>(p: &mut P, s: &S, point: Point, at: usize, ip: &L3<F>, ends: Ends) -> Self {
         let ask = Self::new(point, at, ip, ends);
         Self { heard: s.hear(p, ask), ..ask }
+    }
+    /// Of the packet that this one quotes, with its network header at `at`: one of a flow that is known.
+    #[inline(always)]
+    pub fn quoted(&self, at: u32, heard: u64) -> Self {
+        let point = self.what & 0xff << POINT;
+        let what = heard >> 16 & 0xff | u64::from(at & 0xff) << L3_AT | point;
+        Self { what, heard, ends: self.ends }
     }
     /// Offset of the fragment header; 0: there is none, as in IPv4.
     #[inline(always)]
@@ -87,16 +95,6 @@ impl Ask {
     }
 }
 
-/// Policy sets of a flow's ends, 0 for an end that is not isolated, or elsewhere.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
-pub struct Sets {
-    /// Of who opens it, for egress.
-    pub egress: u32,
-    /// Of the other end, for ingress.
-    pub ingress: u32,
-}
-
 /// Both directions' policy sets of an end of a packet; all 0 of one that is elsewhere.
 #[derive(Clone, Copy, Default)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
@@ -107,25 +105,27 @@ pub struct EndSets {
     pub egress: u32,
 }
 
-/// Lets a packet pass that its flow's verdict covers, or that policy allows. `sender` and `receiver`: their policy sets.
+/// Lets a packet pass that its flow's verdict covers, or that policy allows. `sender` and `receiver`: their policy sets, which were looked up
+/// after `epoch` was read: else a flow that they let pass would count as judged by the policy that isolates them.
 ///
 /// # Errors
 /// Why it is dropped.
 #[inline(always)]
-pub fn admit<F: Family, P, S: Track<P, F>>(p: &mut P, s: &S, ask: Ask, sender: EndSets, receiver: EndSets) -> Res<()> {
-    let epoch = s.epoch();
+pub fn admit<F: Family, P, S: Track<P, F>>(
+    p: &mut P,
+    s: &S,
+    epoch: u32,
+    ask: Ask,
+    sender: EndSets,
+    receiver: EndSets,
+) -> Res<()> {
     // Where nobody is isolated, nobody need be asked.
     let isolated = sender.ingress | sender.egress | receiver.ingress | receiver.egress;
     let granted = if isolated == 0 { Granted::by(epoch) } else { Granted::NO };
     let Tracked::Judge(direction) = s.track(p, ask, granted)? else { return Ok(()) };
-    let sets = match direction {
-        Direction::Forth => Sets { egress: sender.egress, ingress: receiver.ingress },
-        Direction::Back => Sets { egress: receiver.egress, ingress: sender.ingress },
-    };
-    if ask.heard == NOTHING && s.is_related(p, ask) {
-        return Ok(());
-    }
-    s.judge(p, ask, direction, sets)?;
+    // What is heard of an ICMP error is what it quotes.
+    let question = if ask.heard == NOTHING { s.about(p, ask) } else { Question::of(ask.heard, direction) };
+    s.judge(p, ask, question, sender, receiver)?;
     s.track(p, ask, Granted::by(epoch))?;
     Ok(())
 }
@@ -137,16 +137,14 @@ pub trait Track<P, F: Family> {
     /// # Errors
     /// [`Short`](crate::DropReason::Short).
     fn track(&self, p: &mut P, ask: Ask, granted: Granted) -> Res<Tracked>;
-    /// Whether it is an ICMP error about a flow that lives, to who sent the packet that it quotes.
-    fn is_related(&self, p: &mut P, ask: Ask) -> bool;
-    /// The policy epoch, to be read before any look at policy.
-    fn epoch(&self) -> u32;
-    /// Asks the policies of the ends that are pods of this node about a packet of a flow that is not known, or not judged by them. `sets`: of the
-    /// flow's opener for egress, of the other end for ingress.
+    /// Which flow an ICMP error is about: see [`policy::about`](crate::policy::about()).
+    fn about(&self, p: &mut P, ask: Ask) -> Question;
+    /// Asks the policies of the ends that are pods of this node about a packet of a flow that is not known, or not judged by them: see
+    /// [`policy::judge`](crate::policy::judge()).
     ///
     /// # Errors
     /// Which refuses it.
-    fn judge(&self, p: &mut P, ask: Ask, direction: Direction, sets: Sets) -> Res<()>;
+    fn judge(&self, p: &mut P, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<()>;
     /// What a packet says: see [`fragment::heard`](super::fragment::heard).
     fn hear(&self, p: &mut P, ask: Ask) -> u64;
 }
@@ -174,5 +172,27 @@ mod tests {
     fn what_is_packed_is_unpacked() {
         there_and_back::<V4>(bytemuck::Zeroable::zeroed());
         there_and_back::<V6>(bytemuck::Zeroable::zeroed());
+    }
+
+    #[test]
+    fn of_a_quoted_packet_the_rest_is_its_own() {
+        let ip = L3::<V4> {
+            src: bytemuck::Zeroable::zeroed(),
+            dst: bytemuck::Zeroable::zeroed(),
+            tos: 0,
+            proto: 1,
+            l4: 34,
+            part: Part::WHOLE,
+            frag: 0,
+        };
+        let ask = Ask::new(Point::FromNetdev, 14, &ip, Ends { from: 1, to: 2 });
+        let quoted = ask.quoted(
+            42,
+            super::super::signal::heard(4, super::super::key::Asker::NONE, 17, cni_common::net::Ports::NONE),
+        );
+        assert_eq!(
+            (quoted.point(), quoted.l3(), quoted.proto(), quoted.part()),
+            (Some(Point::FromNetdev), 42, 17, Part::WHOLE)
+        );
     }
 }

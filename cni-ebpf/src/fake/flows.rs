@@ -15,10 +15,10 @@ use cni_common::{
 use super::Fake;
 use crate::{
     Packet, Res,
-    ct::{self, Ask, CtEnv, Direction, Flow, Flows, Granted, Promotion, Sets, Track, Tracked},
+    ct::{self, Ask, CtEnv, EndSets, Flow, Flows, Granted, Promotion, Track, Tracked},
     family::{Family, V4, V6},
-    nat::{self, NatFamily},
-    policy::{self, Identities},
+    nat::NatFamily,
+    policy::{self, Identities, Question},
 };
 
 const CHUNK: usize = 64;
@@ -229,13 +229,10 @@ where
     fn hear(&self, p: &mut P, ask: Ask) -> u64 {
         ct::fragment::heard::<F, _, _>(p, self, &ask)
     }
-    fn is_related(&self, p: &mut P, ask: Ask) -> bool {
-        ask.header::<F, P>(p).is_ok_and(|ip| nat::related(p, self, &ip).is_some())
+    fn about(&self, p: &mut P, ask: Ask) -> Question {
+        policy::about::<F, _, _>(p, self, &ask)
     }
-    fn epoch(&self) -> u32 {
-        self.ct_config.epoch
-    }
-    fn judge(&self, p: &mut P, ask: Ask, direction: Direction, sets: Sets) -> Res<()> {
-        policy::judge::<F, _, _>(p, self, &ask, direction, sets)
+    fn judge(&self, p: &mut P, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<()> {
+        policy::judge::<F, _, _>(p, self, ask, question, sender, receiver)
     }
 }

@@ -295,6 +295,9 @@ impl Env for Fake {
         self.answers.set(left.saturating_sub(1));
         left > 0
     }
+    fn epoch(&self) -> u32 {
+        self.ct_config.epoch
+    }
 }
 
 /// Whether the prefix of this length holds the address.

@@ -1,20 +1,29 @@
 //! The policy maps.
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    net::IpAddr,
+};
 
 use cni_common::{
+    event::Blame as Said,
     net::{Ip4, Ip6},
-    policy::{Rule, RuleKey},
+    policy::{
+        IDENTITY_OTHER, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule, RuleKey,
+        VERDICT_ALLOW, VERDICT_DENY,
+    },
+    wire::{TCP, UDP},
 };
 
 use super::{Fake, holds};
 use crate::{
     Tables,
     family::{V4, V6},
-    policy::{Identities, Rules},
+    policy::{Blame, Identities, Rules},
 };
 
 /// What the agent writes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct PolicyTables {
     /// Policy set and identity → rule set.
     pub peers: BTreeMap<(u32, u32), u32>,
@@ -30,6 +39,29 @@ pub struct PolicyTables {
     pub blocks6: Vec<(u32, Ip6, u32)>,
     /// How often anybody was asked.
     pub asked: RefCell<u32>,
+    /// What was said last of a packet that was dropped.
+    pub blame: Cell<Said>,
+}
+
+impl Default for PolicyTables {
+    fn default() -> Self {
+        Self {
+            peers: BTreeMap::new(),
+            rules: Vec::new(),
+            identities4: BTreeMap::new(),
+            identities6: BTreeMap::new(),
+            blocks4: Vec::new(),
+            blocks6: Vec::new(),
+            asked: RefCell::default(),
+            blame: Cell::new(bytemuck::Zeroable::zeroed()),
+        }
+    }
+}
+
+impl Blame for Fake {
+    fn blame(&self, at: u32, cookie: u32) {
+        self.policy.blame.set(Said { at, cookie });
+    }
 }
 
 impl Rules for Fake {
@@ -64,3 +96,101 @@ macro_rules! identities {
 }
 identities!(V4, Ip4, identities4, blocks4);
 identities!(V6, Ip6, identities6, blocks6);
+
+/// Policy set of the server's ingress in [`isolate`].
+pub const SERVER_IN: u32 = 5;
+/// Of the client's egress.
+pub const CLIENT_OUT: u32 = 6;
+/// Of the client's ingress.
+pub const CLIENT_IN: u32 = 7;
+/// Identities by role: the client, the server, pod 1 of another node, that node, and those who are outside and whom a policy names.
+pub const CLIENT: u32 = 70;
+/// See above.
+pub const SERVER: u32 = 71;
+/// See above.
+pub const FAR: u32 = 72;
+/// See above.
+pub const NODE: u32 = 73;
+/// See above.
+pub const WORLD: u32 = 74;
+
+/// Isolates both pods of [`world`](super::world::world()).
+///
+/// | who | may |
+/// |---|---|
+/// | the client to the server | TCP 80 and 32768 to 49151, UDP 53, TCP 443 but for its ingress |
+/// | pod 1 of node 1 to the server | TCP 443, and all UDP |
+/// | the client to pod 1 of node 1 | anything |
+/// | the client to who is outside | TCP, but for port 53 |
+/// | node 1, and who is outside, to the server | TCP 80 |
+/// | pod 1 of node 1 to the client | nothing: a rule says so |
+/// | anybody to the client | UDP 53 |
+pub fn isolate(w: &mut Fake) {
+    use super::world::{CLIENT_IFINDEX, client, outside, pod, server, underlay};
+    let rules_of = [
+        (SERVER_IN, IDENTITY_OTHER, RULES_DENY_ALL),
+        (SERVER_IN, CLIENT, 16),
+        (SERVER_IN, FAR, 17),
+        (SERVER_IN, NODE, 18),
+        (SERVER_IN, WORLD, 18),
+        (CLIENT_OUT, IDENTITY_OTHER, RULES_DENY_ALL),
+        (CLIENT_OUT, SERVER, 19),
+        (CLIENT_OUT, FAR, RULES_ALLOW_ALL),
+        (CLIENT_OUT, WORLD, 20),
+        (CLIENT_IN, IDENTITY_OTHER, 21),
+        (CLIENT_IN, FAR, 22),
+    ];
+    w.policy.peers.extend(rules_of.map(|(set, identity, rules)| ((set, identity), rules)));
+    let whole = RULE_PORT_BITS;
+    let entries = [
+        (16, TCP, 80, whole, VERDICT_ALLOW),
+        (16, TCP, 0x8000, RULE_PROTO_BITS + 2, VERDICT_ALLOW),
+        (16, UDP, 53, whole, VERDICT_ALLOW),
+        (17, TCP, 443, whole, VERDICT_ALLOW),
+        (17, UDP, 0, RULE_PROTO_BITS, VERDICT_ALLOW),
+        (18, TCP, 80, whole, VERDICT_ALLOW),
+        (19, TCP, 80, whole, VERDICT_ALLOW),
+        (19, TCP, 443, whole, VERDICT_ALLOW),
+        (19, TCP, 0x8000, RULE_PROTO_BITS + 1, VERDICT_ALLOW),
+        (19, UDP, 53, whole, VERDICT_ALLOW),
+        (20, TCP, 0, RULE_PROTO_BITS, VERDICT_ALLOW),
+        (20, TCP, 53, whole, VERDICT_DENY),
+        (21, UDP, 53, whole, VERDICT_ALLOW),
+        (22, 0, 0, RULE_BITS, VERDICT_DENY),
+    ];
+    for ((rules, proto, port, bits, verdict), cookie) in entries.into_iter().zip(1..) {
+        let key = RuleKey { rules, proto, port: u16::to_be_bytes(port), pad: 0 };
+        w.policy.rules.push((bits, key, Rule { verdict, cookie }));
+    }
+    for v6 in [false, true] {
+        let known = [
+            (client(v6), CLIENT),
+            (server(v6), SERVER),
+            (pod(v6, 1, 1), FAR),
+            (underlay(v6, 0), NODE),
+            (underlay(v6, 1), NODE),
+        ];
+        for (who, identity) in known {
+            match who {
+                IpAddr::V4(a) => w.policy.identities4.insert(a.into(), identity),
+                IpAddr::V6(a) => w.policy.identities6.insert(a.into(), identity),
+            };
+        }
+        match outside(v6) {
+            IpAddr::V4(a) => w.policy.blocks4.push((24, a.into(), WORLD)),
+            IpAddr::V6(a) => w.policy.blocks6.push((64, a.into(), WORLD)),
+        }
+    }
+    let ep = w.endpoints.get_mut(&CLIENT_IFINDEX).expect("the world has it");
+    (ep.set_in, ep.set_out) = (CLIENT_IN, CLIENT_OUT);
+    for who in [client as fn(bool) -> IpAddr, server] {
+        let is_client = who(false) == client(false);
+        let locals = match (who(false), who(true)) {
+            (IpAddr::V4(a), IpAddr::V6(b)) => [w.v4.local.get_mut(&a.into()), w.v6.local.get_mut(&b.into())],
+            _ => unreachable!("one of each family"),
+        };
+        for l in locals.into_iter().flatten() {
+            (l.set_in, l.set_out) = if is_client { (CLIENT_IN, CLIENT_OUT) } else { (SERVER_IN, 0) };
+        }
+    }
+}

@@ -362,7 +362,7 @@ proptest! {
         let r = decide(point, &mut f, &w);
         if let Err(reason) = r {
             let mut e = DropEvent::zeroed();
-            event::describe(&f, point as u8, reason as u8, &mut e);
+            event::describe(&f, point as u8, reason as u8, w.policy.blame.get(), &mut e);
             prop_assert_eq!((e.reason, e.point), (reason as u8, point as u8));
         }
     }
@@ -431,11 +431,16 @@ fn an_event_names_the_inner_packet_where_that_is_what_was_wrong() {
     let data =
         frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, Ip::default().packet(underlay(false, 1), underlay(false, 0), outer));
     let f = Frame::new(data, UNDERLAY_IFINDEX);
+    let inner_at = 14 + 20 + 8 + 8 + 14;
     let described = |reason| {
         let mut e = DropEvent::zeroed();
-        event::describe(&f, Point::FromNetdev as u8, reason as u8, &mut e);
+        let said = cni_common::event::Blame { at: inner_at, cookie: 7 };
+        event::describe(&f, Point::FromNetdev as u8, reason as u8, said, &mut e);
+        assert_eq!(e.cookie, if reason == D::PolicyIngress { 7 } else { 0 });
         (e.src.canonical(), e.dst.canonical(), e.dport.to_host())
     };
-    assert_eq!(described(D::InnerSource), (pod(true, 2, 1), server(true), 2));
+    for reason in [D::InnerSource, D::PolicyIngress] {
+        assert_eq!(described(reason), (pod(true, 2, 1), server(true), 2));
+    }
     assert_eq!(described(D::UnknownNode), (underlay(false, 1), underlay(false, 0), PORT));
 }

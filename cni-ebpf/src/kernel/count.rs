@@ -6,7 +6,7 @@ use aya_ebpf::{
 use bytemuck::Zeroable;
 use cni_common::{
     drop::{Outcome, Point, slot},
-    event::{DropEvent, EventBudget},
+    event::{Blame, DropEvent, EventBudget},
 };
 use cni_ebpf::{DropReason, Env, event};
 
@@ -45,7 +45,11 @@ pub extern "C" fn drop_report(ctx: *mut __sk_buff, point: u32, reason: u32) -> i
         return 0;
     }
     let mut e = DropEvent::zeroed();
-    event::describe(&Skb::new(ctx), point as u8, reason as u8, &mut e);
+    let said = BLAME.get_ptr(0).map_or(Blame { at: 0, cookie: 0 }, |b| {
+        // SAFETY: as in `count`; policy has written it in this run, if that is who drops the packet.
+        unsafe { *b }
+    });
+    event::describe(&Skb::new(ctx), point as u8, reason as u8, said, &mut e);
     // SAFETY: a helper without arguments.
     e.time = unsafe { bpf_ktime_get_ns() };
     e.endpoint = Kernel.endpoint(e.ifindex).map_or(0, |ep| ep.id);

@@ -11,9 +11,9 @@ use cni_common::{
 };
 use cni_ebpf::{
     DropReason as D, Res,
-    ct::{self, Ask, CtEnv, Direction, Ends, Flow, Flows, Granted, Promotion, Sets, Track, Tracked},
+    ct::{self, Ask, CtEnv, Direction, EndSets, Ends, Flow, Flows, Granted, Promotion, Track, Tracked},
     family::{Family, V4, V6},
-    nat, policy,
+    policy::{self, Question},
 };
 
 use super::{Kernel, Skb, count, maps::*};
@@ -168,12 +168,26 @@ fn refused(code: i32) -> Res<()> {
 fn ends(packed: u64) -> Ends {
     Ends { from: packed as u32, to: (packed >> 32) as u32 }
 }
+#[inline(always)]
+fn packed(of: Ends) -> u64 {
+    u64::from(of.from) | u64::from(of.to) << 32
+}
+
+/// Both sets in one register.
+#[inline(always)]
+fn packed_sets(sets: EndSets) -> u64 {
+    u64::from(sets.ingress) | u64::from(sets.egress) << 32
+}
+#[inline(always)]
+fn end_sets(packed: u64) -> EndSets {
+    EndSets { ingress: packed as u32, egress: (packed >> 32) as u32 }
+}
 
 /// Nobody: what is about the packet alone.
 const NOBODY: Ends = Ends { from: 0, to: 0 };
 
 macro_rules! track {
-    ($family:ty, $track:ident, $hear:ident, $related:ident, $judge:ident) => {
+    ($family:ty, $track:ident, $hear:ident, $about:ident, $judge:ident) => {
         /// [`ct::track`] as a function of the kernel's: the members of [`Ask`], and [`Granted::packed`].
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -188,22 +202,19 @@ macro_rules! track {
             let ask = Ask { what, heard: 0, ends: NOBODY };
             ct::fragment::heard::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &ask)
         }
-        /// [`nat::related`] as a function of the kernel's, 1 if it is. Argument: [`Ask::what`].
+        /// [`policy::about`] as a function of the kernel's: [`Ask::what`], and both ends.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $related(ctx: *mut __sk_buff, what: u64) -> i32 {
-            let (mut p, ask) = (Skb::new(ctx), Ask { what, heard: 0, ends: NOBODY });
-            let Ok(ip) = ask.header::<$family, _>(&p) else { return 0 };
-            nat::related(&mut p, &Kernel, &ip).is_some() as i32
+        pub extern "C" fn $about(ctx: *mut __sk_buff, what: u64, of: u64) -> u64 {
+            policy::about::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &Ask { what, heard: 0, ends: ends(of) }).word()
         }
-        /// [`policy::judge`] as a function of the kernel's: 0, or the reason to drop the packet. `sets`: egress, and ingress in the upper half; `back`: 1 if the packet's receiver opened the flow.
+        /// [`policy::judge`] as a function of the kernel's: 0, or the reason to drop the packet. Arguments: [`Ask::what`], [`Question::word`].
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $judge(ctx: *mut __sk_buff, what: u64, heard: u64, sets: u64, back: u32) -> i32 {
-            let ask = Ask { what, heard, ends: NOBODY };
-            let direction = if back == 0 { Direction::Forth } else { Direction::Back };
-            let sets = Sets { egress: sets as u32, ingress: (sets >> 32) as u32 };
-            match policy::judge::<$family, _, _>(&Skb::new(ctx), &Kernel, &ask, direction, sets) {
+        pub extern "C" fn $judge(ctx: *mut __sk_buff, what: u64, question: u64, sender: u64, receiver: u64) -> i32 {
+            let (ask, question) = (Ask { what, heard: 0, ends: NOBODY }, Question::from_word(question));
+            let (sender, receiver) = (end_sets(sender), end_sets(receiver));
+            match policy::judge::<$family, _, _>(&Skb::new(ctx), &Kernel, ask, question, sender, receiver) {
                 Ok(()) => 0,
                 Err(reason) => reason as i32,
             }
@@ -211,28 +222,22 @@ macro_rules! track {
         impl Track<Skb, $family> for Kernel {
             #[inline(always)]
             fn track(&self, p: &mut Skb, ask: Ask, granted: Granted) -> Res<Tracked> {
-                let of = u64::from(ask.ends.from) | u64::from(ask.ends.to) << 32;
-                tracked($track(p.context(), ask.what, ask.heard, of, granted.packed()))
+                tracked($track(p.context(), ask.what, ask.heard, packed(ask.ends), granted.packed()))
             }
             #[inline(always)]
             fn hear(&self, p: &mut Skb, ask: Ask) -> u64 {
                 $hear(p.context(), ask.what)
             }
             #[inline(always)]
-            fn is_related(&self, p: &mut Skb, ask: Ask) -> bool {
-                $related(p.context(), ask.what) != 0
+            fn about(&self, p: &mut Skb, ask: Ask) -> Question {
+                Question::from_word($about(p.context(), ask.what, packed(ask.ends)))
             }
             #[inline(always)]
-            fn epoch(&self) -> u32 {
-                self.ct_config().map_or(0, |cfg| cfg.epoch)
-            }
-            #[inline(always)]
-            fn judge(&self, p: &mut Skb, ask: Ask, direction: Direction, sets: Sets) -> Res<()> {
-                let sets = u64::from(sets.egress) | u64::from(sets.ingress) << 32;
-                refused($judge(p.context(), ask.what, ask.heard, sets, direction as u32))
+            fn judge(&self, p: &mut Skb, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<()> {
+                refused($judge(p.context(), ask.what, question.word(), packed_sets(sender), packed_sets(receiver)))
             }
         }
     };
 }
-track!(V4, ct_track4, ct_hear4, ct_related4, policy_judge4);
-track!(V6, ct_track6, ct_hear6, ct_related6, policy_judge6);
+track!(V4, ct_track4, ct_hear4, policy_about4, policy_judge4);
+track!(V6, ct_track6, ct_hear6, policy_about6, policy_judge6);

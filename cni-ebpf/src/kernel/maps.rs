@@ -5,7 +5,7 @@ use aya_ebpf::{
 };
 use cni_common::{
     drop::{COUNTERS, Count},
-    event::{DropEvent, EventBudget},
+    event::{Blame, DropEvent, EventBudget},
     maps::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, MAX_NODES, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
@@ -132,6 +132,8 @@ pub static BLOCK6: LpmTrie<Ip6, Identity, BLOCK_SLOTS> = LpmTrie::new();
 pub static POLICY_PEER: HashMap<PeerKey, PeerRules, PEER_SLOTS, SPARSE> = HashMap::new();
 #[btf_map(name = "policy_rule_v1")]
 pub static POLICY_RULE: LpmTrie<RuleKey, Rule, RULE_SLOTS> = LpmTrie::new();
+#[btf_map(name = "blame_v1")]
+pub static BLAME: PerCpuArray<Blame, 1> = PerCpuArray::new();
 #[btf_map(name = "schema")]
 pub static SCHEMA: Array<u64, { MAX_MAPS as usize }> = Array::new();
 #[btf_map(name = "layouts")]

@@ -4,7 +4,7 @@ use cni_common::policy::{PeerKey, RULE_PORT_BITS, Rule, RuleKey};
 use cni_ebpf::{
     Tables,
     family::{Family, V4, V6},
-    policy::{Identities, Rules},
+    policy::{Blame, Identities, Rules},
 };
 
 use super::{Kernel, maps::*};
@@ -18,6 +18,17 @@ impl Rules for Kernel {
     #[inline(always)]
     fn rule(&self, key: &RuleKey) -> Option<&Rule> {
         POLICY_RULE.get(&Key::new(RULE_PORT_BITS, *key))
+    }
+}
+
+impl Blame for Kernel {
+    #[inline(always)]
+    fn blame(&self, at: u32, cookie: u32) {
+        if let Some(b) = BLAME.get_ptr_mut(0) {
+            // SAFETY: the slot is this CPU's own.
+            let b = unsafe { &mut *b };
+            (b.at, b.cookie) = (at, cookie);
+        }
     }
 }
 

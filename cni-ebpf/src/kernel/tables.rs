@@ -6,6 +6,7 @@ use cni_common::{
 };
 use cni_ebpf::{
     Env, Tables,
+    ct::CtEnv as _,
     family::{Family, V4, V6},
 };
 
@@ -31,6 +32,10 @@ impl Env for Kernel {
     #[inline(always)]
     fn may_answer(&self) -> bool {
         self.config().is_some_and(|cfg| count::within(ANSWERS.get_ptr_mut(0), cfg.hz, ANSWER_RATE))
+    }
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        self.ct_config().map_or(0, |cfg| cfg.epoch)
     }
 }
 

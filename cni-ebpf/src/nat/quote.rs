@@ -77,14 +77,29 @@ fn rest<F: NatFamily, P: Packet>(p: &P, ip: &L3<F>) -> Option<Rest> {
     Some(Rest { ports, proto: ip.proto, asker })
 }
 
+/// The flow that an ICMP error belongs to.
+#[derive(Clone, Copy)]
+pub struct Related<'s, F: NatFamily> {
+    /// One that lives.
+    pub flow: &'s Flow,
+    /// Its packet.
+    pub quote: Quote<F>,
+    /// Whether that packet's sender is the end that comes last in the flow's key.
+    pub from_hi: bool,
+}
+
 /// The flow that an ICMP error belongs to: that of the packet which it quotes, if it goes to who sent that. So it passes where the flow
 /// does. Of a masqueraded flow only between the pod and its node's translation, which is where the quoted ends are the real ones.
 #[inline(always)]
-pub fn related<'s, F: NatFamily, P: Packet, S: CtEnv + Flows<F>>(p: &mut P, s: &'s S, ip: &L3<F>) -> Option<&'s Flow> {
+pub fn related<'s, F: NatFamily, P: Packet, S: CtEnv + Flows<F>>(
+    p: &mut P,
+    s: &'s S,
+    ip: &L3<F>,
+) -> Option<Related<'s, F>> {
     let quote = read(p, ip, |n| s.blur(n, s.jiffies()))?;
     if !F::is_same(&quote.ip.src, &ip.dst) {
         return None;
     }
-    let (key, _) = F::ct_key(&quote.ip.src, &quote.ip.dst, quote.rest);
-    living::<F, S>(s, &key)
+    let (key, from_hi) = F::ct_key(&quote.ip.src, &quote.ip.dst, quote.rest);
+    Some(Related { flow: living::<F, S>(s, &key)?, quote, from_hi })
 }

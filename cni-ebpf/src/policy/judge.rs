@@ -2,46 +2,87 @@
 use cni_common::{
     drop::Point,
     net::Be16,
+    policy::SET_NONE,
     wire::{SCTP, TCP, UDP},
 };
 
-use super::{Flow, Identities, Rules, Ruling, egress, ingress};
+use super::{Blame, Flow, Identities, Question, Rules, Ruling, egress, ingress};
 use crate::{
     DropReason as D, Packet, Res,
-    ct::{Ask, Direction, Sets, signal},
+    ct::{Ask, Direction, EndSets, signal},
     family::Family,
 };
 
-/// Whether the policies of both ends allow the packet's flow: always asked as its opener would. What is of no flow (an ICMP message that is no echo) has no
-/// ports.
+/// Whether the policies of both ends allow the packet's flow, or that of the packet which it quotes: always asked as its opener would. What is of no flow
+/// has no ports. `sender` and `receiver`: policy sets of the packet that was met.
 ///
 /// # Errors
 /// [`PolicyEgress`](D::PolicyEgress), [`PolicyIngress`](D::PolicyIngress), [`PolicyUnknown`](D::PolicyUnknown); [`FragmentOrder`](D::FragmentOrder) of a
 /// fragment whose ports nobody knows.
 #[inline(always)]
-pub fn judge<F: Family, P: Packet, S: Rules + Identities<F>>(
+pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Blame>(
     p: &P,
     s: &S,
-    ask: &Ask,
-    direction: Direction,
-    sets: Sets,
+    met: Ask,
+    question: Question,
+    sender: EndSets,
+    receiver: EndSets,
 ) -> Res<()> {
-    if ask.part().is_later() && ask.heard == signal::NOTHING {
+    if question == Question::NONE {
+        return Ok(());
+    }
+    let (ask, direction) = (question.packet(met), question.direction());
+    // A quoted packet was sent by who gets this one.
+    let (from, to) = if question.is_quoted() { (receiver, sender) } else { (sender, receiver) };
+    let sets = sets(direction, from, to);
+    // Who is isolated in the other direction alone is not asked.
+    if sets.egress | sets.ingress == SET_NONE {
+        return Ok(());
+    }
+    if ask.part().is_later() && question == Question::ITSELF {
+        s.blame(met.l3() as u32, 0);
         return Err(D::FragmentOrder);
     }
+    let flow = opened::<F, P>(p, &ask, direction)?;
+    // A flow that is known has come in as its opener's packets do: none that came from elsewhere has an address of the node as source.
+    let from_stack = direction == Direction::Back || question.is_quoted() || ask.point() == Some(Point::FromHost);
+    let ruling = egress(s, sets.egress, &flow);
+    if !ruling.is_allowed() {
+        return Err(refused(s, &met, ruling, D::PolicyEgress));
+    }
+    let ruling = ingress(s, sets.ingress, from_stack, &flow);
+    if !ruling.is_allowed() {
+        return Err(refused(s, &met, ruling, D::PolicyIngress));
+    }
+    Ok(())
+}
+
+/// The policy sets of a flow's ends that count.
+#[derive(Clone, Copy)]
+struct Sets {
+    /// Of who opens it.
+    egress: u32,
+    /// Of the other end.
+    ingress: u32,
+}
+
+#[inline(always)]
+fn sets(direction: Direction, sender: EndSets, receiver: EndSets) -> Sets {
+    match direction {
+        Direction::Forth => Sets { egress: sender.egress, ingress: receiver.ingress },
+        Direction::Back => Sets { egress: receiver.egress, ingress: sender.ingress },
+    }
+}
+
+/// The packet's flow, as its opener sees it.
+#[inline(always)]
+fn opened<F: Family, P: Packet>(p: &P, ask: &Ask, direction: Direction) -> Res<Flow<F>> {
     let (sender, receiver) = F::addresses(p, ask.l3())?;
-    let (_, _, ports) = signal::split(ask.heard);
-    let flow = match direction {
-        Direction::Forth => {
-            Flow { src: sender, dst: receiver, proto: ask.proto(), port: port(ask.proto(), ports.dst()) }
-        }
-        Direction::Back => {
-            Flow { src: receiver, dst: sender, proto: ask.proto(), port: port(ask.proto(), ports.src()) }
-        }
-    };
-    refused(egress(s, sets.egress, &flow), D::PolicyEgress)?;
-    let from_stack = direction == Direction::Forth && ask.point() == Some(Point::FromHost);
-    refused(ingress(s, sets.ingress, from_stack, &flow), D::PolicyIngress)
+    let (proto, (_, _, ports)) = (ask.proto(), signal::split(ask.heard));
+    Ok(match direction {
+        Direction::Forth => Flow { src: sender, dst: receiver, proto, port: port(proto, ports.dst()) },
+        Direction::Back => Flow { src: receiver, dst: sender, proto, port: port(proto, ports.src()) },
+    })
 }
 
 /// Of an echo, the identifier stands where others have ports.
@@ -57,6 +98,7 @@ fn port(proto: u32, port: Be16) -> Be16 {
 }
 
 #[inline(always)]
-fn refused(ruling: Ruling, reason: D) -> Res<()> {
-    if ruling.is_allowed() { Ok(()) } else { Err(if ruling.is_unknown() { D::PolicyUnknown } else { reason }) }
+fn refused<S: Blame>(s: &S, met: &Ask, ruling: Ruling, reason: D) -> D {
+    s.blame(met.l3() as u32, ruling.cookie());
+    if ruling.is_unknown() { D::PolicyUnknown } else { reason }
 }

@@ -40,6 +40,12 @@ pub trait Identities<F: Family> {
     fn is_own(&self, a: &F::Addr) -> bool;
 }
 
+/// Who is told why a packet is dropped, for the event about it.
+pub trait Blame {
+    /// The network header of the packet that was judged is at `at`, and this cookie names the rule that decides; 0: what no rule allows.
+    fn blame(&self, at: u32, cookie: u32);
+}
+
 /// Who an address is; `None` when it must be a pod's and no pod is known to have it. A trie is asked only when the hash does not know it.
 #[inline(always)]
 pub fn identify<F: Family, S: Identities<F>>(s: &S, a: &F::Addr) -> Option<u32> {

@@ -3,10 +3,12 @@
 //! | file | what changes it |
 //! |---|---|
 //! | `judge` | which flow a packet is of, and who is asked about it |
+//! | `about` | which flow an ICMP error is judged with |
 //! | `lookup` | who is exempt, and in which maps the others are looked up |
 //! | `ruling` | what an answer holds |
 //!
 //! Nothing is weighed here: tiers, priorities, unions and denials are compiled into entries of which one decides (`cni_common::policy`).
+pub mod about;
 pub mod judge;
 pub mod lookup;
 #[cfg(test)]
@@ -15,8 +17,9 @@ pub mod ruling;
 #[cfg(test)]
 mod tests;
 
+pub use about::{Question, about};
 pub use judge::judge;
-pub use lookup::{Flow, Identities, Rules, egress, identify, ingress};
+pub use lookup::{Blame, Flow, Identities, Rules, egress, identify, ingress};
 pub use ruling::{Ruling, Why};
 
 /// The text of the look-up, whose digest says by which one verdicts were found.

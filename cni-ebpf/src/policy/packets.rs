@@ -17,6 +17,7 @@ use crate::{
         world::{self, *},
     },
     flow,
+    packet::TunnelEnd,
 };
 
 /// Policy sets, identities and a rule set, as numbers of the agent's.
@@ -65,13 +66,17 @@ fn run(w: &Fake, point: Point, frame: Vec<u8>) -> Res<Verdict> {
 fn asks(w: &Fake, v6: bool, l4: (u8, Vec<u8>)) -> Res<Verdict> {
     run(w, Point::FromPod, frame::eth(CLIENT_MAC, Mac::WEFT, Ip::default().packet(client(v6), server(v6), l4)))
 }
-/// The server to somebody: the frame comes in by its device.
+/// The server to somebody.
 fn answers(w: &Fake, v6: bool, dst: IpAddr, l4: (u8, Vec<u8>)) -> Res<Verdict> {
+    as_server(w, frame::eth(SERVER_MAC, Mac::WEFT, Ip::default().packet(server(v6), dst, l4)))
+}
+/// The frame comes in by the server's device.
+fn as_server(w: &Fake, frame: Vec<u8>) -> Res<Verdict> {
     let mut w = w.clone();
     let ep = w.endpoints.get_mut(&CLIENT_IFINDEX).expect("is there");
     (ep.id, ep.mac, ep.addr4, ep.addr6) = (12, SERVER_MAC, addr(server(false)), addr(server(true)));
     (ep.set_in, ep.set_out) = (IN, 0);
-    run(&w, Point::FromPod, frame::eth(SERVER_MAC, Mac::WEFT, Ip::default().packet(server(v6), dst, l4)))
+    run(&w, Point::FromPod, frame)
 }
 /// Pod 1 of another node to the server, through the tunnel.
 fn from_far(w: &Fake, v6: bool, src: IpAddr, l4: (u8, Vec<u8>)) -> Res<Verdict> {
@@ -109,6 +114,24 @@ fn what_no_rule_allows_is_dropped_and_leaves_no_trace() {
         assert_eq!(from_far(&w, v6, pod(v6, 1, 1), tcp(443, SYN)), Ok(Verdict::Peer(SERVER_IFINDEX)));
         // Of a pod CIDR, but of which pod nobody knows.
         assert_eq!(from_far(&w, v6, pod(v6, 1, 7), tcp(443, SYN)), Err(D::PolicyUnknown));
+    }
+}
+
+#[test]
+fn what_the_kernels_device_decapsulated_is_judged_as_what_was_decapsulated_here() {
+    for v6 in [false, true] {
+        let w = isolated();
+        let overlay = |src: IpAddr, l4| {
+            let packet = Ip::default().packet(src, server(v6), l4);
+            let from = TunnelEnd::V4(addr(underlay(false, 1)));
+            let frame = frame::eth(Mac::OVERLAY, Mac::WEFT, packet);
+            decap::from_overlay(&mut Frame { tunnel: Some(from), ..Frame::new(frame, VXLAN_IFINDEX) }, &w)
+        };
+        assert_eq!(overlay(pod(v6, 1, 1), tcp(443, SYN)), Ok(Verdict::Peer(SERVER_IFINDEX)));
+        assert_eq!(overlay(pod(v6, 1, 1), tcp(444, SYN)), Err(D::PolicyIngress));
+        assert_eq!(overlay(pod(v6, 1, 7), tcp(443, SYN)), Err(D::PolicyUnknown));
+        // What policy has found is what the other path finds.
+        assert_eq!(from_far(&w, v6, pod(v6, 1, 1), tcp(443, ACK)), Ok(Verdict::Peer(SERVER_IFINDEX)));
     }
 }
 
@@ -165,20 +188,67 @@ fn a_flow_that_is_revoked_is_cut_at_its_next_packet_in_either_direction_and_othe
     }
 }
 
+/// An ICMP error that quotes this packet.
+fn error(v6: bool, (src, dst): (IpAddr, IpAddr), quoted: (u8, Vec<u8>)) -> (u8, Vec<u8>) {
+    let quote = Ip::default().packet(src, dst, quoted).1;
+    (if v6 { 58 } else { 1 }, [&[if v6 { 1 } else { 3 }, 0, 0, 0, 0, 0, 0, 0][..], &quote].concat())
+}
+
 #[test]
 fn errors_about_a_flow_pass_with_it_and_others_are_judged() {
     for v6 in [false, true] {
-        let w = isolated();
-        assert!(from_far(&w, v6, pod(v6, 1, 1), tcp(443, SYN)).is_ok());
-        assert!(answers(&w, v6, pod(v6, 1, 1), frame::tcp(443, 40_000, SYN_ACK, b"")).is_ok());
-        let error = |quoted: (u8, Vec<u8>)| {
-            let quote = Ip::default().packet(server(v6), pod(v6, 1, 1), quoted).1;
-            (if v6 { 58 } else { 1 }, [&[if v6 { 1 } else { 3 }, 0, 0, 0, 0, 0, 0, 0][..], &quote].concat())
-        };
-        let about_it = error(frame::tcp(443, 40_000, ACK, b""));
-        assert!(from_far(&w, v6, pod(v6, 1, 1), about_it).is_ok());
-        let about_another = error(frame::tcp(443, 40_001, ACK, b""));
-        assert_eq!(from_far(&w, v6, pod(v6, 1, 1), about_another), Err(D::PolicyIngress));
+        let mut w = isolated();
+        let (srv, far) = (server(v6), pod(v6, 1, 1));
+        assert!(from_far(&w, v6, far, tcp(443, SYN)).is_ok());
+        assert!(answers(&w, v6, far, frame::tcp(443, 40_000, SYN_ACK, b"")).is_ok());
+        let about_it = || error(v6, (srv, far), frame::tcp(443, 40_000, ACK, b""));
+        let about_another = error(v6, (srv, far), frame::tcp(443, 40_001, ACK, b""));
+        assert!(from_far(&w, v6, far, about_it()).is_ok());
+        assert_eq!(from_far(&w, v6, far, about_another), Err(D::PolicyIngress));
+        // Whoever is on the way may say it, if it is nobody whom policy keeps out here.
+        assert!(from_far(&w, v6, pod(v6, 1, 7), about_it()).is_ok());
+        // It is judged with its flow, also where it is the first to be met by another policy.
+        w.ct_config.epoch += 1;
+        assert!(from_far(&w, v6, far, about_it()).is_ok());
+        w.policy.peers.remove(&(IN, FAR));
+        assert_eq!(from_far(&w, v6, far, about_it()), Err(D::PolicyIngress));
+    }
+}
+
+#[test]
+fn errors_of_a_pod_count_only_about_what_was_sent_to_it() {
+    for v6 in [false, true] {
+        let mut w = isolated();
+        let (me, srv, far) = (client(v6), server(v6), pod(v6, 1, 1));
+        w.policy.peers.remove(&(IN, CLIENT));
+        assert!(from_far(&w, v6, far, tcp(443, SYN)).is_ok());
+        assert!(answers(&w, v6, far, frame::tcp(443, 40_000, SYN_ACK, b"")).is_ok());
+        let quote = frame::tcp(443, 40_000, ACK, b"");
+        // Another pod's flow, and none at all.
+        assert_eq!(asks(&w, v6, error(v6, (srv, far), quote.clone())), Err(D::PolicyIngress));
+        assert_eq!(asks(&w, v6, error(v6, (srv, me), quote)), Err(D::PolicyIngress));
+    }
+}
+
+#[test]
+fn what_the_node_has_opened_goes_on_whoever_of_both_meets_another_policy_first() {
+    for v6 in [false, true] {
+        for first in [true, false] {
+            let mut w = isolated();
+            let node = underlay(v6, 0);
+            let by_stack = |w: &Fake, l4| {
+                run(w, Point::FromHost, frame::eth(Mac::WEFT, Mac::WEFT, Ip::default().packet(node, server(v6), l4)))
+            };
+            assert!(by_stack(&w, tcp(80, SYN)).is_ok());
+            assert!(answers(&w, v6, node, frame::tcp(80, 40_000, SYN_ACK, b"")).is_ok());
+            w.ct_config.epoch += 1;
+            if first {
+                let refused = error(v6, (node, server(v6)), tcp(80, ACK));
+                assert!(answers(&w, v6, node, refused).is_ok());
+                assert!(answers(&w, v6, node, frame::tcp(80, 40_000, ACK, b"")).is_ok());
+            }
+            assert!(by_stack(&w, tcp(80, ACK)).is_ok());
+        }
     }
 }
 
@@ -199,5 +269,13 @@ fn a_later_fragment_is_judged_with_its_first_and_dropped_without() {
         assert_eq!(later(), Err(D::FragmentOrder));
         assert!(part(0x2000, [0, 1], &frame::udp(4000, 53, &[7; 8]).1).is_ok());
         assert!(later().is_ok());
+        // Who is isolated for what comes in may send one of which nothing is known.
+        let out = Ip {
+            frag: 2,
+            extensions: if v6 { vec![(44, vec![0, 0, 0, 16, 0, 0, 0, 8])] } else { Vec::new() },
+            ..Ip::default()
+        };
+        let packet = out.packet(server(v6), client(v6), (UDP, vec![7; 16]));
+        assert!(as_server(&w, frame::eth(SERVER_MAC, Mac::WEFT, packet)).is_ok());
     }
 }

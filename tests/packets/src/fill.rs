@@ -3,6 +3,7 @@ use bytemuck::bytes_of;
 use cni_agent::datapath::Datapath;
 use cni_common::{
     maps::{Leave4, Leave6},
+    policy::{PeerKey, PeerRules},
     schema::{self, MapSpec},
 };
 use cni_ebpf::fake::Fake;
@@ -23,6 +24,26 @@ pub fn fill(datapath: &Datapath, w: &Fake) {
     for (k, v) in &w.tunnels {
         put(&schema::TUNNELS, bytes_of(k), bytes_of(v));
     }
+    let prefixed = |len: &u32, data: &[u8]| [&len.to_ne_bytes(), data].concat();
+    for ((set, identity), rules) in &w.policy.peers {
+        let key = PeerKey { set: *set, identity: *identity };
+        put(&schema::POLICY_PEER, bytes_of(&key), bytes_of(&PeerRules { rules: *rules }));
+    }
+    for (bits, key, rule) in &w.policy.rules {
+        put(&schema::POLICY_RULE, &prefixed(bits, bytes_of(key)), bytes_of(rule));
+    }
+    macro_rules! identities {
+        ($identities:ident, $identity:ident, $blocks:ident, $block:ident) => {
+            for (k, identity) in &w.policy.$identities {
+                put(&schema::$identity, bytes_of(k), &identity.to_ne_bytes());
+            }
+            for (len, k, identity) in &w.policy.$blocks {
+                put(&schema::$block, &prefixed(len, bytes_of(k)), &identity.to_ne_bytes());
+            }
+        };
+    }
+    identities!(identities4, IDENTITY4, blocks4, BLOCK4);
+    identities!(identities6, IDENTITY6, blocks6, BLOCK6);
     macro_rules! family {
         ($m:ident, $local:ident, $remote:ident, $cidr:ident, $nodes:ident, $own:ident, $leave:ident, $value:expr, $spared:ident) => {
             for (k, v) in &w.$m.local {

@@ -6,6 +6,7 @@ use cni_agent::datapath::{
     Datapath,
     counters::{self, Counted},
     events::Events,
+    load::LoadError,
     object,
 };
 use cni_common::{
@@ -125,7 +126,10 @@ pub struct Kernel {
 impl Kernel {
     /// Loads, with empty maps.
     pub fn empty() -> Self {
-        let mut datapath = Datapath::load(None).unwrap_or_else(|e| panic!("{}", cni_agent::error_chain(&e)));
+        let mut datapath = Datapath::load(None).unwrap_or_else(|e| {
+            let said = if let LoadError::Refused { refusal, .. } = &e { refusal.log.join("\n") } else { String::new() };
+            panic!("{}\n{said}", cni_agent::error_chain(&e))
+        });
         let events = Events::new(datapath.take_events().expect("the ring is there")).expect("the ring opens");
         Self { datapath, events }
     }
@@ -203,6 +207,14 @@ impl Kernel {
     /// Runs one frame: what the program returned, and how long the kernel says that it took. Two readings of the kernel's clock are in it.
     pub fn timed(&mut self, point: Point, frame: &[u8]) -> (u32, Duration) {
         let options = TestRunOptions { data_in: Some(frame), repeat: 1, ..TestRunOptions::default() };
+        let program = self.datapath.classifier(program(point)).expect("is in the object");
+        let ran = program.test_run(options).expect("an ordinary frame");
+        (ran.return_value, ran.duration)
+    }
+
+    /// Runs one frame many times over, as the program leaves it each time: what it returned at last, and how long the kernel says that one run took.
+    pub fn repeated(&mut self, point: Point, frame: &[u8], times: u32) -> (u32, Duration) {
+        let options = TestRunOptions { data_in: Some(frame), repeat: times, ..TestRunOptions::default() };
         let program = self.datapath.classifier(program(point)).expect("is in the object");
         let ran = program.test_run(options).expect("an ordinary frame");
         (ran.return_value, ran.duration)

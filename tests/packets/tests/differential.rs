@@ -2,8 +2,22 @@
 //! counted.
 use std::collections::{BTreeMap, BTreeSet};
 
-use cni_common::{drop::Point, maps::CtEntry, schema, wire::OVERHEAD4};
-use cni_ebpf::fake::{Fake, Frame};
+use bytemuck::{Zeroable as _, bytes_of};
+use cni_common::{
+    drop::{
+        DropReason::{PolicyEgress, PolicyIngress, PolicyUnknown},
+        Point,
+    },
+    event::DropEvent,
+    maps::CtEntry,
+    policy::{PeerKey, RULES_ALLOW_ALL},
+    schema,
+    wire::OVERHEAD4,
+};
+use cni_ebpf::{
+    event,
+    fake::{Fake, Frame, policy},
+};
 use packets::{
     corpus::{self, Rng},
     kernel::{self, Kernel},
@@ -43,7 +57,31 @@ fn they_agree_on_a_node_that_masquerades() {
     node.run(|| agree(w));
 }
 
+#[test]
+fn they_agree_on_a_node_whose_pods_are_isolated_while_policies_change() {
+    let node = Node::new();
+    let mut w = node.world();
+    policy::isolate(&mut w);
+    node.run(|| agree(w));
+}
+
+/// Something is allowed no more, and something is, which is told by a new epoch.
+fn change(k: &mut Kernel, w: &mut Fake, seed: u64) {
+    let who = [policy::CLIENT, policy::FAR, policy::WORLD][(seed % 3) as usize];
+    let key = (policy::SERVER_IN, who);
+    match w.policy.peers.remove(&key) {
+        Some(_) => {
+            let key = PeerKey { set: key.0, identity: key.1 };
+            k.datapath().map(&schema::POLICY_PEER).delete(bytes_of(&key)).expect("is deleted");
+        }
+        None => drop(w.policy.peers.insert(key, RULES_ALLOW_ALL)),
+    }
+    w.ct_config.epoch += 1;
+    packets::fill::fill(k.datapath(), w);
+}
+
 fn agree(mut w: Fake) {
+    let policies = !w.policy.peers.is_empty();
     // Time goes on for the kernel alone: no flow may be over while the test runs.
     w.ct_config = cni_ebpf::ct::lifetime::config(1, 100_000);
     let mut k = Kernel::empty();
@@ -53,10 +91,14 @@ fn agree(mut w: Fake) {
     // By a kernel of its own: the frame that it tries is a flow as well.
     let decap_l3 = Kernel::loaded().decap_l3();
     let (mut tunnelled, mut identifications) = (0, BTreeSet::new());
+    let mut cookies = BTreeSet::new();
     let (mut compared, mut refused, mut kinds) = (0, 0, BTreeMap::<String, u32>::new());
     for point in Point::ALL {
         for seed in [1, 2, 3] {
             let mut r = Rng::new(seed);
+            if policies {
+                change(&mut k, &mut w, seed);
+            }
             for n in 0..size() {
                 let f = corpus::frame(&mut r, point);
                 let ran = match k.run(point, &f) {
@@ -82,6 +124,12 @@ fn agree(mut w: Fake) {
                 let counted: Vec<_> = decision.counted().into_iter().map(|c| (point, c)).collect();
                 assert_eq!(ran.counted, counted, "{what}");
                 assert_eq!(ran.events.len(), usize::from(decision.frame.is_err()), "{what}");
+                if let ([e], Err(PolicyEgress | PolicyIngress | PolicyUnknown)) = (&ran.events[..], decision.frame) {
+                    let mut told = DropEvent { time: e.time, endpoint: e.endpoint, ..DropEvent::zeroed() };
+                    event::describe(&frame, e.point, e.reason, w.policy.blame.get(), &mut told);
+                    assert_eq!(*e, told, "{what}");
+                    cookies.insert(e.cookie);
+                }
                 // A dropped frame's bytes are nobody's.
                 assert!(decision.is_lost() || ran.data == frame.data, "{what}");
                 compared += 1;
@@ -120,6 +168,7 @@ fn agree(mut w: Fake) {
     }
     let different = identifications.len();
     assert!(different * 10 > tunnelled * 9, "{different} identifications for {tunnelled} outer IPv4 headers");
+    assert!(!policies || cookies.len() > 2, "rules that deny are named: {cookies:?}");
     for (kind, n) in &kinds {
         println!("{n:7} {kind}");
     }

@@ -111,7 +111,7 @@ fn a_pin_whose_fields_have_another_meaning_is_refused() {
     first.map(&schema::SCHEMA).update(&schema::LOCAL4.id.to_ne_bytes(), &[1; 8]).expect("writes");
     drop(first);
     let e = refused(&bpffs);
-    assert!(e.contains("local4_v1") && e.contains("another layout"), "{e}");
+    assert!(e.contains("local4_v2") && e.contains("another layout"), "{e}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use cni_common::{
     net::Mac,
     wire::UDP,
 };
+use cni_ebpf::fake::policy;
 use packets::{
     frame::{self, Ip},
     kernel::{Kernel, REDIRECT, SHOT},
@@ -186,6 +187,37 @@ fn cases(v6: bool) -> Vec<Case> {
     all
 }
 
+/// At pods that are isolated.
+fn policy_cases(v6: bool) -> Vec<Case> {
+    use DropReason as D;
+    use Point::{FromHost, FromNetdev, FromPod};
+    let (me, srv, far, stranger) = (client(v6), server(v6), pod(v6, 1, 1), pod(v6, 1, 7));
+    let ours = (underlay(v6, 1), underlay(v6, 0));
+    let plain = Ip::default();
+    let by_stack = |src| frame::eth(Mac::WEFT, Mac::WEFT, plain.packet(src, srv, frame::udp(4000, 53, b"question")));
+    let to = |dst, port| from_client(v6, dst, &plain, frame::udp(4000, port, b"question"));
+    // A later fragment of a datagram that began elsewhere, to who looks at ports.
+    let part = Ip {
+        frag: if v6 { 0 } else { 2 },
+        extensions: if v6 { vec![(44, vec![0, 0, 0, 16, 0, 0, 0, 9])] } else { Vec::new() },
+        ..Ip::default()
+    };
+    let inner = part.packet(far, srv, (UDP, vec![7; 16]));
+    let outer = frame::vxlan(PORT, 5, &frame::eth(Mac::WEFT, Mac::WEFT, inner));
+    let fragment = frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, plain.packet(ours.0, ours.1, outer));
+    vec![
+        case(FromPod, D::PolicyEgress, to(srv, 54), Some((me, srv))),
+        case(FromPod, D::PolicyEgress, to(outside(v6), 53), Some((me, outside(v6)))),
+        case(FromPod, D::PolicyIngress, from_client(v6, srv, &plain, frame::tcp(1, 443, 2, b"")), Some((me, srv))),
+        case(FromPod, D::PolicyUnknown, to(stranger, 53), Some((me, stranger))),
+        case(FromHost, D::PolicyIngress, by_stack(outside(v6)), Some((outside(v6), srv))),
+        case(FromHost, D::PolicyUnknown, by_stack(stranger), Some((stranger, srv))),
+        case(FromNetdev, D::PolicyIngress, tunnelled(ours, (ours.0, srv), 0), Some((ours.0, srv))),
+        case(FromNetdev, D::PolicyUnknown, tunnelled(ours, (stranger, srv), 0), Some((stranger, srv))),
+        case(FromNetdev, D::FragmentOrder, fragment, Some((far, srv))),
+    ]
+}
+
 fn provoke(k: &mut Kernel, c: &Case) {
     let what = format!("{:?} in {:?}", c.reason, c.point);
     let ran = k.run(c.point, &c.frame).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -216,6 +248,16 @@ fn every_reason_has_a_packet_that_provokes_it() {
     for v6 in [false, true] {
         for c in cases(v6) {
             provoke(&mut k, &c);
+            seen.insert(c.reason);
+        }
+    }
+    let mut w = world();
+    policy::isolate(&mut w);
+    let mut isolated = Kernel::empty();
+    packets::fill::fill(isolated.datapath(), &w);
+    for v6 in [false, true] {
+        for c in policy_cases(v6) {
+            provoke(&mut isolated, &c);
             seen.insert(c.reason);
         }
     }

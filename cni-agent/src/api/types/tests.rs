@@ -69,6 +69,6 @@ fn raw() -> event::DropEvent {
         family: 4,
         reason: DropReason::SourceAddress as u8,
         point: Point::FromPod as u8,
-        pad: 0,
+        cookie: 0,
     }
 }

@@ -90,23 +90,33 @@ pub fn ends(world: &World, case: &Case) -> Vec<End> {
     pods.chain(nodes).chain(case.external.iter().map(|a| End::Outside(a.ip))).collect()
 }
 
-/// The verdicts of all flows.
-pub fn matrix(world: &World, case: &Case) -> Matrix {
+/// What each side says of a flow: whether it may pass. `None` for a flow that there is not.
+pub type Sides = Option<(bool, bool)>;
+
+/// The verdicts of all flows, as `sides` says of each.
+///
+/// # Errors
+/// Those of `sides`.
+pub fn matrix<E>(
+    world: &World,
+    case: &Case,
+    mut sides: impl FnMut(&End, &End, Probe) -> Result<Sides, E>,
+) -> Result<Matrix, E> {
     let ends = ends(world, case);
     let mut verdicts: Vec<Verdicts> = Vec::new();
     for probe in &case.probes {
-        let rows: Vec<String> =
-            ends.iter().map(|src| ends.iter().map(|dst| letter(world, src, dst, *probe)).collect()).collect();
+        let mut row = |src| ends.iter().map(|dst| sides(src, dst, *probe).map(letter)).collect::<Result<String, E>>();
+        let rows = ends.iter().map(&mut row).collect::<Result<Vec<_>, E>>()?;
         match verdicts.iter_mut().find(|v| v.rows == rows) {
             Some(same) => same.probes.push(probe.to_string()),
             None => verdicts.push(Verdicts { probes: vec![probe.to_string()], rows }),
         }
     }
-    Matrix { endpoints: ends.iter().map(|e| e.id(world)).collect(), verdicts }
+    Ok(Matrix { endpoints: ends.iter().map(|e| e.id(world)).collect(), verdicts })
 }
 
-/// What each side says of a flow: whether it may pass. `None` for a flow that there is not.
-pub fn sides(world: &World, src: &End, dst: &End, probe: Probe) -> Option<(bool, bool)> {
+/// As the look-up finds it, natively.
+pub fn sides(world: &World, src: &End, dst: &End, probe: Probe) -> Sides {
     if src.ip().is_ipv4() != dst.ip().is_ipv4() || src.pod().is_none() && dst.pod().is_none() {
         return None;
     }
@@ -123,8 +133,8 @@ pub fn sides(world: &World, src: &End, dst: &End, probe: Probe) -> Option<(bool,
     Some((allows(src, Direction::Egress), allows(dst, Direction::Ingress)))
 }
 
-fn letter(world: &World, src: &End, dst: &End, probe: Probe) -> char {
-    match sides(world, src, dst, probe) {
+fn letter(sides: Sides) -> char {
+    match sides {
         None => '-',
         Some((true, true)) => '.',
         Some((false, true)) => 'E',

@@ -8,8 +8,12 @@
 //! | `explain` | the words for one flow |
 pub mod case;
 mod explain;
+mod frames;
 pub(crate) mod matrix;
+pub mod programs;
 pub(crate) mod world;
+
+use std::convert::Infallible;
 
 use cni_ebpf::policy::SOURCES;
 use serde::Serialize;
@@ -19,6 +23,7 @@ pub use self::{
     case::{BadCase, Case},
     explain::Question,
     matrix::Matrix,
+    programs::{Programs, ProgramsError},
     world::{Mode, World},
 };
 
@@ -52,7 +57,7 @@ pub struct Stats {
     identities: usize,
 }
 
-/// Judges a case.
+/// Judges a case, natively.
 ///
 /// # Errors
 /// When it says what it cannot.
@@ -61,18 +66,47 @@ pub fn judge(case: &Case, mode: Mode) -> Result<Answer, BadCase> {
     let mut steps = Vec::new();
     for step in &case.steps {
         world.step(&step.ops)?;
-        steps.push(matrix::matrix(&world, case));
+        let matrix = matrix::matrix(&world, case, |src, dst, probe| Ok(matrix::sides(&world, src, dst, probe)));
+        steps.push(matrix.unwrap_or_else(|never: Infallible| match never {}));
     }
+    Ok(answer(&world, case, "native", steps))
+}
+
+/// Judges a case by the loaded programs.
+///
+/// # Errors
+/// When it says what it cannot, or the programs cannot be asked.
+pub fn judge_by(programs: &mut Programs, case: &Case, mode: Mode) -> Result<Answer, JudgeError> {
+    let mut world = World::new(case, mode)?;
+    world.record();
+    programs.begin(case)?;
+    let mut steps = Vec::new();
+    for step in &case.steps {
+        world.step(&step.ops)?;
+        programs.follow(&mut world)?;
+        steps.push(matrix::matrix(&world, case, |src, dst, probe| programs.sides(&world, src, dst, probe))?);
+    }
+    Ok(answer(&world, case, "bpf", steps))
+}
+
+/// Why a case was not judged by the programs.
+#[derive(Debug, thiserror::Error)]
+pub enum JudgeError {
+    /// It is the case's fault.
+    #[error(transparent)]
+    Case(#[from] BadCase),
+    /// Theirs, or the kernel's.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+}
+
+fn answer(world: &World, case: &Case, lookup: &'static str, steps: Vec<Matrix>) -> Answer {
     let sizes = world.sizes();
     let of = |part: fn(&crate::policy::engine::Sizes) -> usize| sizes.iter().map(part).max().unwrap_or_default();
-    Ok(Answer {
+    Answer {
         schema: "netpol-verdict-result/1",
         id: case.id.clone(),
-        engine: EngineInfo {
-            version: env!("CARGO_PKG_VERSION"),
-            lookup: "native",
-            lookup_source_sha256: sources_digest(),
-        },
+        engine: EngineInfo { version: env!("CARGO_PKG_VERSION"), lookup, lookup_source_sha256: sources_digest() },
         steps,
         stats: Stats {
             map_entries: of(|s| s.entries),
@@ -80,7 +114,7 @@ pub fn judge(case: &Case, mode: Mode) -> Result<Answer, BadCase> {
             identities: of(|s| s.identities),
         },
         problems: world.problems().to_vec(),
-    })
+    }
 }
 
 /// Says in words why a flow of a case may pass or not.

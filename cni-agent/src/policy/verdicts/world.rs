@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::case::{Address, BadCase, Case, NamespaceFields, NodeFields, ObjectKind, Op, PodFields, Verb};
 use crate::{
     policy::{
-        Engine, Image,
+        Change, Engine, Image,
         engine::{EndpointSets, Sizes},
         objects::{self, Broken, Direction, Policy, PolicyName, Read, model::normal},
         store::Event,
@@ -40,6 +40,14 @@ pub struct Agent {
     pub image: Image,
 }
 
+/// What an agent has written to its maps since that was taken.
+#[derive(Debug)]
+struct Record {
+    /// Tells the agent from the one that was there before, if each step begins anew.
+    number: u64,
+    written: Vec<Change>,
+}
+
 type NodeObject = (BTreeMap<String, String>, BTreeSet<IpAddr>);
 
 /// The cluster.
@@ -52,6 +60,10 @@ pub struct World {
     policies: BTreeMap<PolicyName, Policy>,
     dns: BTreeMap<String, BTreeSet<IpAddr>>,
     agents: BTreeMap<String, Agent>,
+    last_agent: u64,
+    records: BTreeMap<String, Record>,
+    /// Whether what is written is kept to be taken.
+    recorded: bool,
     /// How addresses are written.
     written: BTreeMap<IpAddr, String>,
     problems: Vec<String>,
@@ -71,6 +83,9 @@ impl World {
             policies: BTreeMap::new(),
             dns: BTreeMap::new(),
             agents: BTreeMap::new(),
+            last_agent: 0,
+            records: BTreeMap::new(),
+            recorded: false,
             written: BTreeMap::new(),
             problems: Vec::new(),
         };
@@ -125,11 +140,17 @@ impl World {
             if !self.agents.contains_key(&name) {
                 let mut engine = Engine::new(&name);
                 self.events().iter().for_each(|e| engine.store.handle(e));
+                self.last_agent += 1;
+                self.records.insert(name.clone(), Record { number: self.last_agent, written: Vec::new() });
                 self.agents.insert(name, Agent { engine, image: Image::default() });
             }
         }
         for (name, agent) in &mut self.agents {
-            agent.engine.compile().into_iter().for_each(|c| agent.image.apply(c));
+            let changes = agent.engine.compile();
+            if let Some(record) = self.records.get_mut(name).filter(|_| self.recorded) {
+                record.written.extend(changes.iter().cloned());
+            }
+            changes.into_iter().for_each(|c| agent.image.apply(c));
             agent.image.own = self.nodes.get(name).map(|(_, ips)| ips.clone()).unwrap_or_default();
         }
         Ok(())
@@ -207,6 +228,14 @@ impl World {
     /// The agent of a node.
     pub fn agent(&self, node: &str) -> Option<&Agent> {
         self.agents.get(node)
+    }
+    /// From now on, what is written to the maps is kept.
+    pub fn record(&mut self) {
+        self.recorded = true;
+    }
+    /// Each node's agent, and what it has written since this was asked, in its order.
+    pub fn take_changes(&mut self) -> Vec<(String, u64, Vec<Change>)> {
+        self.records.iter_mut().map(|(name, r)| (name.clone(), r.number, std::mem::take(&mut r.written))).collect()
     }
     /// What was not as it should be.
     pub fn problems(&self) -> &[String] {
