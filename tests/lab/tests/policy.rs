@@ -176,7 +176,7 @@ fn egress_is_judged_at_the_sender_by_namespaces_blocks_and_tiers() {
     let vault = rig.lab.pod_add("node-2", &elsewhere).unwrap().pod.place().unwrap();
     let namespace =
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bank", "labels": {"safe": "yes"}}});
-    rig.lab.apply(&[namespace.clone()]).unwrap();
+    rig.lab.apply(&[namespace]).unwrap();
     let far = rig.far.address(Family::V4).unwrap();
     let egress = |to: Value| {
         policy(
