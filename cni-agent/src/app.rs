@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{Arc, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -127,7 +127,10 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let _watch = watch::start(Arc::clone(&tables), facts.clone(), settings.device.clone(), tell_gone)?;
     let manifests = Box::new(ManifestDir::new(&settings.manifests)).start(Arc::clone(&tables))?;
 
-    let observer = Observer::start(ring, Arc::clone(&tables))?;
+    let denials = Arc::clone(&policies);
+    let observer = Observer::start(ring, Arc::clone(&tables), move |event| {
+        denials.lock().unwrap_or_else(PoisonError::into_inner).explain(event);
+    })?;
     let cni_socket = settings.run_dir.join("cni.sock");
     let probe = SelfTest { endpoints: Arc::clone(&endpoints), tables: Arc::clone(&tables), facts: facts.clone() };
     let installer = Installer::new(install_config(settings, &cni_socket)?, Arc::clone(&tables), facts.clone(), probe);

@@ -462,6 +462,12 @@ pub struct DropEvent {
     pub point: String,
     /// What the reason means and where to look.
     pub description: String,
+    /// Of a packet that policy denies: the policies that isolate the pod at which it was dropped, in the order in which they are asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+    /// The pods at its ends as policies know them, source and destination; `None` for other addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<[Option<String>; 2]>,
 }
 impl DropEvent {
     /// From what a program reported. `boot_time` is the wall clock's reading, in nanoseconds since 1970, at zero of
@@ -486,6 +492,8 @@ impl DropEvent {
             point: Point::from_number(event.point)
                 .map_or_else(|| format!("unknown ({})", event.point), |p| p.name().into()),
             description: reason.map_or_else(String::new, |r| r.explanation().into()),
+            policies: Vec::new(),
+            ends: None,
         }
     }
 }

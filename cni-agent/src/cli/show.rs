@@ -344,7 +344,17 @@ fn event(e: &DropEvent) -> String {
         }
         _ => "no IP header".to_owned(),
     };
-    format!("{time:.3} {pod} {tuple} {} bytes: {} at {}: {}", e.length, e.reason, e.point, e.description)
+    let mut line =
+        format!("{time:.3} {pod} {tuple} {} bytes: {} at {}: {}", e.length, e.reason, e.point, e.description);
+    if let Some([source, destination]) = &e.ends {
+        let name = |end: &Option<String>| end.clone().unwrap_or_else(|| "no pod".to_owned());
+        line.push_str(&format!(" ({} > {}", name(source), name(destination)));
+        if !e.policies.is_empty() {
+            line.push_str(&format!("; isolated by {}", e.policies.join(", ")));
+        }
+        line.push(')');
+    }
+    line
 }
 
 fn end(ip: std::net::IpAddr, port: Option<u16>) -> String {

@@ -203,15 +203,15 @@ mod tests {
             let why = after(|(programs, _)| drop(programs.remove(name)));
             assert!(why.contains(&format!("/pins/prog_{name} is missing")), "{why}");
         }
-        let why = after(|(_, maps)| maps.retain(|name, _| *name != "local4_v1"));
-        assert!(why.contains("no map /pins/local4_v1"), "{why}");
+        let why = after(|(_, maps)| maps.retain(|name, _| *name != "local4_v2"));
+        assert!(why.contains("no map /pins/local4_v2"), "{why}");
     }
 
     #[test]
     fn a_set_on_other_maps_than_the_pinned_ones_does_not() {
         // Somebody removed the pin, and the next agent made another map.
-        let why = after(|(_, maps)| maps.extend([("local4_v1", 9)]));
-        assert!(why.contains("uses another map local4_v1"), "{why}");
+        let why = after(|(_, maps)| maps.extend([("local4_v2", 9)]));
+        assert!(why.contains("uses another map local4_v2"), "{why}");
         let why = after(|(programs, _)| programs.values_mut().for_each(|uses| uses.retain(|(_, n)| n != "own6_v2")));
         assert!(why.contains("uses the map own6_v2"), "{why}");
     }

@@ -309,6 +309,26 @@ fn what_cannot_be_written_leaves_the_old_policy_whole_and_new_pods_isolated_unti
 }
 
 #[test]
+fn a_denied_packet_is_told_with_its_ends_and_the_policies_that_isolate() {
+    let mut rig = Rig::on(Memory::default());
+    rig.cluster();
+    rig.policy(into_web(of("near")));
+    rig.pass();
+    let event = |reason: &str| crate::api::types::DropEvent {
+        src: Some(FAR.into()),
+        dst: Some(WEB.into()),
+        ..crate::api::tests::event(reason)
+    };
+    let mut denied = event("PolicyIngress");
+    rig.policies.explain(&mut denied);
+    assert_eq!(denied.ends, Some([Some("shop/far".to_owned()), Some("shop/web".to_owned())]));
+    assert_eq!(denied.policies, ["NetworkPolicy shop/web"]);
+    let mut other = event("PolicyEgress");
+    rig.policies.explain(&mut other);
+    assert!(other.policies.is_empty(), "nothing isolates the sender");
+}
+
+#[test]
 fn what_others_change_is_found_and_made_right() {
     let mut rig = Rig::on(Memory::default());
     rig.cluster();

@@ -1,17 +1,21 @@
 //! Policies in words, for those who look at them.
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
-use cni_common::policy::{IDENTITY_OTHER, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL};
+use cni_common::{
+    drop::DropReason,
+    policy::{IDENTITY_OTHER, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL, SET_NONE},
+};
 
 use super::Policies;
 use crate::{
-    api::types::{PolicyPeer, PolicySet, PolicyStatus},
+    api::types::{DropEvent, PolicyPeer, PolicySet, PolicyStatus},
     policy::{
         classes::{Class, Owner},
         flatten::Entry,
-        objects::{Direction, Kind, PolicyName, Read},
+        objects::{Direction, Kind, Read},
+        store::PodRow,
     },
-    tables::Protocol,
+    tables::{PodKey, Protocol},
 };
 
 impl Policies {
@@ -43,6 +47,22 @@ impl Policies {
             sets,
             kernel,
         }
+    }
+
+    /// Adds to the event of a denied packet who its ends are, and which policies isolate the one that denies it.
+    pub fn explain(&self, event: &mut DropEvent) {
+        let pod = |a: Option<IpAddr>| a.and_then(|a| self.engine.store.pod_at(a)).map(PodRow::key);
+        let (source, destination) = (pod(event.src), pod(event.dst));
+        let sets = |pod: &Option<PodKey>| pod.as_ref().and_then(|pod| self.engine.sets_of(pod)).unwrap_or_default();
+        let (out, into) = (sets(&source).set_out, sets(&destination).set_in);
+        let denies = match event.reason.as_str() {
+            reason if reason == DropReason::PolicyEgress.name() => [out, SET_NONE],
+            reason if reason == DropReason::PolicyIngress.name() => [SET_NONE, into],
+            _ => [out, into],
+        };
+        let policies = denies.into_iter().filter_map(|id| self.engine.set(id)).flat_map(|set| &set.policies);
+        event.policies = policies.map(|r| r.policy.name.to_string()).collect();
+        event.ends = Some([source, destination].map(|pod| pod.map(|p| p.to_string())));
     }
 
     fn set(&self, id: u32) -> PolicySet {
@@ -122,10 +142,4 @@ fn protocol(p: Protocol) -> &'static str {
         Protocol::Udp => "UDP",
         Protocol::Sctp => "SCTP",
     }
-}
-
-/// Whether a policy is meant by what a person types: its whole name, or the name without its kind.
-pub fn is_called(name: &PolicyName, text: &str) -> bool {
-    let whole = name.to_string();
-    whole == text || whole.split_once(' ').is_some_and(|(_, rest)| rest == text)
 }
