@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{Arc, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -90,6 +90,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         weft_vxlan: ours.weft_vxlan,
         encap_l2_eth: features.has(features::ENCAP_L2_ETH),
         hz: ticks_per_second()?,
+        // The manifest directory's objects need not be complete.
+        objects_are_all: false,
         masquerade: (settings.masquerade == YesNo::Yes)
             .then(|| Masquerade { ports: settings.masquerade_ports, spared: settings.no_masquerade_cidr.clone() }),
     };
@@ -118,14 +120,17 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut reconciler =
         Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), hooks, verify_every)?;
     reconciler.forget_devices(&dead);
-    let (report, requests) = (reconciler.report(), reconciler.requests());
+    let (report, requests, policies) = (reconciler.report(), reconciler.requests(), reconciler.policies());
     let (stop_reconciler, stopped) = mpsc::channel();
     let reconciling = spawn("reconciler", move || reconciler.run(&stopped))?;
     let (tell_gone, pods_gone) = mpsc::channel();
     let _watch = watch::start(Arc::clone(&tables), facts.clone(), settings.device.clone(), tell_gone)?;
     let manifests = Box::new(ManifestDir::new(&settings.manifests)).start(Arc::clone(&tables))?;
 
-    let observer = Observer::start(ring, Arc::clone(&tables))?;
+    let denials = Arc::clone(&policies);
+    let observer = Observer::start(ring, Arc::clone(&tables), move |event| {
+        denials.lock().unwrap_or_else(PoisonError::into_inner).explain(event);
+    })?;
     let cni_socket = settings.run_dir.join("cni.sock");
     let probe = SelfTest { endpoints: Arc::clone(&endpoints), tables: Arc::clone(&tables), facts: facts.clone() };
     let installer = Installer::new(install_config(settings, &cni_socket)?, Arc::clone(&tables), facts.clone(), probe);
@@ -155,6 +160,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         began,
         features,
         flows,
+        policies,
     };
     info!(node = settings.node_name, took = ?began.elapsed(), "weft-agent is up");
 

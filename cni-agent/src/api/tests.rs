@@ -44,6 +44,9 @@ impl Inspect for Fake {
     fn endpoints(&self) -> Vec<EndpointStatus> {
         vec![]
     }
+    fn policies(&self) -> PolicyList {
+        PolicyList::default()
+    }
     fn nodes(&self) -> Vec<NodeStatus> {
         vec![NodeStatus {
             name: "node-1".into(),
@@ -144,6 +147,8 @@ pub(crate) fn event(reason: &str) -> DropEvent {
         reason: reason.into(),
         point: "from_pod".into(),
         description: "it is so".into(),
+        policies: vec![],
+        ends: None,
     }
 }
 
@@ -154,6 +159,7 @@ async fn each_path_answers_with_its_type() {
     assert_eq!(client.get::<Status>("/v1/status").await.unwrap().node, "node-1");
     assert_eq!(client.get::<Vec<NodeStatus>>("/v1/nodes").await.unwrap(), Fake::default().nodes());
     assert_eq!(client.get::<Vec<EndpointStatus>>("/v1/endpoints").await.unwrap(), []);
+    assert_eq!(client.get::<PolicyList>("/v1/policies").await.unwrap(), PolicyList::default());
     assert_eq!(client.get::<Vec<PodStatus>>("/v1/pods").await.unwrap(), []);
     assert_eq!(client.get::<Vec<MapInfo>>("/v1/maps").await.unwrap()[0].name, "local_v1");
     assert_eq!(

@@ -16,9 +16,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 mod flows;
+mod policies;
 
-pub use self::flows::{
-    ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, MasqueradeStatus, NodeEnd, TableFill,
+pub use self::{
+    flows::{
+        ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, MasqueradeStatus, NodeEnd, TableFill,
+    },
+    policies::{PolicyList, PolicyPeer, PolicySet, PolicyStatus, PolicySummary},
 };
 pub use crate::{
     audit::{Audit, Difference},
@@ -73,6 +77,9 @@ pub struct Status {
     /// How pods speak to the world.
     #[serde(default)]
     pub masquerade: MasqueradeStatus,
+    /// How policy is.
+    #[serde(default)]
+    pub policy: PolicySummary,
 }
 
 /// How packets go.
@@ -455,6 +462,12 @@ pub struct DropEvent {
     pub point: String,
     /// What the reason means and where to look.
     pub description: String,
+    /// Of a packet that policy denies: the policies that isolate the pod at which it was dropped, in the order in which they are asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+    /// The pods at its ends as policies know them, source and destination; `None` for other addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<[Option<String>; 2]>,
 }
 impl DropEvent {
     /// From what a program reported. `boot_time` is the wall clock's reading, in nanoseconds since 1970, at zero of
@@ -479,6 +492,8 @@ impl DropEvent {
             point: Point::from_number(event.point)
                 .map_or_else(|| format!("unknown ({})", event.point), |p| p.name().into()),
             description: reason.map_or_else(String::new, |r| r.explanation().into()),
+            policies: Vec::new(),
+            ends: None,
         }
     }
 }

@@ -1,4 +1,6 @@
 //! A small cluster that tests of compilers and reconciler share: this node, `here`, and another, `there`.
+use std::collections::BTreeMap;
+
 use cni_common::net::Mac;
 
 use super::{Facts, Masquerade};
@@ -23,6 +25,7 @@ pub(crate) fn facts() -> Facts {
         weft_vxlan: 4,
         encap_l2_eth: true,
         hz: 250,
+        objects_are_all: false,
         masquerade: Some(Masquerade {
             ports: "61000-65535".parse().expect("a range"),
             spared: vec!["172.16.0.0/12".parse().expect("a CIDR"), "2001:db8::/32".parse().expect("a CIDR")],
@@ -36,6 +39,8 @@ pub(crate) fn node(name: &str, n: u8) -> Node {
         name: name.into(),
         pod_cidrs: [format!("10.244.{n}.0/24"), format!("fd10:{n}::/64")].map(|c| c.parse().expect("a CIDR")).into(),
         internal_ips: [format!("192.0.2.{n}"), format!("fd00::{n}")].map(|a| a.parse().expect("an address")).into(),
+        labels: BTreeMap::new(),
+        addresses: [format!("192.0.2.{n}"), format!("fd00::{n}")].map(|a| a.parse().expect("an address")).into(),
     }
 }
 

@@ -4,6 +4,7 @@ pub mod render;
 use std::{io, sync::Arc, thread, time::Duration};
 
 use aya::maps::{Map, MapError};
+use cni_common::drop::DropReason;
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::broadcast;
 use tracing::{error, warn};
@@ -12,6 +13,8 @@ use crate::{api::types::DropEvent, datapath::events::Events, tables::Tables};
 
 /// Events that a slow reader may be behind before it loses some.
 const BACKLOG: usize = 1024;
+/// What policy drops packets for.
+const DENIALS: [DropReason; 3] = [DropReason::PolicyEgress, DropReason::PolicyIngress, DropReason::PolicyUnknown];
 /// How long one wait for events lasts; it only bounds how late a dead ring is noticed.
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -34,7 +37,13 @@ pub enum ObserveError {
 
 impl Observer {
     /// Starts the thread. It ends with the process.
-    pub fn start(ring: Map, tables: Arc<Tables>) -> Result<Self, ObserveError> {
+    ///
+    /// `explain` adds to the event of a packet that policy denies what policies have to do with it.
+    pub fn start(
+        ring: Map,
+        tables: Arc<Tables>,
+        explain: impl Fn(&mut DropEvent) + Send + 'static,
+    ) -> Result<Self, ObserveError> {
         let mut events = Events::new(ring)?;
         let sender = broadcast::Sender::new(BACKLOG);
         let observer = Self { sender: sender.clone() };
@@ -47,7 +56,11 @@ impl Observer {
                         return;
                     }
                     let pod = pod_of(&tables, e.endpoint);
-                    if sender.send(Arc::new(DropEvent::new(&e, boot, pod))).is_err() {
+                    let mut event = DropEvent::new(&e, boot, pod);
+                    if DENIALS.iter().any(|reason| event.reason == reason.name()) {
+                        explain(&mut event);
+                    }
+                    if sender.send(Arc::new(event)).is_err() {
                         warn!("the last listener has just left");
                     }
                 });

@@ -9,7 +9,7 @@ use cni_common::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
-    policy::{PeerKey, RULE_PROTO_BITS, Rule, RuleKey},
+    policy::{PeerKey, RULE_BITS, RULE_PROTO_BITS, Rule, RuleKey},
     schema::{self, MapSpec, MapType},
 };
 use serde::Serialize;
@@ -23,14 +23,16 @@ pub fn key(spec: &MapSpec, key: &[u8]) -> Value {
         return number(key).map_or(Value::Null, |n| counter_name(n as u32));
     }
     match (spec.kind, key) {
-        (_, bytes) if spec.id == schema::POLICY_RULE.id => rule_key(bytes),
-        (_, bytes) if spec.id == schema::POLICY_PEER.id => fields::<PeerKey>(bytes),
+        (MapType::LpmTrie, [a, b, c, d, key @ ..]) if is(spec, &[schema::POLICY_RULE]) => {
+            json!(rule_key(u32::from_ne_bytes([*a, *b, *c, *d]), key))
+        }
         (MapType::LpmTrie, [a, b, c, d, address @ ..]) => {
             json!(format!("{}/{}", address_text(address), u32::from_ne_bytes([*a, *b, *c, *d])))
         }
         (_, bytes) if spec.id == schema::LAYOUTS.id => text(bytes),
         (_, bytes) if is(spec, &[schema::CT4, schema::CT_NEW4, schema::NAT_FORTH4]) => fields::<CtKey4>(bytes),
         (_, bytes) if is(spec, &[schema::CT6, schema::CT_NEW6, schema::NAT_FORTH6]) => fields::<CtKey6>(bytes),
+        (_, bytes) if is(spec, &[schema::POLICY_PEER]) => fields::<PeerKey>(bytes),
         (_, bytes) if is(spec, &[schema::NAT_BACK4]) => fields::<NatKey4>(bytes),
         (_, bytes) if is(spec, &[schema::NAT_BACK6]) => fields::<NatKey6>(bytes),
         (_, bytes) if is(spec, &[schema::FRAGS4]) => fields::<FragKey4>(bytes),
@@ -78,30 +80,23 @@ fn is(spec: &MapSpec, any: &[MapSpec]) -> bool {
     any.iter().any(|one| one.id == spec.id)
 }
 
+/// Rule set, protocol and ports: `17 any`, `17 6 any`, `17 6 80`, `17 6 8080-8095`.
+fn rule_key(bits: u32, bytes: &[u8]) -> String {
+    let Ok(key) = bytemuck::try_pod_read_unaligned::<RuleKey>(bytes) else { return format!("{bytes:02x?}") };
+    let (rules, proto, first) = (key.rules, key.proto, u16::from_be_bytes(key.port));
+    match bits.checked_sub(RULE_PROTO_BITS) {
+        None if bits < RULE_BITS => format!("{rules}/{bits}"),
+        None => format!("{rules} any"),
+        Some(0) => format!("{rules} {proto} any"),
+        Some(16) => format!("{rules} {proto} {first}"),
+        Some(n) => format!("{rules} {proto} {first}-{}", first | u16::MAX.checked_shr(n).unwrap_or(0)),
+    }
+}
+
 /// Hash maps whose key is no address.
 fn by_number(spec: &MapSpec) -> bool {
     let accounts = [schema::CT_HELD4, schema::CT_HELD6, schema::NAT_HELD4, schema::NAT_HELD6];
     is(spec, &[schema::ENDPOINTS, schema::LEAVE4, schema::LEAVE6]) || is(spec, &accounts)
-}
-
-/// A prefix of rule set, protocol and port, as what it covers.
-fn rule_key(bytes: &[u8]) -> Value {
-    let Some((bits, data)) = bytes.split_first_chunk() else { return hex(bytes) };
-    let bits = u32::from_ne_bytes(*bits);
-    let Ok(key) = bytemuck::try_pod_read_unaligned::<RuleKey>(data) else { return hex(bytes) };
-    let mut shown = json!({"rules": key.rules});
-    if let Value::Object(o) = &mut shown
-        && bits >= RULE_PROTO_BITS
-    {
-        o.insert("proto".into(), key.proto.into());
-        let first = u16::from_be_bytes(key.port);
-        match bits - RULE_PROTO_BITS {
-            0 => {}
-            16.. => drop(o.insert("port".into(), first.into())),
-            bits => drop(o.insert("ports".into(), format!("{first}-{}", first | u16::MAX >> bits).into())),
-        }
-    }
-    shown
 }
 
 fn text(padded: &[u8]) -> Value {
@@ -168,10 +163,10 @@ mod tests {
             let rule = RuleKey { rules: 17, proto: 6, port: port.to_be_bytes(), pad: 0 };
             key(&schema::POLICY_RULE, &[&bits.to_ne_bytes()[..], bytes_of(&rule)].concat())
         };
-        assert_eq!(rule(32, 0), json!({"rules": 17}));
-        assert_eq!(rule(40, 0), json!({"rules": 17, "proto": 6}));
-        assert_eq!(rule(42, 32_768), json!({"rules": 17, "proto": 6, "ports": "32768-49151"}));
-        assert_eq!(rule(56, 80), json!({"rules": 17, "proto": 6, "port": 80}));
+        assert_eq!(rule(32, 0), json!("17 any"));
+        assert_eq!(rule(40, 0), json!("17 6 any"));
+        assert_eq!(rule(42, 32_768), json!("17 6 32768-49151"));
+        assert_eq!(rule(56, 80), json!("17 6 80"));
         let index = cni_common::drop::slot(Point::FromNetdev, DropReason::UnknownNode as u64);
         assert_eq!(key(&schema::COUNTS, &index.to_ne_bytes()), json!("from_netdev UnknownNode"));
     }
@@ -189,10 +184,11 @@ mod tests {
                 other => panic!("{}: {other}", spec.name),
             }
             let shown = key(spec, &vec![0; spec.key_size as usize]);
+            let is_rule = |v: &Value| spec.id == schema::POLICY_RULE.id && v == "0/0";
             let is_address = |v: &Value| v.as_str().is_some_and(|t| t.contains("0.0.0.0") || t.contains("::"));
             let is_counter = |v: &Value| spec.kind == MapType::PerCpuArray && v.is_string();
             assert!(
-                shown.is_object() || shown.is_number() || is_address(&shown) || is_counter(&shown),
+                shown.is_object() || shown.is_number() || is_address(&shown) || is_counter(&shown) || is_rule(&shown),
                 "{}: {shown}",
                 spec.name
             );

@@ -4,16 +4,21 @@ use std::{
     io,
 };
 
+use cni_common::schema::MapSpec;
+
 use crate::{
     compile::{self, Entry, EntryKey},
     fault::{self, Point},
+    policy::change::Map,
     tables::Row,
 };
 
 /// The maps, as the reconciler sees them.
 pub trait Target {
-    /// Everything that is there.
+    /// Everything that is there, but in the maps of policy.
     fn dump(&mut self) -> io::Result<Vec<Entry>>;
+    /// Everything in the maps of policy.
+    fn dump_policy(&mut self) -> io::Result<Vec<Entry>>;
     /// Writes an entry; the same one twice is fine.
     fn upsert(&mut self, key: &EntryKey, value: &[u8]) -> io::Result<()>;
     /// Deletes an entry; a missing one is fine.
@@ -149,12 +154,7 @@ impl Delta {
     }
 
     fn failed(&mut self, key: EntryKey, error: &io::Error, failures: &mut BTreeMap<Row, String>) {
-        let map = key.map();
-        let cure = match error.raw_os_error() {
-            Some(libc::E2BIG | libc::ENOSPC) => format!(" (the map is full: it holds {} entries)", map.max_entries),
-            _ => String::new(),
-        };
-        let text = format!("write map {}: {error}{cure}", map.name);
+        let text = full(key.map(), error);
         for row in self.desired.get(&key).into_iter().flat_map(BTreeMap::keys) {
             failures.insert(row.clone(), text.clone());
         }
@@ -182,10 +182,25 @@ impl Delta {
         Ok(drifted)
     }
 
+    /// The values that a map holds.
+    pub fn held_by_kernel(&self, map: &MapSpec) -> impl Iterator<Item = &[u8]> {
+        let id = map.id;
+        self.actual.iter().filter(move |(key, _)| key.map().id == id).map(|(_, value)| value.as_slice())
+    }
+
     /// Writes and deletes so far.
     pub fn writes(&self) -> u64 {
         self.writes
     }
+}
+
+/// A write that failed, in words.
+pub(super) fn full(map: &MapSpec, error: &io::Error) -> String {
+    let cure = match error.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOSPC) => format!(" (the map is full: it holds {} entries)", map.max_entries),
+        _ => String::new(),
+    };
+    format!("write map {}: {error}{cure}", map.name)
 }
 
 /// The loaded maps.
@@ -195,6 +210,14 @@ impl Target for std::sync::Arc<crate::datapath::Datapath> {
         for spec in compile::maps() {
             let contents = self.map(spec).dump()?;
             all.extend(contents.into_iter().filter_map(|(k, v)| Some((EntryKey::new(spec, k)?, v))));
+        }
+        Ok(all)
+    }
+    fn dump_policy(&mut self) -> io::Result<Vec<Entry>> {
+        let mut all = Vec::new();
+        for map in Map::ALL {
+            let contents = self.map(map.spec()).dump()?;
+            all.extend(contents.into_iter().map(|(key, value)| (EntryKey::of_policy(map, key), value)));
         }
         Ok(all)
     }
@@ -233,6 +256,9 @@ mod tests {
     impl Target for Memory {
         fn dump(&mut self) -> io::Result<Vec<Entry>> {
             Ok(self.entries.clone().into_iter().collect())
+        }
+        fn dump_policy(&mut self) -> io::Result<Vec<Entry>> {
+            Ok(Vec::new())
         }
         fn upsert(&mut self, key: &EntryKey, value: &[u8]) -> io::Result<()> {
             self.fails()?;

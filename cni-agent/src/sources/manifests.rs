@@ -183,7 +183,7 @@ impl Follower {
         match read_text(&self.directory.join(name)) {
             Ok(text) => match parse::objects(&text) {
                 Ok(objects) => {
-                    tracing::debug!(file = name, objects = objects.len(), "manifest file read");
+                    tracing::debug!(file = name, objects = objects.objects.len(), "manifest file read");
                     self.files.good(name, meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), objects);
                 }
                 Err(error) => self.files.bad(name, &error.to_string()),

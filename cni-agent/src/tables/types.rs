@@ -10,6 +10,8 @@ use cni_plugin::spec::Dns;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::objects::PolicyName;
+
 /// A node of the cluster, from its Node object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Node {
@@ -19,6 +21,19 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// `status.addresses` of type `InternalIP`, in the object's order: what the tunnel ends on.
     pub internal_ips: Vec<IpAddr>,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// All IP addresses in `status.addresses`, whatever their type: what policies mean by the node.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// A namespace, from its Namespace object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Namespace {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What names a pod.
@@ -145,6 +160,10 @@ pub struct Endpoint {
     pub terms: Terms,
 }
 impl Endpoint {
+    /// Whether the runtime has named a pod of Kubernetes: only such a one has a namespace, and policies.
+    pub fn is_kubernetes(&self) -> bool {
+        !self.namespace.is_empty() && !self.pod_name.is_empty()
+    }
     /// What names the pod.
     pub fn pod(&self) -> PodKey {
         PodKey::new(&self.namespace, &self.pod_name)
@@ -233,6 +252,10 @@ pub enum Row {
     Devices,
     /// The way to a tunnel address.
     NextHop(IpAddr),
+    /// A namespace, by name.
+    Namespace(String),
+    /// A policy of either kind, by name.
+    Policy(PolicyName),
 }
 impl Display for Row {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -243,6 +266,8 @@ impl Display for Row {
             Self::NodeAddresses => f.write_str("node addresses"),
             Self::Devices => f.write_str("devices"),
             Self::NextHop(ip) => write!(f, "next hop to {ip}"),
+            Self::Namespace(name) => write!(f, "namespace {name}"),
+            Self::Policy(name) => Display::fmt(name, f),
         }
     }
 }
@@ -252,7 +277,7 @@ impl Display for Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// The manifest directory: nodes and pods.
+    /// The manifest directory: nodes, namespaces, pods and policies.
     Manifests,
     /// Endpoint records of an earlier agent, compared with the devices.
     Records,

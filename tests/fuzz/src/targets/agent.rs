@@ -91,9 +91,12 @@ pub fn record(input: &[u8]) {
 pub fn manifest(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     match parse::objects(text) {
-        Ok(objects) => {
-            for object in objects {
+        Ok(parsed) => {
+            for object in parsed.objects {
                 assert!(!object.row().to_string().is_empty());
+            }
+            for (_, _, broken) in parsed.broken {
+                assert!(!broken.to_string().is_empty());
             }
         }
         Err(error) => {
