@@ -93,6 +93,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         weft_vxlan: ours.weft_vxlan,
         encap_l2_eth: features.has(features::ENCAP_L2_ETH),
         hz: ticks_per_second()?,
+        // The manifest directory's objects need not be complete.
+        objects_are_all: false,
         masquerade: (settings.masquerade == YesNo::Yes)
             .then(|| Masquerade { ports: settings.masquerade_ports, spared: settings.no_masquerade_cidr.clone() }),
     };
@@ -121,7 +123,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut reconciler =
         Reconciler::new(Arc::clone(&tables), Arc::clone(&datapath), facts.clone(), hooks, verify_every)?;
     reconciler.forget_devices(&dead);
-    let (report, requests) = (reconciler.report(), reconciler.requests());
+    let (report, requests, policies) = (reconciler.report(), reconciler.requests(), reconciler.policies());
     let (stop_reconciler, stopped) = mpsc::channel();
     let reconciling = spawn("reconciler", move || reconciler.run(&stopped))?;
     let (tell_gone, pods_gone) = mpsc::channel();
@@ -162,6 +164,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         began,
         features,
         flows,
+        policies,
     };
     info!(node = settings.node_name, took = ?began.elapsed(), "weft-agent is up");
 

@@ -17,8 +17,8 @@ use crate::{
         Inspect, MapError,
         types::{
             Attachment, Audit, ConntrackStatus, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus,
-            FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo, MasqueradeStatus, NodeStatus, PodStatus,
-            ReconcilerStatus, Status, TableFill, VerdictCount,
+            FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo, MasqueradeStatus, NodeStatus, PodStatus, PolicyList,
+            PolicySummary, ReconcilerStatus, Status, TableFill, VerdictCount,
         },
     },
     audit::gather::Auditor,
@@ -30,10 +30,11 @@ use crate::{
     install, ipam,
     netlink::names,
     observe::{Observer, render},
-    reconcile::Report,
+    policy::{engine::EndpointSets, objects::PolicyName},
+    reconcile::{Report, policy::Policies},
     settings::Settings,
     sources,
-    tables::{self, Row, Source, Tables},
+    tables::{self, Row, RowStatus, Source, Tables},
 };
 
 /// Comparing a hundred pods takes some ten milliseconds; large maps, and cures that wait for RCU, take their time.
@@ -55,6 +56,7 @@ pub struct Inspector {
     pub(crate) began: Instant,
     pub(crate) features: Features,
     pub(crate) flows: conntrack::Viewer,
+    pub(crate) policies: Arc<Mutex<Policies>>,
 }
 
 impl Inspector {
@@ -93,6 +95,29 @@ impl Inspector {
         let outcomes = counters::outcomes(&self.datapath).unwrap_or_default();
         let times = |what| outcomes.iter().filter(|c| c.what == what).map(|c| c.count.packets).sum();
         ConntrackStatus { tables: tables.collect(), full: times(Outcome::CtFull), quota: times(Outcome::CtQuota) }
+    }
+
+    fn policy(&self) -> PolicySummary {
+        let epoch = self.datapath.map(&schema::CT_CONFIG).lookup(&0_u32.to_ne_bytes()).ok().flatten();
+        let (policies, pods) = {
+            let c = self.tables.read();
+            let pods: Vec<_> = c.endpoints.values().filter(|e| e.is_kubernetes()).map(|e| e.pod()).collect();
+            (c.policies.len(), pods)
+        };
+        let p = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        let s = p.summary();
+        let known = |pod| p.engine.sets_of(pod);
+        PolicySummary {
+            in_force: s.in_force,
+            problem: s.problem,
+            policies,
+            isolated: p.engine.endpoints().filter(|(_, sets)| **sets != EndpointSets::default()).count(),
+            unknown: pods.iter().filter(|pod| known(pod).is_none()).count(),
+            entries: s.sizes.entries,
+            identities: s.sizes.identities,
+            epoch: epoch.and_then(|v| v.first_chunk().copied().map(u32::from_ne_bytes)).unwrap_or_default(),
+            writes: s.writes,
+        }
     }
 
     fn masquerade(&self) -> MasqueradeStatus {
@@ -191,6 +216,7 @@ impl Inspect for Inspector {
             pods,
             endpoints,
             addresses: self.manager.ipam_usage(),
+            policy: self.policy(),
             conntrack: self.conntrack(),
             masquerade: self.masquerade(),
             dropped_packets: counters::drops(&self.datapath).map_or(0, |d| d.iter().map(|c| c.count.packets).sum()),
@@ -222,6 +248,23 @@ impl Inspect for Inspector {
         };
         let status = |name: &str| self.tables.status(&Row::Node(name.to_owned()));
         all.iter().map(|(n, own, to, hop)| NodeStatus::new(n, *own, *to, hop.as_ref(), status(&n.name))).collect()
+    }
+
+    fn policies(&self) -> PolicyList {
+        let known: Vec<_> = self.tables.read().policies.iter().map(|(n, r)| (n.clone(), Arc::clone(r))).collect();
+        let summary = self.policy();
+        let kernel = |name: &PolicyName| match self.tables.status(&Row::Policy(name.clone())) {
+            Some(RowStatus::Failed { error, .. }) => format!("not in force: {error}"),
+            Some(RowStatus::Pending) => "waits".to_owned(),
+            _ => match &summary.problem {
+                Some(problem) => format!("as before: {problem}"),
+                None if !summary.in_force => "waits".to_owned(),
+                None => "in force".to_owned(),
+            },
+        };
+        let policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = known.iter().map(|(name, read)| policies.describe(read, kernel(name))).collect();
+        PolicyList { policies: list, problems: self.source.get().problems, summary }
     }
 
     fn pods(&self) -> Vec<PodStatus> {

@@ -9,6 +9,7 @@
 //! | `/v1/ipam` | list of [`types::IpamAddress`] |
 //! | `/v1/ipam/audit` | [`types::Audit`] |
 //! | `/v1/verify` | [`Verified`]: compares everything with the kernel now, and repairs |
+//! | `/v1/policies` | [`types::PolicyList`] |
 //! | `/v1/drops` | [`types::Drops`] |
 //! | `/v1/flows`, `/v1/flows/count` | [`types::FlowList`], [`types::FlowCounts`] |
 //! | `DELETE /v1/flows` | [`types::Flushed`]: removes them |
@@ -36,7 +37,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use self::types::{
     Audit, DropEvent, Drops, EndpointStatus, ErrorBody, FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo,
-    NodeStatus, Observed, PodStatus, Status,
+    NodeStatus, Observed, PodStatus, PolicyList, Status,
 };
 pub use self::{
     flows::LIMIT as FLOWS_LIMIT,
@@ -59,6 +60,8 @@ pub trait Inspect: Send + Sync + 'static {
     fn nodes(&self) -> Vec<NodeStatus>;
     /// All pods, by namespace and name.
     fn pods(&self) -> Vec<PodStatus>;
+    /// All policies, by kind and name.
+    fn policies(&self) -> PolicyList;
     /// Every address that is out, in order.
     fn ipam(&self) -> Vec<IpamAddress>;
     /// What is out, compared with everything else that knows of it. It may take half a second.
@@ -128,6 +131,7 @@ fn router(inspect: Arc<dyn Inspect>) -> Router {
         .route("/v1/endpoints", get(async |i: Shared| list(i, |i| i.endpoints()).await))
         .route("/v1/nodes", get(async |i: Shared| list(i, |i| i.nodes()).await))
         .route("/v1/pods", get(async |i: Shared| list(i, |i| i.pods()).await))
+        .route("/v1/policies", get(async |i: Shared| list(i, |i| i.policies()).await))
         .route("/v1/ipam", get(async |i: Shared| list(i, |i| i.ipam()).await))
         .route("/v1/ipam/audit", get(async |i: Shared| list(i, |i| i.audit()).await))
         .route("/v1/verify", get(verify))
@@ -205,7 +209,7 @@ async fn observe(State(inspect): Shared) -> Response {
 }
 
 async fn no_such_path(uri: Uri) -> Failure {
-    let known = "known are healthz, status, endpoints, nodes, pods, ipam, ipam/audit, verify, maps, maps/{name}, drops, flows, flows/count and observe under /v1/";
+    let known = "known are healthz, status, endpoints, nodes, pods, policies, ipam, ipam/audit, verify, maps, maps/{name}, drops, flows, flows/count and observe under /v1/";
     Failure(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()), known.into())
 }
 

@@ -44,6 +44,9 @@ impl Inspect for Fake {
     fn endpoints(&self) -> Vec<EndpointStatus> {
         vec![]
     }
+    fn policies(&self) -> PolicyList {
+        PolicyList::default()
+    }
     fn nodes(&self) -> Vec<NodeStatus> {
         vec![NodeStatus {
             name: "node-1".into(),

@@ -16,9 +16,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 mod flows;
+mod policies;
 
-pub use self::flows::{
-    ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, MasqueradeStatus, NodeEnd, TableFill,
+pub use self::{
+    flows::{
+        ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, MasqueradeStatus, NodeEnd, TableFill,
+    },
+    policies::{PolicyList, PolicyPeer, PolicySet, PolicyStatus, PolicySummary},
 };
 pub use crate::{
     audit::{Audit, Difference},
@@ -73,6 +77,9 @@ pub struct Status {
     /// How pods speak to the world.
     #[serde(default)]
     pub masquerade: MasqueradeStatus,
+    /// How policy is.
+    #[serde(default)]
+    pub policy: PolicySummary,
 }
 
 /// How packets go.

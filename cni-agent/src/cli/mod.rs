@@ -48,6 +48,7 @@ Examples:
   weft drops
   weft ct list --pod shop/web --protocol tcp
   weft observe --pod default/web --reason NoPod
+  weft policy list
   weft policy verdicts --input case.json
   weft doctor
   weft --socket /run/weft-lab/node-1/run/api.sock status --json";
@@ -89,7 +90,7 @@ enum Command {
     /// Show the flows that conntrack knows, or remove some
     #[command(subcommand, long_about = flows::ABOUT)]
     Ct(flows::Flows),
-    /// Judge flows by policies, without an agent
+    /// Show the policies on this node, or judge flows by policies without an agent
     #[command(subcommand)]
     Policy(policy::Policy),
     /// Follow drops as they happen, one line each
@@ -236,7 +237,7 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
         }
         Command::Drops(o) => show(&client, *o, "/v1/drops", show::drops, out).await,
         Command::Ct(flows) => flows::run(&client, flows, out).await,
-        Command::Policy(command) => policy::run(command, out),
+        Command::Policy(command) => policy::run(&client, command, out).await,
         Command::Observe(observe) => observe::run(&client, observe, out).await,
         Command::Doctor(options) => {
             if doctor::run(&client, options, out).await? {

@@ -7,8 +7,11 @@ use std::{
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::Failure;
-use crate::policy::verdicts::{self, Case, Mode, Question};
+use super::{Failure, Output, client::Client, show, show_value, table::Table};
+use crate::{
+    api::types::{PolicyList, PolicyStatus},
+    policy::verdicts::{self, Case, Mode, Question},
+};
 
 /// Above the options of `verdicts`.
 const ABOUT: &str = "\
@@ -41,6 +44,15 @@ pub(super) enum Policy {
     /// Judge every flow of a scenario, by the very look-up that the packet path has
     #[command(long_about = ABOUT, after_long_help = AFTER)]
     Verdicts(Verdicts),
+    /// Show the policies that this node's agent knows, whom they select here, and what is wrong with them
+    List(Output),
+    /// Show what a policy was compiled to: its policy sets, and what these say of whom
+    Get {
+        /// Its name: NAMESPACE/NAME, or that of a ClusterNetworkPolicy
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Clone, Debug, Args)]
@@ -77,8 +89,59 @@ enum Lookup {
     Bpf,
 }
 
-pub(super) fn run(command: &Policy, out: &mut dyn Write) -> Result<(), Failure> {
-    let Policy::Verdicts(options) = command;
+pub(super) async fn run(client: &Client, command: &Policy, out: &mut dyn Write) -> Result<(), Failure> {
+    match command {
+        Policy::Verdicts(options) => verdicts(options, out),
+        Policy::List(output) => show(client, *output, "/v1/policies", list, out).await,
+        Policy::Get { name, output } => {
+            let all: PolicyList = client.get("/v1/policies").await?;
+            let called = |p: &&PolicyStatus| p.name == *name || p.name.split_once(' ').is_some_and(|(_, n)| n == name);
+            let Some(policy) = all.policies.iter().find(called) else {
+                return Err(Failure::Usage(format!("there is no policy {name}: `weft policy list` shows them")));
+            };
+            Ok(show_value(*output, policy, get, out)?)
+        }
+    }
+}
+
+fn list(all: &PolicyList) -> String {
+    let mut table = Table::new(["POLICY", "DIRECTIONS", "TIER", ">PODS", ">SETS", "STATE"]);
+    for p in &all.policies {
+        let state =
+            if p.flaws.is_empty() { p.kernel.clone() } else { format!("{}; {} flaws", p.kernel, p.flaws.len()) };
+        table.row([
+            p.name.clone(),
+            p.directions.join(","),
+            p.tier.clone().unwrap_or_default(),
+            p.pods.len().to_string(),
+            p.sets.len().to_string(),
+            state,
+        ]);
+    }
+    let mut text = super::show::or(table, "No policies are known.\n");
+    for problem in &all.problems {
+        text.push_str(&format!("! {problem}\n"));
+    }
+    text
+}
+
+fn get(p: &PolicyStatus) -> String {
+    let or_none = |words: &[String]| if words.is_empty() { "none".to_owned() } else { words.join(" ") };
+    let mut text = format!("{}: {}\n", p.name, p.kernel);
+    p.tier.iter().for_each(|tier| text.push_str(&format!("tier {tier}\n")));
+    text.push_str(&format!("directions: {}\npods here: {}\n", or_none(&p.directions), or_none(&p.pods)));
+    p.flaws.iter().for_each(|flaw| text.push_str(&format!("! {flaw}; this part matches nothing\n")));
+    for set in &p.sets {
+        text.push_str(&format!("\npolicy set {}, {}, of {}\n", set.id, set.direction, set.policies.join(", ")));
+        for peer in &set.peers {
+            let says = if peer.says.is_empty() { "deny all".to_owned() } else { peer.says.join("; ") };
+            text.push_str(&format!("  {:>6} {}: {says}\n", peer.identity, peer.who));
+        }
+    }
+    text
+}
+
+fn verdicts(options: &Verdicts, out: &mut dyn Write) -> Result<(), Failure> {
     if options.lookup == Lookup::Bpf {
         let reason = "--lookup bpf: the BPF programs do not look policies up yet";
         writeln!(out, "{}", serde_json::json!({"unsupported": [reason]}))?;
@@ -177,9 +240,9 @@ mod tests {
     }
     fn weft(words: &[&str]) -> Result<String, Failure> {
         let cli = Cli::try_parse_from(["weft", "policy", "verdicts"].iter().chain(words)).unwrap();
-        let Command::Policy(command) = cli.command else { panic!("another command") };
+        let Command::Policy(Policy::Verdicts(options)) = cli.command else { panic!("another command") };
         let mut out = Vec::new();
-        let result = run(&command, &mut out);
+        let result = verdicts(&options, &mut out);
         result.map(|()| String::from_utf8(out).unwrap())
     }
     fn file(text: &str) -> tempfile::NamedTempFile {
@@ -301,9 +364,9 @@ mod tests {
     #[test]
     fn the_bpf_look_up_is_not_there_yet() {
         let cli = Cli::try_parse_from(["weft", "policy", "verdicts", "--input", "x", "--lookup", "bpf"]).unwrap();
-        let Command::Policy(command) = cli.command else { panic!("another command") };
+        let Command::Policy(Policy::Verdicts(options)) = cli.command else { panic!("another command") };
         let mut out = Vec::new();
-        let error = run(&command, &mut out).unwrap_err();
+        let error = verdicts(&options, &mut out).unwrap_err();
         assert_eq!(format!("{:?}", error.exit_code()), format!("{:?}", std::process::ExitCode::from(3)));
         let said: Value = serde_json::from_slice(&out).unwrap();
         assert!(said["unsupported"][0].as_str().unwrap().contains("bpf"));

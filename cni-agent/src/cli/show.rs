@@ -10,7 +10,7 @@ pub(super) use self::flows::{flow_counts, flows, flushed};
 use super::table::Table;
 use crate::api::types::{
     Audit, DropEvent, Drops, EndpointStatus, InstallStatus, IpamAddress, MapEntry, MapInfo, NodeStatus, Observed,
-    PodStatus, RefusedLoad, Stage, Status,
+    PodStatus, PolicySummary, RefusedLoad, Stage, Status,
 };
 use crate::drift::{Item, Verified};
 
@@ -57,6 +57,7 @@ pub(super) fn status(s: &Status) -> String {
         ));
         lines.extend(source.problems.iter().map(|problem| ("", format!("! {problem}"))));
     }
+    lines.extend(policy(&s.policy));
     lines.extend(install(&s.install));
     let known = [count(s.nodes, "node"), count(s.pods, "pod"), count(s.endpoints, "endpoint") + " here"].join(", ");
     lines.push(("Known", known));
@@ -256,6 +257,24 @@ pub(super) fn pods(list: &[PodStatus]) -> String {
     or(table, "No Pod objects are known: `weft status` shows the sources.\n")
 }
 
+fn policy(p: &PolicySummary) -> Vec<(&'static str, String)> {
+    let PolicySummary { policies, isolated, entries, identities, epoch, .. } = p;
+    let known = format!(
+        "{policies} known, {} here isolated, map entries {entries}, identities {identities}, epoch {epoch}",
+        count(*isolated, "pod")
+    );
+    let mut lines = vec![("Policy", known)];
+    if p.unknown > 0 {
+        lines.push(("", format!("! isolated until it is known which policies hold: {}", count(p.unknown, "pod"))));
+    }
+    match &p.problem {
+        Some(problem) => lines.push(("", format!("! {problem}"))),
+        None if !p.in_force => lines.push(("", "! not in force yet: the sources are not in sync".into())),
+        None => {}
+    }
+    lines
+}
+
 pub(super) fn maps(list: &[MapInfo]) -> String {
     let mut table = Table::new(["NAME", "TYPE", ">KEY", ">VALUE", ">ENTRIES", ">MAX", "ABOUT"]);
     for m in list {
@@ -363,7 +382,7 @@ fn fields_within(value: &Value) -> String {
     }
 }
 
-fn or(table: Table, nothing: &str) -> String {
+pub(super) fn or(table: Table, nothing: &str) -> String {
     if table.is_empty() { nothing.to_owned() } else { table.to_string() }
 }
 

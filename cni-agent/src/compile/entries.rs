@@ -16,11 +16,9 @@ use ipnet::IpNet;
 use super::{Entry, EntryKey, Facts, NodeNumbers, TooManyNodes, masquerade};
 use crate::{
     identity,
+    policy::engine::EndpointSets,
     tables::{Contents, Endpoint, Node, Pod},
 };
-
-/// There are no policies that could change.
-const POLICY_EPOCH: u32 = 1;
 
 pub(super) fn entry<V: Plain>(map: &MapSpec, key: Vec<u8>, value: &V) -> Entry {
     debug_assert_eq!((key.len(), size_of::<V>()), (map.key_size as usize, map.value_size as usize), "{}", map.name);
@@ -53,7 +51,7 @@ fn pod_cidr(cidr: IpNet, node: u32) -> Entry {
 }
 
 /// This node: its pod CIDRs and the configuration.
-pub(super) fn own_node(node: &Node, facts: &Facts) -> Vec<Entry> {
+pub(super) fn own_node(node: &Node, facts: &Facts, epoch: u32) -> Vec<Entry> {
     let mut all: Vec<Entry> = node.pod_cidrs.iter().map(|c| pod_cidr(*c, NODE_SELF)).collect();
     let mut config = Config {
         flags: CONFIG_READY | if facts.encap_l2_eth { CONFIG_ENCAP_L2_ETH } else { 0 },
@@ -82,7 +80,7 @@ pub(super) fn own_node(node: &Node, facts: &Facts) -> Vec<Entry> {
         Some(IpAddr::V6(a)) => config.tunnel6 = a.into(),
         None => {}
     }
-    all.push(entry(&schema::CT_CONFIG, 0_u32.to_ne_bytes().to_vec(), &lifetime::config(POLICY_EPOCH, facts.hz)));
+    all.push(entry(&schema::CT_CONFIG, 0_u32.to_ne_bytes().to_vec(), &lifetime::config(epoch, facts.hz)));
     all.push(entry(&schema::CONFIG, 0_u32.to_ne_bytes().to_vec(), &config));
     all.extend(facts.masquerade.iter().flat_map(|m| masquerade::fixed(m, facts)));
     all
@@ -139,14 +137,16 @@ pub(super) fn pod(pod: &Pod, contents: &Contents, facts: &Facts, numbers: &NodeN
 }
 
 /// A pod's interface on this node.
-pub(super) fn endpoint(e: &Endpoint, contents: &Contents) -> Vec<Entry> {
+pub(super) fn endpoint(e: &Endpoint, contents: &Contents, sets: EndpointSets) -> Vec<Entry> {
     let vni = contents.pods.get(&e.pod()).map_or(0, |p| identity::label_class(&p.namespace, &p.labels));
     let id = u32::from(e.id);
-    let local = Local { ifindex: e.ifindex, id, set_in: 0, set_out: 0, mac: e.mac, pad: 0 };
+    let local = Local { ifindex: e.ifindex, id, set_in: sets.set_in, set_out: sets.set_out, mac: e.mac, pad: 0 };
     let value = EndpointValue {
         addr4: e.ipv4.map_or(Ip4::zeroed(), Ip4::from),
         addr6: e.ipv6.map_or(Ip6::zeroed(), Ip6::from),
         id,
+        set_in: sets.set_in,
+        set_out: sets.set_out,
         vni,
         mac: e.mac,
         ..EndpointValue::zeroed()

@@ -25,6 +25,7 @@ pub(crate) fn facts() -> Facts {
         weft_vxlan: 4,
         encap_l2_eth: true,
         hz: 250,
+        objects_are_all: false,
         masquerade: Some(Masquerade {
             ports: "61000-65535".parse().expect("a range"),
             spared: vec!["172.16.0.0/12".parse().expect("a CIDR"), "2001:db8::/32".parse().expect("a CIDR")],

@@ -9,21 +9,23 @@ pub struct Heard {
     pub objects: bool,
     /// The ways to other nodes: a row of one that is missing is of a node that nobody leads to.
     pub ways: bool,
+    /// The policies, and they are in the maps.
+    pub policies: bool,
 }
 
 impl Heard {
     /// Of all.
-    pub const EVERYTHING: Self = Self { objects: true, ways: true };
+    pub const EVERYTHING: Self = Self { objects: true, ways: true, policies: true };
 }
 
 /// Whether what the row's entries are compiled from is known. If not, they hold a stand-in, which is good for a new entry but must not
 /// replace what a former agent, who had heard of everything, has written.
 pub fn is_whole(row: &Row, contents: &Contents, facts: &Facts, heard: Heard) -> bool {
     match row {
-        // The label class is the Pod object's.
-        Row::Endpoint(id) => {
-            heard.objects || contents.endpoints.get(id).is_none_or(|e| contents.pods.contains_key(&e.pod()))
-        }
+        // The label class is the Pod object's; policies are all objects'.
+        Row::Endpoint(id) => contents.endpoints.get(id).is_none_or(|e| {
+            (heard.objects || contents.pods.contains_key(&e.pod())) && (heard.policies || !e.is_kubernetes())
+        }),
         // Which of them are announced says the Node object.
         Row::NodeAddresses => heard.objects || contents.nodes.contains_key(&facts.node),
         Row::Node(name) if *name != facts.node => {

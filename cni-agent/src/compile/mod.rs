@@ -9,9 +9,12 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use cni_common::schema::{self, MapSpec};
+use cni_common::{
+    maps,
+    schema::{self, MapSpec},
+};
 use ipnet::IpNet;
 
 pub use self::{
@@ -20,9 +23,10 @@ pub use self::{
     routes::{ClusterRoute, cluster_routes, host_addresses},
 };
 use crate::{
+    policy::{change::Map, engine::EndpointSets},
     ports::PortRange,
     settings::Underlay,
-    tables::{Contents, PodKey, Row},
+    tables::{Contents, Endpoint, PodKey, Row},
 };
 
 /// What compilers know beside the tables: it does not change while the agent runs.
@@ -50,6 +54,41 @@ pub struct Facts {
     pub hz: u32,
     /// What of pods' packets is masqueraded; `None`: nothing.
     pub masquerade: Option<Masquerade>,
+    /// Every pod has an object, and so has its namespace, as with the Kubernetes API: one without is not known yet. If not, as with a
+    /// directory, what has no object is without labels.
+    pub objects_are_all: bool,
+}
+
+/// What of policy is in the maps, as far as other entries refer to it.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    /// The policy epoch.
+    pub epoch: u32,
+    /// Policy sets of this node's pods.
+    pub sets: BTreeMap<PodKey, EndpointSets>,
+}
+impl Default for InForce {
+    fn default() -> Self {
+        Self { epoch: FIRST_EPOCH, sets: BTreeMap::new() }
+    }
+}
+/// The epoch of a node on which no policy has ever changed.
+pub const FIRST_EPOCH: u32 = 1;
+
+/// The policy set of a pod of which is not known yet which policies hold for it: no map holds anything of it, so it denies. The node's own traffic
+/// gets in, as it does at every pod.
+pub const SET_ISOLATED: u32 = u32::MAX;
+
+impl InForce {
+    /// The policy sets of an endpoint.
+    pub fn sets_of(&self, e: &Endpoint, contents: &Contents, facts: &Facts) -> EndpointSets {
+        if !e.is_kubernetes() {
+            return EndpointSets::default();
+        }
+        let known = !facts.objects_are_all || contents.namespaces.contains_key(&e.namespace);
+        let isolated = EndpointSets { set_in: SET_ISOLATED, set_out: SET_ISOLATED };
+        self.sets.get(&e.pod()).filter(|_| known).copied().unwrap_or(isolated)
+    }
 }
 
 /// How pods speak to the world with an address of this node.
@@ -97,11 +136,17 @@ pub struct EntryKey {
 impl EntryKey {
     /// In this map; `None` when the map is not the compilers' to fill.
     pub fn new(map: &MapSpec, key: Vec<u8>) -> Option<Self> {
-        ORDER.iter().position(|m| m.id == map.id).map(|order| Self { order, key })
+        let policy = Map::ALL.into_iter().map(Map::spec);
+        ORDER.into_iter().chain(policy).position(|m| m.id == map.id).map(|order| Self { order, key })
+    }
+    /// In a map of policy's, which has an order of its own.
+    pub fn of_policy(map: Map, key: Vec<u8>) -> Self {
+        let order = ORDER.len() + Map::ALL.iter().position(|m| *m == map).unwrap_or_default();
+        Self { order, key }
     }
     /// Its map.
     pub fn map(&self) -> &'static MapSpec {
-        ORDER[self.order]
+        ORDER.get(self.order).copied().unwrap_or_else(|| Map::ALL[self.order - ORDER.len()].spec())
     }
 }
 
@@ -117,17 +162,26 @@ pub type Entry = (EntryKey, Vec<u8>);
 ///
 /// # Errors
 /// A sentence for the row's status.
-pub fn row(row: &Row, contents: &Contents, facts: &Facts, numbers: &mut NodeNumbers) -> Result<Vec<Entry>, String> {
+pub fn row(
+    row: &Row,
+    contents: &Contents,
+    facts: &Facts,
+    policy: &InForce,
+    numbers: &mut NodeNumbers,
+) -> Result<Vec<Entry>, String> {
     Ok(match row {
         Row::Node(name) => match contents.nodes.get(name) {
-            Some(node) if *name == facts.node => entries::own_node(node, facts),
+            Some(node) if *name == facts.node => entries::own_node(node, facts, policy.epoch),
             Some(node) => entries::other_node(node, contents, facts, numbers).map_err(|e| e.to_string())?,
             None => Vec::new(),
         },
         Row::Pod(key) => {
             contents.pods.get(key).map_or_else(Vec::new, |pod| entries::pod(pod, contents, facts, numbers))
         }
-        Row::Endpoint(id) => contents.endpoints.get(id).map_or_else(Vec::new, |e| entries::endpoint(e, contents)),
+        Row::Endpoint(id) => contents
+            .endpoints
+            .get(id)
+            .map_or_else(Vec::new, |e| entries::endpoint(e, contents, policy.sets_of(e, contents, facts))),
         Row::NodeAddresses => {
             let announced = contents.nodes.get(&facts.node).map_or(&[][..], |n| &n.internal_ips);
             entries::node_addresses(&contents.node_addresses, announced)
@@ -135,6 +189,19 @@ pub fn row(row: &Row, contents: &Contents, facts: &Facts, numbers: &mut NodeNumb
         Row::Devices if facts.masquerade.is_some() => masquerade::leaves(&contents.devices),
         Row::Devices | Row::NextHop(_) | Row::Namespace(_) | Row::Policy(_) => Vec::new(),
     })
+}
+
+/// A value of a map without the policy sets that it names.
+pub fn without_policy(map: &MapSpec, mut value: Vec<u8>) -> Vec<u8> {
+    let at = match map.id {
+        id if id == schema::ENDPOINTS.id => std::mem::offset_of!(maps::Endpoint, set_in),
+        id if id == schema::LOCAL4.id || id == schema::LOCAL6.id => std::mem::offset_of!(maps::Local, set_in),
+        _ => return value,
+    };
+    if let Some(sets) = value.get_mut(at..at + size_of::<EndpointSets>()) {
+        sets.fill(0);
+    }
+    value
 }
 
 /// The device by which pods leave, if that is what the entry is about.
@@ -168,6 +235,10 @@ pub fn dependents(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
             })
             .map(|n| Row::Node(n.name.clone()))
             .collect(),
+        // A pod is isolated until its namespace is known.
+        Row::Namespace(name) if facts.objects_are_all => {
+            contents.endpoints.values().filter(|e| e.namespace == *name).map(|e| Row::Endpoint(e.id)).collect()
+        }
         Row::Endpoint(_) | Row::NodeAddresses | Row::Namespace(_) | Row::Policy(_) => Vec::new(),
     }
 }

@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{answer::answer, manager::EndpointManager};
 use crate::{
-    compile::{self, NodeNumbers},
+    compile::{self, InForce, NodeNumbers},
     datapath::object,
     error_chain,
     netlink::{
@@ -243,12 +243,20 @@ impl Differences {
     fn maps(&mut self, manager: &EndpointManager, e: &Endpoint) {
         let wanted = {
             let contents = manager.tables.read();
-            compile::row(&Row::Endpoint(e.id), &contents, &manager.facts, &mut NodeNumbers::default())
+            compile::row(
+                &Row::Endpoint(e.id),
+                &contents,
+                &manager.facts,
+                &InForce::default(),
+                &mut NodeNumbers::default(),
+            )
         };
         for (key, value) in wanted.unwrap_or_default() {
             let map = key.map();
+            // Which policies hold for the pod is compared by `weft status --verify`, which knows it.
+            let value = compile::without_policy(map, value);
             match manager.datapath.map(map).lookup(&key.key) {
-                Ok(Some(there)) if there == value => {}
+                Ok(Some(there)) if compile::without_policy(map, there.clone()) == value => {}
                 Ok(Some(_)) => self.say(format!("the entry of {} in map {} has been changed", e.device, map.name)),
                 Ok(None) => self.say(format!("the entry of {} in map {} is gone", e.device, map.name)),
                 Err(cause) => self.say(format!("map {} cannot be read: {cause}", map.name)),

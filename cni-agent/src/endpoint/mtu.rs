@@ -218,7 +218,13 @@ mod tests {
     fn a_change_of_the_mtu_writes_no_map() {
         let entries = |mtu| {
             let contents = contents(1500, &[mtu]);
-            compile::row(&Row::Endpoint(1), &contents, &fixtures::facts(), &mut NodeNumbers::default())
+            compile::row(
+                &Row::Endpoint(1),
+                &contents,
+                &fixtures::facts(),
+                &compile::InForce::default(),
+                &mut NodeNumbers::default(),
+            )
         };
         assert_eq!(entries(1450), entries(1350));
         assert!(!entries(1450).unwrap().is_empty());

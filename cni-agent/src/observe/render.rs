@@ -9,6 +9,7 @@ use cni_common::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
+    policy::{PeerKey, RULE_BITS, RULE_PROTO_BITS, Rule, RuleKey},
     schema::{self, MapSpec, MapType},
 };
 use serde::Serialize;
@@ -22,12 +23,16 @@ pub fn key(spec: &MapSpec, key: &[u8]) -> Value {
         return number(key).map_or(Value::Null, |n| counter_name(n as u32));
     }
     match (spec.kind, key) {
+        (MapType::LpmTrie, [a, b, c, d, key @ ..]) if is(spec, &[schema::POLICY_RULE]) => {
+            json!(rule_key(u32::from_ne_bytes([*a, *b, *c, *d]), key))
+        }
         (MapType::LpmTrie, [a, b, c, d, address @ ..]) => {
             json!(format!("{}/{}", address_text(address), u32::from_ne_bytes([*a, *b, *c, *d])))
         }
         (_, bytes) if spec.id == schema::LAYOUTS.id => text(bytes),
         (_, bytes) if is(spec, &[schema::CT4, schema::CT_NEW4, schema::NAT_FORTH4]) => fields::<CtKey4>(bytes),
         (_, bytes) if is(spec, &[schema::CT6, schema::CT_NEW6, schema::NAT_FORTH6]) => fields::<CtKey6>(bytes),
+        (_, bytes) if is(spec, &[schema::POLICY_PEER]) => fields::<PeerKey>(bytes),
         (_, bytes) if is(spec, &[schema::NAT_BACK4]) => fields::<NatKey4>(bytes),
         (_, bytes) if is(spec, &[schema::NAT_BACK6]) => fields::<NatKey6>(bytes),
         (_, bytes) if is(spec, &[schema::FRAGS4]) => fields::<FragKey4>(bytes),
@@ -56,6 +61,7 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
         id if id == schema::NAT_FORTH4.id => fields::<NatForth4>(bytes),
         id if id == schema::NAT_FORTH6.id => fields::<NatForth6>(bytes),
         _ if is(spec, &[schema::FRAGS4, schema::FRAGS6]) => fields::<Fragments>(bytes),
+        id if id == schema::POLICY_RULE.id => fields::<Rule>(bytes),
         id if id == schema::TUNNELS.id => fields::<Tunnel>(bytes),
         id if id == schema::COUNTS.id => json!(counters::sum(bytes)),
         id if id == schema::LAYOUTS.id => text(bytes),
@@ -69,6 +75,19 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
 
 fn is(spec: &MapSpec, any: &[MapSpec]) -> bool {
     any.iter().any(|one| one.id == spec.id)
+}
+
+/// Rule set, protocol and ports: `17 any`, `17 6 any`, `17 6 80`, `17 6 8080-8095`.
+fn rule_key(bits: u32, bytes: &[u8]) -> String {
+    let Ok(key) = bytemuck::try_pod_read_unaligned::<RuleKey>(bytes) else { return format!("{bytes:02x?}") };
+    let (rules, proto, first) = (key.rules, key.proto, u16::from_be_bytes(key.port));
+    match bits.checked_sub(RULE_PROTO_BITS) {
+        None if bits < RULE_BITS => format!("{rules}/{bits}"),
+        None => format!("{rules} any"),
+        Some(0) => format!("{rules} {proto} any"),
+        Some(16) => format!("{rules} {proto} {first}"),
+        Some(n) => format!("{rules} {proto} {first}-{}", first | u16::MAX.checked_shr(n).unwrap_or(0)),
+    }
 }
 
 /// Hash maps whose key is no address.
@@ -154,10 +173,11 @@ mod tests {
                 other => panic!("{}: {other}", spec.name),
             }
             let shown = key(spec, &vec![0; spec.key_size as usize]);
+            let is_rule = |v: &Value| spec.id == schema::POLICY_RULE.id && v == "0/0";
             let is_address = |v: &Value| v.as_str().is_some_and(|t| t.contains("0.0.0.0") || t.contains("::"));
             let is_counter = |v: &Value| spec.kind == MapType::PerCpuArray && v.is_string();
             assert!(
-                shown.is_object() || shown.is_number() || is_address(&shown) || is_counter(&shown),
+                shown.is_object() || shown.is_number() || is_address(&shown) || is_counter(&shown) || is_rule(&shown),
                 "{}: {shown}",
                 spec.name
             );

@@ -2,7 +2,10 @@
 use std::net::IpAddr;
 
 use bytemuck::bytes_of;
-use cni_common::policy::{Identity, PeerKey, PeerRules, Rule, RuleKey, VERDICT_ALLOW, VERDICT_DENY};
+use cni_common::{
+    policy::{Identity, PeerKey, PeerRules, Rule, RuleKey, VERDICT_ALLOW, VERDICT_DENY},
+    schema::{self, MapSpec},
+};
 use ipnet::IpNet;
 
 use super::{engine::EndpointSets, flatten::Entry};
@@ -24,6 +27,23 @@ pub enum Map {
     /// IPv6 prefix → identity: LPM.
     Blocks6,
 }
+impl Map {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Rules, Self::Peers, Self::Identities4, Self::Identities6, Self::Blocks4, Self::Blocks6];
+
+    /// What it looks like in the kernel.
+    pub fn spec(self) -> &'static MapSpec {
+        match self {
+            Self::Rules => &schema::POLICY_RULE,
+            Self::Peers => &schema::POLICY_PEER,
+            Self::Identities4 => &schema::IDENTITY4,
+            Self::Identities6 => &schema::IDENTITY6,
+            Self::Blocks4 => &schema::BLOCK4,
+            Self::Blocks6 => &schema::BLOCK6,
+        }
+    }
+}
 
 /// A write: what the kernel is to hold under a key, or that it is to hold nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +61,7 @@ pub enum Change {
     Endpoint {
         /// The pod.
         pod: PodKey,
-        /// Its sets; `None` when no such pod is known any more. An endpoint that is still there keeps what it has: it is never opened by that.
+        /// Its sets; `None` when no such pod is known any more. An endpoint that is still there is isolated: it is never opened by that.
         sets: Option<EndpointSets>,
     },
 }
@@ -56,7 +76,7 @@ impl Change {
             value: there.then(|| bytes_of(&value).to_vec()),
         }
     }
-    pub(super) fn peer(set: u32, identity: u32, rules: Option<u32>) -> Self {
+    pub(crate) fn peer(set: u32, identity: u32, rules: Option<u32>) -> Self {
         Self::Entry {
             map: Map::Peers,
             key: bytes_of(&PeerKey { set, identity }).to_vec(),

@@ -146,6 +146,10 @@ pub struct Classes {
     unused: Vec<u32>,
 }
 impl Classes {
+    /// With numbers above this one.
+    pub fn after(last: u32) -> Self {
+        Self { last, ..Self::default() }
+    }
     /// The identity of a class, for one more user. That of [`Class::OTHER`] is [`IDENTITY_OTHER`], which no entry needs to name.
     pub fn take(&mut self, class: Class) -> u32 {
         if class == Class::OTHER {
@@ -213,6 +217,10 @@ impl Classes {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Arc<Class>)> {
         self.slots.iter().map(|(id, s)| (*id, &s.class))
+    }
+    /// The highest number that was given.
+    pub fn last(&self) -> u32 {
+        self.last
     }
     /// How many there are.
     pub fn count(&self) -> usize {

@@ -44,6 +44,19 @@ struct Active {
     cookie: u32,
 }
 
+/// Numbers that are in use, or were: those that an engine gives are above them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floors {
+    /// Of identities.
+    pub identity: u32,
+    /// Of policy sets.
+    pub set: u32,
+    /// Of rule sets.
+    pub rules: u32,
+    /// Of cookies.
+    pub cookie: u32,
+}
+
 /// How much there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
@@ -102,6 +115,26 @@ impl Engine {
             fresh_sets: BTreeSet::new(),
             rule_sets: RuleSets::default(),
             endpoints: BTreeMap::new(),
+        }
+    }
+
+    /// The same, beside maps that hold such numbers: what a packet has read of them never means something else.
+    pub fn after(node: &str, floors: Floors) -> Self {
+        Self {
+            classes: Classes::after(floors.identity),
+            last_set: floors.set,
+            rule_sets: RuleSets::after(floors.rules),
+            next_cookie: floors.cookie.saturating_add(1),
+            ..Self::new(node)
+        }
+    }
+    /// The numbers that it has given.
+    pub fn floors(&self) -> Floors {
+        Floors {
+            identity: self.classes.last(),
+            set: self.last_set,
+            rules: self.rule_sets.last(),
+            cookie: self.next_cookie,
         }
     }
 
@@ -357,9 +390,30 @@ impl Engine {
             self.endpoints.iter().map(|(pod, sets)| Change::Endpoint { pod: pod.clone(), sets: Some(*sets) });
         self.rule_sets.contents().chain(peers).chain(blocks).chain(addresses).chain(endpoints)
     }
+    /// The identity of an address, as the maps say it.
+    pub fn identity_of(&self, address: IpAddr) -> u32 {
+        self.identities.get(&address).copied().unwrap_or_else(|| self.identity_of_prefix(address.into()))
+    }
+    /// The identity of a prefix that no other one cuts through: that of the longest one that holds it.
+    pub fn identity_of_prefix(&self, net: IpNet) -> u32 {
+        let longest = (0..=net.prefix_len()).rev().filter_map(|bits| IpNet::new(net.network(), bits).ok());
+        longest.map(|n| n.trunc()).find_map(|n| self.blocks.get(&n).copied()).unwrap_or(IDENTITY_OTHER)
+    }
+    /// Policy sets.
+    pub fn sets(&self) -> impl Iterator<Item = (u32, &Set)> {
+        self.sets.iter().map(|(id, set)| (*id, set))
+    }
     /// The policy sets of a pod of this node.
     pub fn sets_of(&self, pod: &PodKey) -> Option<EndpointSets> {
         self.endpoints.get(pod).copied()
+    }
+    /// The policy sets of all pods of this node.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&PodKey, &EndpointSets)> {
+        self.endpoints.iter()
+    }
+    /// The entries of a rule set.
+    pub fn rule_entries(&self, id: u32) -> impl Iterator<Item = &super::flatten::Entry> {
+        self.rule_sets.entries_of(id)
     }
     /// A policy set.
     pub fn set(&self, id: u32) -> Option<&Set> {

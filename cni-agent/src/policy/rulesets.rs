@@ -29,6 +29,10 @@ impl Default for RuleSets {
     }
 }
 impl RuleSets {
+    /// With numbers above this one.
+    pub fn after(last: u32) -> Self {
+        Self { next: RULES_FIRST.max(last.saturating_add(1)), ..Self::default() }
+    }
     /// The number of this content, for one more user; what has to be written before it is used goes to `grow`.
     pub fn take(&mut self, content: &Content, grow: &mut Vec<Change>) -> u32 {
         let entries = match content {
@@ -78,9 +82,17 @@ impl RuleSets {
     pub fn contents(&self) -> impl Iterator<Item = Change> {
         self.slots.iter().flat_map(|(id, slot)| slot.entries.iter().map(|e| Change::rule(*id, e, true)))
     }
+    /// The highest number that was given.
+    pub fn last(&self) -> u32 {
+        self.next.saturating_sub(1)
+    }
     /// Entries of a rule set.
     pub fn len_of(&self, id: u32) -> usize {
         self.slots.get(&id).map_or(0, |s| s.entries.len())
+    }
+    /// The entries of a rule set.
+    pub fn entries_of(&self, id: u32) -> impl Iterator<Item = &Entry> {
+        self.slots.get(&id).into_iter().flat_map(|s| s.entries.iter())
     }
     /// Entries of all of them.
     pub fn entries(&self) -> usize {

@@ -4,16 +4,21 @@ use std::{
     io,
 };
 
+use cni_common::schema::MapSpec;
+
 use crate::{
     compile::{self, Entry, EntryKey},
     fault::{self, Point},
+    policy::change::Map,
     tables::Row,
 };
 
 /// The maps, as the reconciler sees them.
 pub trait Target {
-    /// Everything that is there.
+    /// Everything that is there, but in the maps of policy.
     fn dump(&mut self) -> io::Result<Vec<Entry>>;
+    /// Everything in the maps of policy.
+    fn dump_policy(&mut self) -> io::Result<Vec<Entry>>;
     /// Writes an entry; the same one twice is fine.
     fn upsert(&mut self, key: &EntryKey, value: &[u8]) -> io::Result<()>;
     /// Deletes an entry; a missing one is fine.
@@ -149,12 +154,7 @@ impl Delta {
     }
 
     fn failed(&mut self, key: EntryKey, error: &io::Error, failures: &mut BTreeMap<Row, String>) {
-        let map = key.map();
-        let cure = match error.raw_os_error() {
-            Some(libc::E2BIG | libc::ENOSPC) => format!(" (the map is full: it holds {} entries)", map.max_entries),
-            _ => String::new(),
-        };
-        let text = format!("write map {}: {error}{cure}", map.name);
+        let text = full(key.map(), error);
         for row in self.desired.get(&key).into_iter().flat_map(BTreeMap::keys) {
             failures.insert(row.clone(), text.clone());
         }
@@ -182,10 +182,25 @@ impl Delta {
         Ok(drifted)
     }
 
+    /// The values that a map holds.
+    pub fn held_by_kernel(&self, map: &MapSpec) -> impl Iterator<Item = &[u8]> {
+        let id = map.id;
+        self.actual.iter().filter(move |(key, _)| key.map().id == id).map(|(_, value)| value.as_slice())
+    }
+
     /// Writes and deletes so far.
     pub fn writes(&self) -> u64 {
         self.writes
     }
+}
+
+/// A write that failed, in words.
+pub(super) fn full(map: &MapSpec, error: &io::Error) -> String {
+    let cure = match error.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOSPC) => format!(" (the map is full: it holds {} entries)", map.max_entries),
+        _ => String::new(),
+    };
+    format!("write map {}: {error}{cure}", map.name)
 }
 
 /// The loaded maps.
@@ -195,6 +210,14 @@ impl Target for std::sync::Arc<crate::datapath::Datapath> {
         for spec in compile::maps() {
             let contents = self.map(spec).dump()?;
             all.extend(contents.into_iter().filter_map(|(k, v)| Some((EntryKey::new(spec, k)?, v))));
+        }
+        Ok(all)
+    }
+    fn dump_policy(&mut self) -> io::Result<Vec<Entry>> {
+        let mut all = Vec::new();
+        for map in Map::ALL {
+            let contents = self.map(map.spec()).dump()?;
+            all.extend(contents.into_iter().map(|(key, value)| (EntryKey::of_policy(map, key), value)));
         }
         Ok(all)
     }
@@ -234,6 +257,9 @@ mod tests {
         fn dump(&mut self) -> io::Result<Vec<Entry>> {
             Ok(self.entries.clone().into_iter().collect())
         }
+        fn dump_policy(&mut self) -> io::Result<Vec<Entry>> {
+            Ok(Vec::new())
+        }
         fn upsert(&mut self, key: &EntryKey, value: &[u8]) -> io::Result<()> {
             self.fails()?;
             self.log.push(('+', key.map().name));
@@ -264,7 +290,7 @@ mod tests {
         delta.set_row(&ROW(1), Vec::new());
         assert!(delta.flush(&mut kernel).is_empty());
         let names: Vec<_> = kernel.log.iter().map(|(op, map)| format!("{op}{map}")).collect();
-        assert_eq!(names, ["+local4_v1", "+local6_v1", "+endpoints_v1", "-endpoints_v1", "-local6_v1", "-local4_v1"]);
+        assert_eq!(names, ["+local4_v2", "+local6_v2", "+endpoints_v1", "-endpoints_v1", "-local6_v2", "-local4_v2"]);
     }
 
     #[test]
@@ -296,7 +322,7 @@ mod tests {
         let (mut delta, mut kernel) = (Delta::default(), Memory { fail_every: Some(1), ..Memory::default() });
         delta.set_row(&ROW(1), vec![entry(&schema::LOCAL4, 1, 7)]);
         let failures = delta.flush(&mut kernel);
-        assert!(failures[&ROW(1)].contains("local4_v1") && failures[&ROW(1)].contains("full"), "{failures:?}");
+        assert!(failures[&ROW(1)].contains("local4_v2") && failures[&ROW(1)].contains("full"), "{failures:?}");
         assert!(delta.has_pending());
         kernel.fail_every = None;
         assert!(delta.flush(&mut kernel).is_empty() && !delta.has_pending());

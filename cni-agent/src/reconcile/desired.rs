@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::delta::Delta;
 use crate::{
-    compile::{self, Facts, Heard, NodeNumbers},
+    compile::{self, Facts, Heard, InForce, NodeNumbers},
     tables::{Contents, Row},
 };
 
@@ -12,6 +12,8 @@ pub struct Desired {
     pub(super) facts: Facts,
     pub(super) numbers: NodeNumbers,
     pub(super) delta: Delta,
+    /// What of policy is in the maps.
+    pub(super) in_force: InForce,
     /// How far the agent has heard what there is.
     pub(super) heard: Heard,
     /// Rows that were compiled from less than all.
@@ -47,7 +49,7 @@ impl Desired {
         let mut failures = BTreeMap::new();
         // Nodes before pods, as their numbers are in the pods' entries: `Row` sorts so.
         for row in rows.iter() {
-            match compile::row(row, contents, &self.facts, &mut self.numbers) {
+            match compile::row(row, contents, &self.facts, &self.in_force, &mut self.numbers) {
                 Ok(mut entries) => {
                     entries.retain(|(key, _)| compile::leaves_by(key).is_none_or(|index| self.hooked.contains(&index)));
                     self.delta.set_row(row, entries);
@@ -61,6 +63,15 @@ impl Desired {
             }
         }
         failures
+    }
+
+    /// Raises the policy epoch, after what may revoke something is in the maps: flows are judged again from now on.
+    pub fn raise_epoch(&mut self, contents: &Contents) {
+        self.in_force.epoch = self.in_force.epoch.wrapping_add(1);
+        let own = Row::Node(self.facts.node.clone());
+        if let Ok(entries) = compile::row(&own, contents, &self.facts, &self.in_force, &mut self.numbers) {
+            self.delta.set_row(&own, entries);
+        }
     }
 
     /// Lets go of the numbers of nodes that are no more. Not before all sources are in sync: a node may not have been read yet.
@@ -92,6 +103,9 @@ mod tests {
         fn dump(&mut self) -> io::Result<Vec<Entry>> {
             Ok(self.0.clone().into_iter().collect())
         }
+        fn dump_policy(&mut self) -> io::Result<Vec<Entry>> {
+            Ok(Vec::new())
+        }
         fn upsert(&mut self, key: &EntryKey, value: &[u8]) -> io::Result<()> {
             self.0.insert(key.clone(), value.to_vec());
             Ok(())
@@ -114,6 +128,7 @@ mod tests {
                 facts: facts(),
                 numbers: NodeNumbers::default(),
                 delta: Delta::default(),
+                in_force: InForce::default(),
                 heard: Heard::EVERYTHING,
                 partial: BTreeSet::new(),
                 hooked: BTreeSet::new(),
@@ -179,7 +194,7 @@ mod tests {
         next.desired.delta = Delta::default();
         next.desired.delta.adopt(&mut next.kernel).expect("adopts");
         next.written = 0;
-        next.desired.heard = Heard { objects: false, ways: false };
+        next.desired.heard = Heard { objects: false, ways: false, policies: false };
         next.tables.set_endpoint(endpoint("web"));
         next.tables.set_node_addresses(["192.0.2.1".parse().expect("an address")].into());
         assert_eq!(next.writes(), 0, "no Pod object, no Node object");

@@ -2,6 +2,7 @@
 pub mod delta;
 mod desired;
 mod hooks;
+pub mod policy;
 mod retries;
 mod routes;
 mod verify;
@@ -9,7 +10,7 @@ mod verify;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -17,9 +18,9 @@ use cni_common::schema;
 use tracing::{info, warn};
 
 pub use self::hooks::Hooks;
-use self::{delta::Delta, desired::Desired, retries::Retries, routes::Routes, verify::Fixed};
+use self::{delta::Delta, desired::Desired, policy::Policies, retries::Retries, routes::Routes, verify::Fixed};
 use crate::{
-    compile::{self, Facts, Heard, NodeNumbers},
+    compile::{self, Facts, Heard, InForce, NodeNumbers},
     datapath::{Datapath, attach::How},
     drift,
     fault::{self, Point},
@@ -47,6 +48,8 @@ pub struct Reconciler {
     tables: Arc<Tables>,
     datapath: Arc<Datapath>,
     desired: Desired,
+    /// Others only look at them.
+    policies: Arc<Mutex<Policies>>,
     routes: Routes,
     /// Pods' addresses that need a route each, as they were when routes were last made.
     hosts: BTreeSet<IpAddr>,
@@ -83,6 +86,8 @@ impl Reconciler {
         let mut delta = Delta::default();
         delta.adopt(&mut datapath.clone())?;
         let numbers = adopt_numbers(&datapath)?;
+        let policies = Policies::adopt(&facts, &mut datapath.clone())?;
+        let in_force = InForce { epoch: adopt_epoch(&datapath)?, ..InForce::default() };
         let fixed = Fixed::read(hooks.socket())?;
         let routes = Routes::adopt(hooks.socket(), facts.weft_host)?;
         let report = Arc::new(Mutex::new(Report { own: hooks.own(), ..Report::default() }));
@@ -96,10 +101,12 @@ impl Reconciler {
                 facts,
                 numbers,
                 delta,
-                heard: Heard { objects: false, ways: false },
+                in_force,
+                heard: Heard { objects: false, ways: false, policies: false },
                 partial: BTreeSet::new(),
                 hooked: BTreeSet::new(),
             },
+            policies: Arc::new(Mutex::new(policies)),
             routes,
             hosts: BTreeSet::new(),
             hooks,
@@ -108,6 +115,11 @@ impl Reconciler {
             verified: Instant::now(),
             retries: Retries::default(),
         })
+    }
+
+    /// The policies, for those who look at them.
+    pub fn policies(&self) -> Arc<Mutex<Policies>> {
+        Arc::clone(&self.policies)
     }
 
     /// Where it tells how it goes.
@@ -144,13 +156,18 @@ impl Reconciler {
             let synced = self.tables.all_synced_by(revision);
             let idle = rows.is_empty();
             self.retries.join(&mut rows);
+            let have_begun = self.lock_policies().have_begun();
             self.desired.heard = Heard {
                 objects: self.tables.is_synced_by(Source::Cluster, revision),
                 ways: self.began.elapsed() >= WAYS_WITHIN,
+                policies: have_begun,
             };
-            let mut failures = self.desired.follow(&self.tables.read(), &mut rows);
+            // What pods' entries refer to comes before them.
+            let mut failures = self.follow_policies(&rows, idle);
+            failures.extend(self.desired.follow(&self.tables.read(), &mut rows));
             let unwritten = self.desired.delta.flush(&mut self.datapath.clone());
-            let filled = unwritten.is_empty();
+            let in_force = self.lock_policies().are_in_force();
+            let filled = unwritten.is_empty() && in_force;
             failures.extend(unwritten);
             // Before routes are looked at below: what is missing then is made without a word.
             let asked = self.requests.take();
@@ -176,12 +193,22 @@ impl Reconciler {
                 self.tables.applied_except(revision, &failures);
             }
             self.tell();
-            let unfinished = self.desired.delta.has_pending() || self.datapath.waits();
+            let stale = self.desired.heard.objects && !in_force;
+            let unfinished = self.desired.delta.has_pending() || self.datapath.waits() || stale;
             wait = self.retries.note(&failures, unfinished, self.verify_every);
             for (row, error) in &failures {
                 warn!(%row, error, again_in = ?wait, "cannot apply");
             }
         }
+    }
+
+    fn lock_policies(&self) -> MutexGuard<'_, Policies> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn follow_policies(&mut self, rows: &BTreeSet<Row>, again: bool) -> BTreeMap<Row, String> {
+        let policies = Arc::clone(&self.policies);
+        let mut policies = policies.lock().unwrap_or_else(PoisonError::into_inner);
+        policies.follow(rows, again, (&self.tables, &mut self.desired), &mut self.datapath.clone())
     }
 
     /// Routes and hooks. `look`: the kernel may have removed routes; `synced`: what nobody asks for may go.
@@ -288,6 +315,13 @@ impl Reconciler {
         report.devices.clone_from(self.hooks.attached());
         report.own = self.hooks.own();
     }
+}
+
+/// The policy epoch goes on from a former agent's, another build's too: its flows were judged by what it knew.
+fn adopt_epoch(datapath: &Datapath) -> std::io::Result<u32> {
+    let found = datapath.in_use(&schema::CT_CONFIG).map_err(std::io::Error::other)?;
+    let epoch = found.into_values().next().and_then(|value| value.first_chunk().copied().map(u32::from_ne_bytes));
+    Ok(epoch.unwrap_or(compile::FIRST_EPOCH))
 }
 
 /// The numbers that the maps of tunnel addresses hold.

@@ -73,6 +73,13 @@ impl Reconciler {
             }
             Err(e) => verified.unread.push(format!("the maps: {e}")),
         }
+        let policies = self.lock_policies().verify(&mut self.datapath.clone());
+        match policies {
+            Ok((drifted, failed)) => {
+                verified.items.extend(drifted.iter().map(|d| Item { failed: failed.clone(), ..entry(d) }));
+            }
+            Err(e) => verified.unread.push(format!("the maps of policy: {e}")),
+        }
         match self.lasting() {
             Ok((found, wanted)) => {
                 let mended = !found.is_empty();

@@ -160,6 +160,10 @@ pub struct Endpoint {
     pub terms: Terms,
 }
 impl Endpoint {
+    /// Whether the runtime has named a pod of Kubernetes: only such a one has a namespace, and policies.
+    pub fn is_kubernetes(&self) -> bool {
+        !self.namespace.is_empty() && !self.pod_name.is_empty()
+    }
     /// What names the pod.
     pub fn pod(&self) -> PodKey {
         PodKey::new(&self.namespace, &self.pod_name)

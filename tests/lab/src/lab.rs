@@ -373,6 +373,30 @@ impl Lab {
         })
     }
 
+    /// Shows objects to all agents: policies, namespaces, or what else they follow.
+    ///
+    /// # Errors
+    /// When one has no kind or name, or cannot be written.
+    pub fn apply(&self, objects: &[Value]) -> Result<()> {
+        objects.iter().try_for_each(|object| manifest::write_object(object, &self.state.nodes))
+    }
+
+    /// Takes objects away from all agents. Kind and names say which.
+    ///
+    /// # Errors
+    /// When one has no kind or name, or cannot be removed.
+    pub fn delete(&self, objects: &[Value]) -> Result<()> {
+        objects.iter().try_for_each(|object| manifest::remove_object(object, &self.state.nodes))
+    }
+
+    /// The objects in a file of manifests, YAML or JSON.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn read_manifests(text: &str) -> Result<Vec<Value>> {
+        manifest::read(text)
+    }
+
     /// Makes a pod as a kubelet and a container runtime do: its object appears, its namespace is made, the CNI plugin
     /// connects it, its object gets the addresses.
     ///

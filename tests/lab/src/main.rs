@@ -17,6 +17,7 @@ Examples:
   weft-lab pod add node-1 web --label app=web --port http=TCP/80
   weft-lab pod add node-2 client
   weft-lab status
+  weft-lab apply policy.yaml                          NetworkPolicy, ClusterNetworkPolicy, Namespace
   weft-lab exec client -- ping -c 3 10.244.1.2
   weft-lab exec node-1 -- ip -d link
   weft-lab restart-agent node-1 --kill                pods keep talking meanwhile
@@ -47,6 +48,18 @@ enum Verb {
     /// Add or delete a pod
     #[command(subcommand)]
     Pod(PodVerb),
+    /// Show the objects in files to all agents: policies, namespaces
+    Apply {
+        /// Manifests, YAML or JSON, as `kubectl apply -f` takes them
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<std::path::PathBuf>,
+    },
+    /// Take the objects in files away from all agents
+    Delete {
+        /// Manifests; kind and names count
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<std::path::PathBuf>,
+    },
     /// Run a command inside a pod or a node
     Exec {
         /// Name of a pod or node
@@ -167,6 +180,14 @@ fn run(verb: Verb) -> Result<ExitCode> {
             lab.set_watch(printing());
             lab.pod_del(&name)?;
         }
+        Verb::Apply { files } => {
+            let lab = Lab::open()?;
+            files.iter().try_for_each(|file| lab.apply(&manifests(file)?))?;
+        }
+        Verb::Delete { files } => {
+            let lab = Lab::open()?;
+            files.iter().try_for_each(|file| lab.delete(&manifests(file)?))?;
+        }
         Verb::Exec { name, command } => {
             let [program, args @ ..] = command.as_slice() else { anyhow::bail!("no command") };
             // Without the lock: the command may run for hours.
@@ -183,6 +204,11 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Down => Lab::remove()?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn manifests(file: &std::path::Path) -> Result<Vec<serde_json::Value>> {
+    let what = || format!("read {}", file.display());
+    Lab::read_manifests(&std::fs::read_to_string(file).with_context(what)?).with_context(what)
 }
 
 fn printing() -> Watch {

@@ -63,6 +63,34 @@ pub(crate) fn remove_pod(object: &Pod, nodes: &[NodeState]) -> Result<()> {
     remove(nodes, &pod_file(object))
 }
 
+/// The objects in a file of manifests, YAML or JSON, as `kubectl apply -f` takes them.
+pub(crate) fn read(text: &str) -> Result<Vec<Value>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text).context("it is no YAML")?;
+    let lists = documents.into_iter().filter(|d| !d.is_null()).map(|mut document| match document.get_mut("items") {
+        Some(Value::Array(items)) => std::mem::take(items),
+        _ => vec![document],
+    });
+    Ok(lists.flatten().collect())
+}
+
+/// Writes an object into the directories of `nodes`, under a name of its own.
+pub(crate) fn write_object(object: &Value, nodes: &[NodeState]) -> Result<()> {
+    write(nodes, &object_file(object)?, object)
+}
+
+/// Takes an object of this kind and name out of the directories of `nodes`.
+pub(crate) fn remove_object(object: &Value, nodes: &[NodeState]) -> Result<()> {
+    remove(nodes, &object_file(object)?)
+}
+
+fn object_file(object: &Value) -> Result<String> {
+    let text = |field: &Value| field.as_str().filter(|t| !t.is_empty() && !t.contains('/')).map(str::to_owned);
+    let kind = text(&object["kind"]).context("an object has no kind")?;
+    let name = text(&object["metadata"]["name"]).with_context(|| format!("a {kind} has no metadata.name"))?;
+    let namespace = text(&object["metadata"]["namespace"]).map_or_else(String::new, |n| format!("{n}."));
+    Ok(format!("{}.{namespace}{name}.json", kind.to_lowercase()))
+}
+
 fn remove(nodes: &[NodeState], file: &str) -> Result<()> {
     for path in places(nodes, file) {
         match fs::remove_file(&path) {

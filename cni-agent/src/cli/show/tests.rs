@@ -8,7 +8,7 @@ use crate::{
         tests::event as an_event,
         types::{
             Attachment, ConntrackStatus, DatapathStatus, FailedRow, Foreign, MasqueradeStatus, MissingFeature,
-            NextHopStatus, ReconcilerStatus, Refusal, SourceStatus, TableFill, VerdictCount,
+            NextHopStatus, PolicySummary, ReconcilerStatus, Refusal, SourceStatus, TableFill, VerdictCount,
         },
     },
     ipam::Usage,
@@ -28,6 +28,7 @@ Layout     00000000000000aa
 Features   1 of 2 that the kernel was tried for
            - tcx, missing (Linux 6.6): Weft does so
 Source     manifests /etc/weft/manifests: in sync, 4 objects
+Policy     3 known, 1 pod here isolated, map entries 17, identities 2, epoch 5
 Installed  /opt/cni/bin/weft-cni, /etc/cni/net.d/05-weft.conflist; self-test: packets went in IPv4, 3.1 ms
 Known      2 nodes, 2 pods, 1 endpoint here
 Addresses  10.244.1.0/24: 1 of 254 in use, 2 not free yet
@@ -283,5 +284,30 @@ fn healthy() -> Status {
             tables: vec![TableFill { family: "IPv4".into(), flows: 3, size: 131_072 }],
             ..MasqueradeStatus::default()
         },
+        policy: PolicySummary {
+            in_force: true,
+            policies: 3,
+            isolated: 1,
+            entries: 17,
+            identities: 2,
+            epoch: 5,
+            ..PolicySummary::default()
+        },
     }
+}
+
+#[test]
+fn policies_that_are_not_in_force_are_told_with_the_reason() {
+    let mut s = healthy();
+    s.policy.in_force = false;
+    assert!(super::status(&s).contains("epoch 5\n           ! not in force yet: the sources are not in sync\n"));
+    s.policy.problem = Some("map policy_rule_v1 is full".into());
+    s.policy.unknown = 2;
+    let text = super::status(&s);
+    assert!(
+        text.contains(
+            "! isolated until it is known which policies hold: 2 pods\n           ! map policy_rule_v1 is full\n"
+        ),
+        "{text}"
+    );
 }

@@ -1,0 +1,81 @@
+//! What the API says of policies.
+use serde::{Deserialize, Serialize};
+
+/// Policy at a glance, in `GET /v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySummary {
+    /// The maps hold what the objects say.
+    pub in_force: bool,
+    /// Why they do not: then what was in force before stays so, and new pods are isolated.
+    pub problem: Option<String>,
+    /// Policies that are known.
+    pub policies: usize,
+    /// Pods of this node that policies isolate in one direction or both.
+    pub isolated: usize,
+    /// Endpoints that are isolated because it is not known yet which policies hold for them.
+    pub unknown: usize,
+    /// Entries of all policy maps.
+    pub entries: usize,
+    /// Identities.
+    pub identities: usize,
+    /// The policy epoch: it rises when flows are to be judged again.
+    pub epoch: u32,
+    /// Writes to the policy maps since the agent started.
+    pub writes: u64,
+}
+
+/// `GET /v1/policies`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyList {
+    /// How policy is on this node.
+    pub summary: PolicySummary,
+    /// Policies by kind and name.
+    pub policies: Vec<PolicyStatus>,
+    /// What the sources say of objects that are not as they should be.
+    pub problems: Vec<String>,
+}
+
+/// A policy, as this node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// `NetworkPolicy namespace/name` or `ClusterNetworkPolicy name`.
+    pub name: String,
+    /// Directions in which it holds for somebody.
+    pub directions: Vec<String>,
+    /// The tier and the priority of a ClusterNetworkPolicy.
+    pub tier: Option<String>,
+    /// Parts of it that match nothing, as the API server would have refused them.
+    pub flaws: Vec<String>,
+    /// Pods of this node that it selects.
+    pub pods: Vec<String>,
+    /// The policy sets that it is part of.
+    pub sets: Vec<PolicySet>,
+    /// How far the kernel is with it.
+    pub kernel: String,
+}
+
+/// A policy set: what all policies together say that hold for a pod in one direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySet {
+    /// Its number.
+    pub id: u32,
+    /// Which direction.
+    pub direction: String,
+    /// The policies of it, in the order in which they are asked.
+    pub policies: Vec<String>,
+    /// What it says of a peer, first of all others.
+    pub peers: Vec<PolicyPeer>,
+}
+
+/// What a policy set says of a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPeer {
+    /// The peer's identity; 0: whoever has no other entry.
+    pub identity: u32,
+    /// Who that is.
+    pub who: String,
+    /// The rule set.
+    pub rules: u32,
+    /// What it allows and denies.
+    pub says: Vec<String>,
+}

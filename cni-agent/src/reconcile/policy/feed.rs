@@ -1,0 +1,122 @@
+//! From rows to the engine's objects. Level-triggered: a row is compared with what the engine has of it.
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    compile::Facts,
+    policy::store::Store,
+    tables::{Contents, Phase, Pod, PodKey, Row},
+};
+
+/// What of the rows the engine was told in another form.
+#[derive(Debug)]
+pub struct Feed {
+    node: String,
+    objects_are_all: bool,
+    /// Pods of this node's endpoints.
+    pods: BTreeMap<u16, PodKey>,
+    endpoints: BTreeMap<PodKey, BTreeSet<u16>>,
+}
+
+impl Feed {
+    pub(super) fn new(facts: &Facts) -> Self {
+        Self {
+            node: facts.node.clone(),
+            objects_are_all: facts.objects_are_all,
+            pods: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+        }
+    }
+
+    /// All rows, to a store that knows nothing.
+    pub(super) fn all(&mut self, contents: &Contents, store: &mut Store) {
+        self.pods.clear();
+        self.endpoints.clear();
+        let rows = (contents.namespaces.keys().cloned().map(Row::Namespace))
+            .chain(contents.nodes.keys().cloned().map(Row::Node))
+            .chain(contents.pods.keys().cloned().map(Row::Pod))
+            .chain(contents.endpoints.keys().copied().map(Row::Endpoint))
+            .chain(contents.policies.keys().cloned().map(Row::Policy))
+            .collect();
+        self.rows(&rows, contents, store);
+    }
+
+    /// Rows that may have changed.
+    pub(super) fn rows(&mut self, rows: &BTreeSet<Row>, contents: &Contents, store: &mut Store) {
+        let mut pods = BTreeSet::new();
+        for row in rows {
+            match row {
+                // Its pods and policies have rows of their own, and go with those.
+                Row::Namespace(name) => match contents.namespaces.get(name) {
+                    Some(namespace) => store.apply_namespace(name, &namespace.labels),
+                    None if store.namespaces.contains_key(name.as_str()) => {
+                        store.apply_namespace(name, &BTreeMap::new());
+                    }
+                    None => {}
+                },
+                Row::Node(name) => match contents.nodes.get(name) {
+                    Some(node) => store.apply_node(name, &node.labels, node.addresses.clone()),
+                    None => store.delete_node(name),
+                },
+                Row::Policy(name) => match contents.policies.get(name) {
+                    Some(read) => store.apply_policy(read.policy.clone()),
+                    None => store.delete_policy(name),
+                },
+                Row::Pod(key) => drop(pods.insert(key.clone())),
+                Row::Endpoint(id) => pods.extend(self.endpoint(*id, contents)),
+                Row::NodeAddresses | Row::Devices | Row::NextHop(_) => {}
+            }
+        }
+        for key in pods {
+            match self.pod(&key, contents) {
+                Some(pod) => store.apply_pod(&pod),
+                None => store.delete_pod(&key),
+            }
+        }
+    }
+
+    /// Notes whose endpoint it is; the pods that this is about.
+    fn endpoint(&mut self, id: u16, contents: &Contents) -> Vec<PodKey> {
+        let pod = contents.endpoints.get(&id).filter(|e| e.is_kubernetes()).map(|e| e.pod());
+        let before = match &pod {
+            Some(pod) => self.pods.insert(id, pod.clone()),
+            None => self.pods.remove(&id),
+        };
+        if let Some(before) = &before
+            && let Some(ids) = self.endpoints.get_mut(before)
+        {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.endpoints.remove(before);
+            }
+        }
+        if let Some(pod) = &pod {
+            self.endpoints.entry(pod.clone()).or_default().insert(id);
+        }
+        before.into_iter().chain(pod).collect()
+    }
+
+    /// A pod as policies see it. One of this node has the addresses that its endpoints have, as soon as they have them, and none that its object
+    /// still shows.
+    fn pod(&self, key: &PodKey, contents: &Contents) -> Option<Pod> {
+        let ids = self.endpoints.get(key);
+        let endpoints = || ids.into_iter().flatten().filter_map(|id| contents.endpoints.get(id));
+        let here = || Some(self.node.clone());
+        match contents.pods.get(key) {
+            Some(pod) if ids.is_some() || pod.node.as_deref() == Some(&self.node) => {
+                Some(Pod { node: here(), ips: endpoints().flat_map(|e| e.ips()).collect(), ..pod.clone() })
+            }
+            Some(pod) => Some(pod.clone()),
+            None if ids.is_some() && !self.objects_are_all => Some(Pod {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                node: here(),
+                labels: BTreeMap::new(),
+                ips: endpoints().flat_map(|e| e.ips()).collect(),
+                phase: Phase::Running,
+                host_network: false,
+                ports: BTreeSet::new(),
+            }),
+            None => None,
+        }
+    }
+}

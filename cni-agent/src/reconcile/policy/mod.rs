@@ -1,0 +1,324 @@
+//! The maps of policy follow the rows: what an event changes, in the order in which the engine has it written.
+//!
+//! A plan that does not fit is refused before anything of it is written, and one of which a write fails ends there: the old policies stay
+//! whole, and pods that are new stay isolated, until all of it can be written beside what is there ([`takeover`]). That is also how an agent begins.
+mod feed;
+mod takeover;
+#[cfg(test)]
+mod tests;
+pub mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use bytemuck::pod_read_unaligned;
+use cni_common::policy::PeerKey;
+use tracing::{info, warn};
+
+use self::feed::Feed;
+use super::{
+    delta::{Drifted, Target, full},
+    desired::Desired,
+};
+use crate::{
+    compile::{EntryKey, Facts},
+    policy::{
+        Change, Engine,
+        change::Map,
+        engine::{Floors, Sizes},
+    },
+    tables::{Contents, PodKey, Row, Tables},
+};
+
+/// How the maps and what was compiled agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing was compiled yet: the maps hold what a former agent has written.
+    Before,
+    /// The maps hold what was compiled.
+    Live,
+    /// What was compiled last is not, or not wholly, in the maps.
+    Stale,
+}
+
+/// The policies of this node, and what the maps hold of them.
+#[derive(Debug)]
+pub struct Policies {
+    node: String,
+    /// The compiler.
+    pub engine: Engine,
+    feed: Feed,
+    /// What the maps hold.
+    actual: BTreeMap<EntryKey, Vec<u8>>,
+    /// Entries of each map, by its id.
+    counts: BTreeMap<u32, usize>,
+    state: State,
+    /// Writes and deletes so far.
+    writes: u64,
+    /// Why the maps do not hold what the objects say.
+    problem: Option<String>,
+}
+
+/// How policy is on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The maps hold what the objects say.
+    pub in_force: bool,
+    /// Why they do not.
+    pub problem: Option<String>,
+    /// How much there is.
+    pub sizes: Sizes,
+    /// Writes and deletes since the agent started.
+    pub writes: u64,
+}
+
+impl Policies {
+    /// Takes over what the maps hold.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn adopt(facts: &Facts, target: &mut impl Target) -> io::Result<Self> {
+        let actual: BTreeMap<EntryKey, Vec<u8>> = target.dump_policy()?.into_iter().collect();
+        let mut counts = BTreeMap::new();
+        for key in actual.keys() {
+            *counts.entry(key.map().id).or_default() += 1;
+        }
+        Ok(Self {
+            node: facts.node.clone(),
+            engine: Engine::new(&facts.node),
+            feed: Feed::new(facts),
+            actual,
+            counts,
+            state: State::Before,
+            writes: 0,
+            problem: None,
+        })
+    }
+
+    /// Whether policies have been written by this agent: what its pods' entries refer to is there.
+    pub fn have_begun(&self) -> bool {
+        self.state != State::Before
+    }
+    /// Whether the maps hold what the objects say.
+    pub fn are_in_force(&self) -> bool {
+        self.state == State::Live
+    }
+    /// How it goes.
+    pub fn summary(&self) -> Summary {
+        let (in_force, problem) = (self.are_in_force(), self.problem.clone());
+        Summary { in_force, problem, sizes: self.engine.sizes(), writes: self.writes }
+    }
+
+    /// Brings the maps up to date with rows that have changed, once it is known what there is; `again`: what failed may be tried anew.
+    /// Rows that cannot be applied are in the answer.
+    pub fn follow(
+        &mut self,
+        rows: &BTreeSet<Row>,
+        again: bool,
+        (tables, desired): (&Tables, &mut Desired),
+        target: &mut impl Target,
+    ) -> BTreeMap<Row, String> {
+        if !desired.heard.objects {
+            return BTreeMap::new();
+        }
+        let concerned = |row: &Row| {
+            matches!(row, Row::Namespace(_) | Row::Node(_) | Row::Pod(_) | Row::Policy(_) | Row::Endpoint(_))
+        };
+        let begins = self.state == State::Before;
+        let mut failures = match self.state {
+            State::Live => {
+                let floors = self.engine.floors();
+                self.feed.rows(rows, &tables.read(), &mut self.engine.store);
+                let plan = self.engine.compile();
+                self.carry_out(plan, floors, (tables, desired), target)
+            }
+            State::Before | State::Stale if begins || again || rows.iter().any(concerned) => {
+                self.take_over((tables, desired), target)
+            }
+            State::Before | State::Stale => BTreeMap::new(),
+        };
+        if let Some(problem) = &self.problem {
+            let policies = rows.iter().filter(|row| matches!(row, Row::Policy(_)));
+            failures.extend(policies.map(|row| (row.clone(), problem.clone())));
+        }
+        failures
+    }
+
+    /// Writes what an event changes.
+    fn carry_out(
+        &mut self,
+        plan: Vec<Change>,
+        before: Floors,
+        (tables, desired): (&Tables, &mut Desired),
+        target: &mut impl Target,
+    ) -> BTreeMap<Row, String> {
+        let mut failures = BTreeMap::new();
+        if plan.is_empty() {
+            return failures;
+        }
+        if let Err(problem) = self.fits(&plan) {
+            self.fail(problem);
+            return failures;
+        }
+        // What nothing refers to yet can be taken back.
+        let mut fresh = Vec::new();
+        let mut takes_effect = false;
+        let mut moved = Vec::new();
+        for change in plan {
+            match change {
+                Change::Endpoint { pod, sets } => {
+                    match sets {
+                        Some(sets) => desired.in_force.sets.insert(pod.clone(), sets),
+                        None => desired.in_force.sets.remove(&pod),
+                    };
+                    moved.push(pod);
+                    takes_effect = true;
+                }
+                Change::Entry { map, key, value } => {
+                    failures.extend(flip(&mut moved, (tables, desired), target));
+                    let grows = value.is_some() && is_fresh(map, &key, before);
+                    let key = EntryKey::of_policy(map, key);
+                    match self.write(&key, value.as_deref(), target) {
+                        Ok(()) if grows => fresh.push(key),
+                        Ok(()) => takes_effect = true,
+                        Err(problem) => {
+                            if !takes_effect {
+                                self.take_back(&fresh, target);
+                            }
+                            self.fail(problem);
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        failures.extend(flip(&mut moved, (tables, desired), target));
+        if takes_effect {
+            desired.raise_epoch(&tables.read());
+            failures.extend(desired.delta.flush(target));
+        }
+        failures
+    }
+
+    /// Whether the maps have room for what is added before anything goes.
+    fn fits<'a>(&self, plan: impl IntoIterator<Item = &'a Change>) -> Result<(), String> {
+        let mut added: BTreeMap<u32, (&'static str, u32, usize)> = BTreeMap::new();
+        for change in plan {
+            let Change::Entry { map, key, value: Some(_) } = change else { continue };
+            let spec = map.spec();
+            if !self.actual.contains_key(&EntryKey::of_policy(*map, key.clone())) {
+                added.entry(spec.id).or_insert((spec.name, spec.max_entries, 0)).2 += 1;
+            }
+        }
+        for (id, (name, max, more)) in added {
+            let there = self.counts.get(&id).copied().unwrap_or_default();
+            if there + more > max as usize {
+                return Err(format!(
+                    "map {name} holds {there} entries of {max}, and {more} more are needed: policies stay as they were"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, problem: String) {
+        if self.problem.as_ref() != Some(&problem) {
+            warn!(problem, "policies cannot be brought into force; those before stay, and new pods are isolated");
+        }
+        self.problem = Some(problem);
+        if self.state == State::Live {
+            self.state = State::Stale;
+        }
+    }
+    fn recover(&mut self) {
+        if self.problem.take().is_some() {
+            info!("policies are in force again as the objects say");
+        }
+        self.state = State::Live;
+    }
+
+    /// Writes or deletes an entry that is another in the map.
+    fn write(&mut self, key: &EntryKey, value: Option<&[u8]>, target: &mut impl Target) -> Result<(), String> {
+        let there = self.actual.get(key).map(Vec::as_slice);
+        if there == value {
+            return Ok(());
+        }
+        self.writes += 1;
+        let count = self.counts.entry(key.map().id).or_default();
+        let done = match value {
+            Some(value) => target.upsert(key, value).map(|()| {
+                *count += usize::from(self.actual.insert(key.clone(), value.to_vec()).is_none());
+            }),
+            None => target.delete(key).map(|()| *count -= usize::from(self.actual.remove(key).is_some())),
+        };
+        done.map_err(|error| full(key.map(), &error))
+    }
+    fn take_back(&mut self, fresh: &[EntryKey], target: &mut impl Target) {
+        for key in fresh {
+            if let Err(error) = self.write(key, None, target) {
+                warn!(error, "an entry that nothing refers to stays until policies are in force again");
+            }
+        }
+    }
+
+    /// Compares with the kernel and makes right what differs, which is in the answer; with it what could not be made right.
+    ///
+    /// # Errors
+    /// When the maps cannot be read.
+    pub fn verify(&mut self, target: &mut impl Target) -> io::Result<(Vec<Drifted>, String)> {
+        let found: BTreeMap<EntryKey, Vec<u8>> = target.dump_policy()?.into_iter().collect();
+        let all: BTreeSet<&EntryKey> = found.keys().chain(self.actual.keys()).collect();
+        let differs = |k: &&EntryKey| found.get(*k) != self.actual.get(*k);
+        let drifted: Vec<Drifted> = all
+            .into_iter()
+            .filter(differs)
+            .map(|k| Drifted { key: k.clone(), was: found.get(k).cloned(), should: self.actual.get(k).cloned() })
+            .collect();
+        let mut failed = String::new();
+        for d in &drifted {
+            self.writes += 1;
+            let done = match &d.should {
+                Some(value) => target.upsert(&d.key, value),
+                None => target.delete(&d.key),
+            };
+            if let Err(error) = done {
+                failed = full(d.key.map(), &error);
+            }
+        }
+        Ok((drifted, failed))
+    }
+}
+
+/// Gives pods' endpoints the policy sets that are in force for them now.
+fn flip(
+    pods: &mut Vec<PodKey>,
+    (tables, desired): (&Tables, &mut Desired),
+    target: &mut impl Target,
+) -> BTreeMap<Row, String> {
+    if pods.is_empty() {
+        return BTreeMap::new();
+    }
+    let pods: BTreeSet<PodKey> = pods.drain(..).collect();
+    let mut failures = {
+        let contents: &Contents = &tables.read();
+        let of_pods = contents.endpoints.values().filter(|e| pods.contains(&e.pod()));
+        let mut rows = of_pods.map(|e| Row::Endpoint(e.id)).collect();
+        desired.follow(contents, &mut rows)
+    };
+    failures.extend(desired.delta.flush(target));
+    failures
+}
+
+/// Whether nothing refers to an entry that is added: it is a rule set's, or about a policy set or an identity that is new.
+fn is_fresh(map: Map, key: &[u8], before: Floors) -> bool {
+    match map {
+        Map::Rules => true,
+        Map::Peers if key.len() == size_of::<PeerKey>() => {
+            let PeerKey { set, identity } = pod_read_unaligned(key);
+            set > before.set || identity > before.identity
+        }
+        Map::Peers | Map::Identities4 | Map::Identities6 | Map::Blocks4 | Map::Blocks6 => false,
+    }
+}

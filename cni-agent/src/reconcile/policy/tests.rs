@@ -1,0 +1,324 @@
+//! Rows in, writes out: what an event costs, and that at every moment the old policies hold or the new ones.
+use std::{collections::BTreeMap, io, net::Ipv4Addr, time::Duration};
+
+use bytemuck::pod_read_unaligned;
+use cni_common::{
+    maps::Local,
+    net::{Be16, Ip4, Mac},
+    schema,
+};
+use cni_ebpf::{
+    family::V4,
+    policy::{Flow, ingress},
+};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    compile::{
+        Entry, Heard, InForce, NodeNumbers, SET_ISOLATED,
+        fixtures::{facts, node},
+    },
+    policy::{Image, objects},
+    reconcile::delta::Delta,
+    tables::{Endpoint, Namespace, Phase, Pod, Terms},
+};
+
+/// Maps in memory, with all writes in their order.
+#[derive(Clone, Default)]
+struct Memory {
+    entries: BTreeMap<EntryKey, Vec<u8>>,
+    log: Vec<(EntryKey, Option<Vec<u8>>)>,
+    /// So many writes are taken, and no more.
+    left: Option<usize>,
+}
+impl Memory {
+    fn of(&self, policy: bool) -> Vec<Entry> {
+        let is_policy = |k: &EntryKey| Map::ALL.iter().any(|m| m.spec().id == k.map().id);
+        self.entries.clone().into_iter().filter(|(k, _)| is_policy(k) == policy).collect()
+    }
+    fn write(&mut self, key: &EntryKey, value: Option<&[u8]>) -> io::Result<()> {
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(1).ok_or_else(|| io::Error::from_raw_os_error(libc::E2BIG))?;
+        }
+        self.log.push((key.clone(), value.map(<[u8]>::to_vec)));
+        match value {
+            Some(value) => drop(self.entries.insert(key.clone(), value.to_vec())),
+            None => drop(self.entries.remove(key)),
+        }
+        Ok(())
+    }
+}
+impl Target for Memory {
+    fn dump(&mut self) -> io::Result<Vec<Entry>> {
+        Ok(self.of(false))
+    }
+    fn dump_policy(&mut self) -> io::Result<Vec<Entry>> {
+        Ok(self.of(true))
+    }
+    fn upsert(&mut self, key: &EntryKey, value: &[u8]) -> io::Result<()> {
+        self.write(key, Some(value))
+    }
+    fn delete(&mut self, key: &EntryKey) -> io::Result<()> {
+        self.write(key, None)
+    }
+}
+
+/// An agent: its tables, and the part of the reconciler that writes maps.
+struct Rig {
+    tables: Tables,
+    desired: Desired,
+    policies: Policies,
+    kernel: Memory,
+}
+impl Rig {
+    fn on(mut kernel: Memory) -> Self {
+        kernel.log.clear();
+        let mut delta = Delta::default();
+        delta.adopt(&mut kernel).unwrap();
+        let epoch = kernel.entries.iter().find(|(k, _)| k.map().id == schema::CT_CONFIG.id);
+        let epoch = epoch.map_or(1, |(_, v)| pod_read_unaligned(&v[..4]));
+        let desired = Desired {
+            facts: facts(),
+            numbers: NodeNumbers::default(),
+            delta,
+            in_force: InForce { epoch, ..InForce::default() },
+            heard: Heard { objects: true, ways: true, policies: false },
+            partial: BTreeSet::new(),
+            hooked: BTreeSet::new(),
+        };
+        let policies = Policies::adopt(&facts(), &mut kernel).unwrap();
+        Self { tables: Tables::new(), desired, policies, kernel }
+    }
+    /// As the reconciler goes through changed rows; the writes to maps of policy.
+    fn pass(&mut self) -> u64 {
+        let (_, mut rows) = self.tables.wait_dirty(Duration::ZERO);
+        let before = self.policies.writes;
+        self.desired.heard.policies = self.policies.have_begun();
+        self.policies.follow(&rows, true, (&self.tables, &mut self.desired), &mut self.kernel);
+        self.desired.follow(&self.tables.read(), &mut rows);
+        self.desired.delta.flush(&mut self.kernel);
+        self.policies.writes - before
+    }
+    fn policy(&self, object: Value) {
+        self.tables.set_policy(objects::network_policy(object).unwrap());
+    }
+    fn cluster(&self) {
+        self.tables.set_node(node("here", 1));
+        self.tables.set_node(node("there", 2));
+        self.tables.set_pod(pod("web", "here", &[]));
+        self.tables.set_endpoint(endpoint(9, "web"));
+        self.tables.set_pod(pod("near", "here", &[]));
+        self.tables.set_endpoint(endpoint(10, "near"));
+        self.tables.set_pod(pod("far", "there", &["10.244.2.5"]));
+    }
+    /// The policy sets of `web` for ingress.
+    fn set(&self) -> u32 {
+        set_of(&self.kernel.entries)
+    }
+    fn epoch(&self) -> u32 {
+        self.desired.in_force.epoch
+    }
+}
+
+const WEB: [u8; 4] = [10, 244, 1, 9];
+const NEAR: [u8; 4] = [10, 244, 1, 10];
+const FAR: [u8; 4] = [10, 244, 2, 5];
+
+fn pod(name: &str, node: &str, ips: &[&str]) -> Pod {
+    Pod {
+        namespace: "shop".into(),
+        name: name.into(),
+        node: Some(node.into()),
+        labels: BTreeMap::from([("app".into(), name.into())]),
+        ips: ips.iter().map(|a| a.parse().unwrap()).collect(),
+        phase: Phase::Running,
+        host_network: false,
+        ports: BTreeSet::new(),
+    }
+}
+fn endpoint(id: u16, pod: &str) -> Endpoint {
+    Endpoint {
+        id,
+        container_id: pod.into(),
+        ifname: "eth0".into(),
+        namespace: "shop".into(),
+        pod_name: pod.into(),
+        netns: format!("/run/netns/{pod}"),
+        ifindex: 70 + u32::from(id),
+        device: format!("weft{id}"),
+        mac: Mac::new([10, 1, 2, 3, 4, id as u8]),
+        ipv4: Some(Ipv4Addr::from([10, 244, 1, id as u8])),
+        ipv6: None,
+        mtu: 1450,
+        terms: Terms::default(),
+    }
+}
+fn into_web(from: Value) -> Value {
+    json!({"metadata": {"namespace": "shop", "name": "web"},
+        "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": from, "ports": [{"port": 80}]}]}})
+}
+fn of(app: &str) -> Value {
+    json!([{"podSelector": {"matchLabels": {"app": app}}}])
+}
+fn set_of(entries: &BTreeMap<EntryKey, Vec<u8>>) -> u32 {
+    let key = EntryKey::new(&schema::LOCAL4, WEB.to_vec()).unwrap();
+    entries.get(&key).map_or(0, |v| pod_read_unaligned::<Local>(v).set_in)
+}
+/// Whether the maps let somebody in to port 80 of `web`.
+fn allows(entries: &BTreeMap<EntryKey, Vec<u8>>, from: [u8; 4]) -> bool {
+    let mut image = Image::default();
+    for (key, value) in entries {
+        if let Some(map) = Map::ALL.into_iter().find(|m| m.spec().id == key.map().id) {
+            image.apply(Change::Entry { map, key: key.key.clone(), value: Some(value.clone()) });
+        }
+    }
+    let flow = Flow::<V4> { src: Ip4::new(from), dst: Ip4::new(WEB), proto: 6, port: Be16::from_host(80) };
+    ingress(&image, set_of(entries), false, &flow).is_allowed()
+}
+/// What is allowed before the logged writes, and after each.
+fn moments(before: &Memory, after: &Memory, from: [u8; 4]) -> Vec<bool> {
+    let mut entries = before.entries.clone();
+    let mut all = vec![allows(&entries, from)];
+    for (key, value) in &after.log {
+        match value {
+            Some(value) => drop(entries.insert(key.clone(), value.clone())),
+            None => drop(entries.remove(key)),
+        }
+        all.push(allows(&entries, from));
+    }
+    all
+}
+
+#[test]
+fn a_pod_is_isolated_until_the_objects_are_heard_and_policies_reach_it_with_few_writes() {
+    let mut rig = Rig::on(Memory::default());
+    rig.desired.heard.objects = false;
+    rig.cluster();
+    rig.pass();
+    assert_eq!(rig.set(), SET_ISOLATED);
+    rig.desired.heard.objects = true;
+    rig.pass();
+    assert_eq!(rig.set(), 0, "no policy holds for it");
+    let epoch = rig.epoch();
+    rig.policy(into_web(of("near")));
+    // Default and one peer, one rule, and the address of `near`, which is told apart now; the others stay who they are.
+    assert_eq!(rig.pass(), 4);
+    assert_eq!(rig.epoch(), epoch + 1);
+    assert!(allows(&rig.kernel.entries, NEAR) && !allows(&rig.kernel.entries, FAR));
+    assert_eq!(rig.pass(), 0);
+    rig.policy(into_web(of("near")));
+    assert_eq!((rig.pass(), rig.epoch()), (0, epoch + 1), "the same again");
+    rig.tables.remove_policy(&objects::network_name(&into_web(json!([]))).unwrap());
+    rig.pass();
+    assert_eq!(rig.set(), 0);
+    assert!(allows(&rig.kernel.entries, FAR));
+}
+
+#[test]
+fn an_endpoint_without_a_pod_of_kubernetes_is_not_isolated_and_one_without_an_object_has_no_labels() {
+    let mut rig = Rig::on(Memory::default());
+    rig.tables.set_node(node("here", 1));
+    rig.policy(json!({"metadata": {"namespace": "shop", "name": "all"}, "spec": {"podSelector": {}}}));
+    rig.tables.set_endpoint(Endpoint { namespace: String::new(), ..endpoint(9, "web") });
+    rig.pass();
+    assert_eq!(rig.set(), 0);
+    rig.tables.set_endpoint(endpoint(9, "web"));
+    rig.pass();
+    assert!(rig.set() != 0 && rig.set() != SET_ISOLATED, "a policy of its namespace selects all pods");
+    // Where every pod has an object, it is not known yet; nor is its namespace.
+    let mut rig = Rig::on(Memory::default());
+    rig.desired.facts.objects_are_all = true;
+    rig.policies = Policies::adopt(&rig.desired.facts, &mut rig.kernel).unwrap();
+    rig.tables.set_node(node("here", 1));
+    rig.tables.set_endpoint(endpoint(9, "web"));
+    rig.pass();
+    assert_eq!(rig.set(), SET_ISOLATED);
+    rig.tables.set_pod(pod("web", "here", &[]));
+    rig.pass();
+    assert_eq!(rig.set(), SET_ISOLATED, "its namespace is not known");
+    rig.tables.set_namespace(Namespace { name: "shop".into(), labels: BTreeMap::new() });
+    rig.pass();
+    assert_eq!(rig.set(), 0);
+}
+
+#[test]
+fn a_change_of_policy_is_the_old_one_or_the_new_one_at_each_write() {
+    let mut rig = Rig::on(Memory::default());
+    rig.cluster();
+    rig.policy(into_web(json!([of("near")[0], of("far")[0]])));
+    rig.pass();
+    let before = rig.kernel.clone();
+    rig.kernel.log.clear();
+    rig.policy(into_web(json!([of("near")[0], {"ipBlock": {"cidr": "192.0.2.0/24"}}])));
+    rig.pass();
+    assert!(moments(&before, &rig.kernel, NEAR).iter().all(|m| *m), "allowed by both");
+    assert!(moments(&before, &rig.kernel, [203, 0, 113, 1]).iter().all(|m| !*m), "allowed by neither");
+    let revoked = moments(&before, &rig.kernel, FAR);
+    assert_eq!(revoked.windows(2).filter(|w| w[0] != w[1]).count(), 1, "one moment: {revoked:?}");
+}
+
+#[test]
+fn an_agent_that_begins_takes_over_without_a_moment_between_and_leaves_nothing() {
+    let mut former = Rig::on(Memory::default());
+    former.cluster();
+    former
+        .policy(into_web(json!([of("near")[0], {"ipBlock": {"cidr": "10.244.2.0/24", "except": ["10.244.2.8/30"]}}])));
+    former.pass();
+    let (set, epoch, count) = (former.set(), former.epoch(), former.kernel.of(true).len());
+    let before = former.kernel.clone();
+
+    let mut next = Rig::on(before.clone());
+    next.desired.heard.objects = false;
+    next.tables.set_endpoint(endpoint(9, "web"));
+    next.tables.set_endpoint(endpoint(10, "near"));
+    next.pass();
+    assert_eq!(next.set(), set, "it knows of no policy yet, and changes none");
+    next.cluster();
+    next.policy(into_web(json!([of("near")[0], {"ipBlock": {"cidr": "10.244.2.0/24", "except": ["10.244.2.8/30"]}}])));
+    next.desired.heard.objects = true;
+    next.pass();
+    assert!(next.set() > set && next.epoch() > epoch);
+    assert_eq!(next.kernel.of(true).len(), count, "nothing of the former one is left");
+    for (from, allowed) in [(NEAR, true), (FAR, true), ([10, 244, 2, 9], false), ([203, 0, 113, 1], false)] {
+        assert!(moments(&before, &next.kernel, from).iter().all(|m| *m == allowed), "{from:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_leaves_the_old_policy_whole_and_new_pods_isolated_until_it_can() {
+    let mut rig = Rig::on(Memory::default());
+    rig.cluster();
+    rig.policy(into_web(of("near")));
+    rig.pass();
+    let (before, set) = (rig.kernel.of(true), rig.set());
+    rig.kernel.left = Some(1);
+    rig.policy(into_web(of("far")));
+    rig.pass();
+    assert!(!rig.policies.are_in_force() && rig.policies.summary().problem.is_some_and(|p| p.contains("is full")));
+    rig.kernel.left = None;
+    assert_eq!(rig.set(), set);
+    assert!(allows(&rig.kernel.entries, NEAR) && !allows(&rig.kernel.entries, FAR));
+    for (key, value) in before {
+        assert_eq!(rig.kernel.entries.get(&key), Some(&value));
+    }
+    rig.tables.set_pod(pod("late", "here", &[]));
+    rig.pass();
+    assert!(rig.policies.are_in_force() && rig.policies.summary().problem.is_none());
+    assert!(!allows(&rig.kernel.entries, NEAR) && allows(&rig.kernel.entries, FAR));
+}
+
+#[test]
+fn what_others_change_is_found_and_made_right() {
+    let mut rig = Rig::on(Memory::default());
+    rig.cluster();
+    rig.policy(into_web(of("near")));
+    rig.pass();
+    let right = rig.kernel.entries.clone();
+    assert_eq!(rig.policies.verify(&mut rig.kernel).unwrap(), (Vec::new(), String::new()));
+    let key = rig.kernel.of(true)[0].0.clone();
+    rig.kernel.entries.remove(&key);
+    let (drifted, failed) = rig.policies.verify(&mut rig.kernel).unwrap();
+    assert_eq!((drifted.len(), failed.as_str()), (1, ""));
+    assert_eq!(rig.kernel.entries, right);
+}

@@ -1,0 +1,131 @@
+//! Policies in words, for those who look at them.
+use std::collections::BTreeSet;
+
+use cni_common::policy::{IDENTITY_OTHER, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL};
+
+use super::Policies;
+use crate::{
+    api::types::{PolicyPeer, PolicySet, PolicyStatus},
+    policy::{
+        classes::{Class, Owner},
+        flatten::Entry,
+        objects::{Direction, Kind, PolicyName, Read},
+    },
+    tables::Protocol,
+};
+
+impl Policies {
+    /// A policy, as it is in force here.
+    pub fn describe(&self, read: &Read, kernel: String) -> PolicyStatus {
+        let policy = &read.policy;
+        let sets: Vec<PolicySet> = self
+            .engine
+            .sets()
+            .filter(|(_, set)| set.policies.iter().any(|r| r.policy.name == policy.name))
+            .map(|(id, _)| self.set(id))
+            .collect();
+        let ids: BTreeSet<u32> = sets.iter().map(|s| s.id).collect();
+        let has =
+            |ends: &crate::policy::engine::EndpointSets| ids.contains(&ends.set_in) || ids.contains(&ends.set_out);
+        PolicyStatus {
+            name: policy.name.to_string(),
+            directions: Direction::ALL
+                .into_iter()
+                .filter(|d| policy.rules(*d).is_some())
+                .map(|d| d.name().to_owned())
+                .collect(),
+            tier: match policy.kind {
+                Kind::Network => None,
+                Kind::Cluster { tier, priority } => Some(format!("{tier:?} {priority}")),
+            },
+            flaws: read.flaws.iter().map(ToString::to_string).collect(),
+            pods: self.engine.endpoints().filter(|(_, sets)| has(sets)).map(|(pod, _)| pod.to_string()).collect(),
+            sets,
+            kernel,
+        }
+    }
+
+    fn set(&self, id: u32) -> PolicySet {
+        let Some(set) = self.engine.set(id) else { return PolicySet::default() };
+        let peers = std::iter::once((IDENTITY_OTHER, set.default)).chain(set.peers.iter().map(|(i, r)| (*i, *r)));
+        PolicySet {
+            id,
+            direction: set.key.direction.name().to_owned(),
+            policies: set.policies.iter().map(|r| r.policy.name.to_string()).collect(),
+            peers: peers
+                .map(|(identity, rules)| PolicyPeer {
+                    identity,
+                    who: self.engine.class(identity).map_or_else(|| "everybody else".to_owned(), |c| who(c)),
+                    rules,
+                    says: self.says(rules),
+                })
+                .collect(),
+        }
+    }
+    fn says(&self, rules: u32) -> Vec<String> {
+        match rules {
+            RULES_ALLOW_ALL => vec!["allow all".into()],
+            RULES_DENY_ALL => vec!["deny all".into()],
+            rules => self.engine.rule_entries(rules).map(|e| self.entry(e)).collect(),
+        }
+    }
+    fn entry(&self, e: &Entry) -> String {
+        let what = if e.decision.allow { "allow" } else { "deny" };
+        let protocol = match e.proto {
+            0 => "all".to_owned(),
+            6 => "TCP".to_owned(),
+            17 => "UDP".to_owned(),
+            132 => "SCTP".to_owned(),
+            other => format!("protocol {other}"),
+        };
+        let ports = match e.bits.checked_sub(RULE_PROTO_BITS) {
+            None | Some(0) => String::new(),
+            Some(16) => format!("/{}", e.port),
+            Some(n) => format!("/{}-{}", e.port, e.port | u16::MAX.checked_shr(n).unwrap_or(0)),
+        };
+        let by = self.engine.rule_of(e.decision.cookie).map_or_else(String::new, |(revision, direction, n)| {
+            format!(" by {}, spec.{}[{n}]", revision.policy.name, direction.name())
+        });
+        format!("{what} {protocol}{ports}{by}")
+    }
+}
+
+/// Whom an identity stands for.
+fn who(class: &Class) -> String {
+    let mut words = match &class.owner {
+        Owner::Pod { part, .. } => {
+            let labels: Vec<String> = part.seen.labels.iter().map(|(k, v)| label(k, v)).collect();
+            let ports: Vec<String> =
+                part.seen.ports.iter().map(|p| format!("{}={}/{}", p.name, protocol(p.protocol), p.port)).collect();
+            [vec![format!("pods of {}", part.seen.namespace)], labels, ports].concat().join(" ")
+        }
+        Owner::Node(labels) => {
+            let labels: Vec<String> = labels.iter().map(|(k, v)| label(k, v)).collect();
+            [vec!["nodes".to_owned()], labels].concat().join(" ")
+        }
+        Owner::Nobody => "addresses".to_owned(),
+    };
+    if let Some(block) = class.block {
+        words.push_str(&format!(" in {block}"));
+    }
+    for domain in &class.domains {
+        words.push_str(&format!(" of {domain}"));
+    }
+    words
+}
+fn label(key: &str, value: &str) -> String {
+    if value == crate::policy::mentions::OTHER_VALUE { format!("{key}=(another)") } else { format!("{key}={value}") }
+}
+fn protocol(p: Protocol) -> &'static str {
+    match p {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Sctp => "SCTP",
+    }
+}
+
+/// Whether a policy is meant by what a person types: its whole name, or the name without its kind.
+pub fn is_called(name: &PolicyName, text: &str) -> bool {
+    let whole = name.to_string();
+    whole == text || whole.split_once(' ').is_some_and(|(_, rest)| rest == text)
+}

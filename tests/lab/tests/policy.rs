@@ -1,0 +1,367 @@
+//! Policies between real pods: agents that follow real objects, and packets that pass or do not. Needs root and `cargo xtask build`; run it
+//! with `cargo xtask test --suite lab`.
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use lab::{
+    Ending, Lab, LabConfig, PodSpec, Port,
+    pair::until,
+    probe::{self, Family, Flow, Place},
+};
+use serde_json::{Value, json};
+
+/// The port that policies here are about, and another one.
+const ALLOWED: u16 = 8080;
+const OTHER: u16 = 8081;
+/// A packet that has not come by then was dropped.
+const GONE: Duration = Duration::from_millis(300);
+
+fn of(app: &str) -> Value {
+    json!({"podSelector": {"matchLabels": {"app": app}}})
+}
+fn policy(name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "shop", "name": name}, "spec": spec,
+    })
+}
+/// `web` is isolated for ingress, but for what these rules allow.
+fn into_web(rules: Value) -> Value {
+    policy("web", json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"], "ingress": rules}))
+}
+fn tcp_port(port: impl Into<Value>) -> Value {
+    json!([{"protocol": "TCP", "port": port.into()}])
+}
+fn spec(name: &str) -> PodSpec {
+    let port = Port { name: "http".into(), protocol: "TCP".into(), port: ALLOWED };
+    PodSpec { namespace: "shop".into(), ports: vec![port], ..PodSpec::named(name) }.label("app", name)
+}
+
+/// `web` and `near` on node-1, `far` on node-2.
+struct Rig {
+    lab: Lab,
+    web: Place,
+    near: Place,
+    far: Place,
+}
+impl Rig {
+    fn up(config: LabConfig) -> Self {
+        let mut lab = Lab::up(config).expect("a lab of two nodes");
+        let [web, near, far] = [("node-1", "web"), ("node-1", "near"), ("node-2", "far")]
+            .map(|(node, name)| lab.pod_add(node, &spec(name)).expect("a pod").pod.place().unwrap());
+        Self { lab, web, near, far }
+    }
+    fn new() -> Self {
+        Self::up(LabConfig::default())
+    }
+    fn policies(&self, node: &str) -> Value {
+        self.lab.node(node).unwrap().ask("/v1/policies").unwrap()
+    }
+    /// Waits until no row of the agents waits for the kernel.
+    fn settle(&self) {
+        for node in self.lab.nodes() {
+            until("the agents have applied everything", || {
+                let status = node.ask("/v1/status").unwrap();
+                status["reconciler"]["pending"] == 0
+                    && status["reconciler"]["applied"] == status["reconciler"]["revision"]
+            })
+            .unwrap();
+        }
+    }
+    /// Applies policies and waits until all agents know as much and have it in the maps.
+    fn apply(&self, objects: &[Value]) {
+        self.lab.apply(objects).unwrap();
+        for object in objects.iter().filter(|o| o["kind"].as_str().is_some_and(|k| k.ends_with("Policy"))) {
+            let name = match object["metadata"]["namespace"].as_str() {
+                Some(namespace) => {
+                    format!("NetworkPolicy {namespace}/{}", object["metadata"]["name"].as_str().unwrap())
+                }
+                None => format!("ClusterNetworkPolicy {}", object["metadata"]["name"].as_str().unwrap()),
+            };
+            for node in self.lab.nodes() {
+                until(&format!("{name} is in force"), || {
+                    let all = node.ask("/v1/policies").unwrap();
+                    let policies = all["policies"].as_array().unwrap();
+                    policies.iter().any(|p| p["name"] == name.as_str() && p["kernel"] == "in force")
+                })
+                .unwrap();
+            }
+        }
+    }
+    fn delete(&self, objects: &[Value], left: usize) {
+        self.lab.delete(objects).unwrap();
+        for node in self.lab.nodes() {
+            until("the policies are gone", || {
+                let all = node.ask("/v1/policies").unwrap();
+                all["policies"].as_array().unwrap().len() == left
+            })
+            .unwrap();
+        }
+        self.settle();
+    }
+    fn writes(&self, node: &str) -> u64 {
+        self.policies(node)["summary"]["writes"].as_u64().unwrap()
+    }
+}
+
+/// Whether a connection to this port is made.
+fn connects(from: &Place, to: &Place, family: Family, port: u16) -> bool {
+    let _listener = to.run(|| TcpListener::bind(SocketAddr::new(family.any(), port))).unwrap();
+    let address = SocketAddr::new(to.address(family).unwrap(), port);
+    from.run(|| TcpStream::connect_timeout(&address, GONE)).is_ok()
+}
+/// Whether a datagram to this port arrives, and its answer.
+fn answers(from: &Place, to: &Place, family: Family, port: u16) -> bool {
+    let server = to.run(|| UdpSocket::bind(SocketAddr::new(family.any(), port))).unwrap();
+    let client = from.run(|| UdpSocket::bind(SocketAddr::new(family.any(), 0))).unwrap();
+    server.set_read_timeout(Some(GONE)).unwrap();
+    client.set_read_timeout(Some(GONE)).unwrap();
+    client.send_to(b"?", SocketAddr::new(to.address(family).unwrap(), port)).unwrap();
+    let mut buffer = [0; 8];
+    let Ok((_, asker)) = server.recv_from(&mut buffer) else { return false };
+    server.send_to(b"!", asker).unwrap();
+    client.recv_from(&mut buffer).is_ok()
+}
+fn pings(from: &Place, to: &Place, family: Family) -> bool {
+    probe::ping(from, to, family).is_ok()
+}
+
+#[test]
+fn an_isolated_pod_is_reached_by_whom_a_rule_names_and_by_its_own_node_over_each_protocol() {
+    let rig = Rig::new();
+    let node = rig.lab.node("node-1").unwrap().place().unwrap();
+    let other_node = rig.lab.node("node-2").unwrap().place().unwrap();
+    for family in Family::BOTH {
+        assert!(connects(&rig.far, &rig.web, family, OTHER), "without a policy");
+    }
+    rig.apply(&[into_web(json!([]))]);
+    for family in Family::BOTH {
+        for from in [&rig.near, &rig.far, &other_node] {
+            assert!(!connects(from, &rig.web, family, ALLOWED), "{} {family}", from.name);
+            assert!(!answers(from, &rig.web, family, ALLOWED), "{} {family}", from.name);
+            assert!(!pings(from, &rig.web, family), "{} {family}", from.name);
+        }
+        assert!(connects(&node, &rig.web, family, ALLOWED) && pings(&node, &rig.web, family), "its own node");
+        assert!(connects(&rig.web, &rig.far, family, OTHER), "egress is not isolated");
+        assert!(connects(&rig.web, &rig.web, family, OTHER), "itself");
+    }
+    rig.apply(&[into_web(json!([{"from": [of("far")], "ports": tcp_port("http")}, {"from": [of("near")]}]))]);
+    for family in Family::BOTH {
+        until("it is in force", || connects(&rig.far, &rig.web, family, ALLOWED)).unwrap();
+        assert!(!connects(&rig.far, &rig.web, family, OTHER));
+        assert!(!answers(&rig.far, &rig.web, family, ALLOWED), "another protocol");
+        assert!(!pings(&rig.far, &rig.web, family), "a rule with ports says nothing of echoes");
+        assert!(connects(&rig.near, &rig.web, family, OTHER));
+        assert!(answers(&rig.near, &rig.web, family, OTHER));
+        assert!(pings(&rig.near, &rig.web, family));
+        assert!(!connects(&other_node, &rig.web, family, ALLOWED));
+    }
+    let shown = rig.policies("node-1");
+    assert_eq!(shown["policies"][0]["pods"], json!(["shop/web"]), "{shown:#}");
+    assert_eq!(rig.policies("node-2")["policies"][0]["pods"], json!([]));
+    rig.delete(&[into_web(json!([]))], 0);
+    for family in Family::BOTH {
+        assert!(connects(&rig.far, &rig.web, family, OTHER), "without a policy again");
+    }
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn egress_is_judged_at_the_sender_by_namespaces_blocks_and_tiers() {
+    let mut rig = Rig::new();
+    let elsewhere = PodSpec { namespace: "bank".into(), ..PodSpec::named("vault") };
+    let vault = rig.lab.pod_add("node-2", &elsewhere).unwrap().pod.place().unwrap();
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bank", "labels": {"safe": "yes"}}});
+    rig.lab.apply(&[namespace.clone()]).unwrap();
+    let far = rig.far.address(Family::V4).unwrap();
+    let egress = |to: Value| {
+        policy(
+            "near",
+            json!({"podSelector": {"matchLabels": {"app": "near"}}, "policyTypes": ["Egress"], "egress": [{"to": to}]}),
+        )
+    };
+    rig.apply(&[egress(json!([{"namespaceSelector": {"matchLabels": {"safe": "yes"}}}]))]);
+    for family in Family::BOTH {
+        until("the namespace's labels are known", || connects(&rig.near, &vault, family, OTHER)).unwrap();
+        assert!(!connects(&rig.near, &rig.far, family, OTHER));
+        assert!(!connects(&rig.near, &rig.web, family, OTHER), "on one node");
+        assert!(connects(&rig.far, &rig.near, family, OTHER), "ingress is not isolated, and answers come with it");
+    }
+    rig.apply(&[egress(json!([{"ipBlock": {"cidr": format!("{far}/32")}}]))]);
+    until("it is in force", || connects(&rig.near, &rig.far, Family::V4, OTHER)).unwrap();
+    assert!(!connects(&rig.near, &rig.far, Family::V6, OTHER) && !connects(&rig.near, &vault, Family::V4, OTHER));
+    // A deny of the Admin tier comes before, and its smaller number before a larger one.
+    let tier = |name: &str, priority: u32, action: &str| {
+        json!({
+            "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": name},
+            "spec": {"tier": "Admin", "priority": priority, "subject": {"pods": {"podSelector": {"matchLabels": {"app": "near"}}}},
+                "egress": [{"action": action, "to": [{"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "far"}}}}]}]},
+        })
+    };
+    rig.apply(&[tier("deny", 10, "Deny")]);
+    assert!(!connects(&rig.near, &rig.far, Family::V4, OTHER));
+    rig.apply(&[tier("accept", 5, "Accept")]);
+    for family in Family::BOTH {
+        assert!(connects(&rig.near, &rig.far, family, OTHER));
+    }
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn a_running_connection_is_cut_when_it_is_revoked_and_an_allowed_one_runs_on() {
+    let rig = Rig::new();
+    for family in Family::BOTH {
+        let mut revoked = Flow::open(&rig.far, &rig.web, family).unwrap();
+        let mut kept = Flow::open(&rig.near, &rig.web, family).unwrap();
+        let mut out = Flow::open(&rig.web, &rig.far, family).unwrap();
+        [&mut revoked, &mut kept, &mut out].into_iter().for_each(|f| f.exchange(10_000).unwrap());
+        rig.apply(&[into_web(json!([{"from": [of("near")]}]))]);
+        assert!(revoked.push(1000).is_err(), "{family}");
+        kept.exchange(100_000).unwrap();
+        out.exchange(100_000).unwrap();
+        rig.delete(&[into_web(json!([]))], 0);
+    }
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn flips_lose_nothing_that_both_versions_allow_and_let_nothing_through_that_both_deny() {
+    const FLIPS: usize = 200;
+    let rig = Rig::new();
+    let versions = [
+        into_web(json!([{"from": [of("near")]}])),
+        into_web(
+            json!([{"from": [of("near"), of("nobody")], "ports": []}, {"from": [{"podSelector": {"matchExpressions": [
+            {"key": "app", "operator": "In", "values": ["near", "x"]}]}}]}]),
+        ),
+    ];
+    rig.apply(&versions[..1]);
+    let denied = rig.web.run(|| UdpSocket::bind(SocketAddr::new(Family::V4.any(), OTHER))).unwrap();
+    let sender = rig.far.run(|| UdpSocket::bind(SocketAddr::new(Family::V4.any(), 0))).unwrap();
+    let target = SocketAddr::new(rig.web.address(Family::V4).unwrap(), OTHER);
+    let before = rig.policies("node-1")["summary"]["epoch"].as_u64().unwrap();
+    probe::while_sending(&[(&rig.near, &rig.web)], || {
+        for n in 0..FLIPS {
+            let epoch = || rig.policies("node-1")["summary"]["epoch"].as_u64().unwrap();
+            let old = epoch();
+            rig.lab.apply(&versions[(n + 1) % 2..=(n + 1) % 2])?;
+            until("it has flipped", || {
+                sender.send_to(b"x", target).unwrap();
+                epoch() != old
+            })?;
+        }
+        anyhow::Ok(())
+    })
+    .unwrap()
+    .0
+    .unwrap();
+    assert!(rig.policies("node-1")["summary"]["epoch"].as_u64().unwrap() >= before + FLIPS as u64);
+    denied.set_nonblocking(true).unwrap();
+    assert!(denied.recv(&mut [0; 8]).is_err(), "a denied packet got through");
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn an_agent_that_comes_back_loses_no_packet_that_is_allowed_and_lets_none_through_that_is_not() {
+    let mut rig = Rig::new();
+    rig.apply(&[into_web(json!([{"from": [of("near")]}]))]);
+    let denied = rig.web.run(|| UdpSocket::bind(SocketAddr::new(Family::V4.any(), OTHER))).unwrap();
+    let sender = rig.far.run(|| UdpSocket::bind(SocketAddr::new(Family::V4.any(), 0))).unwrap();
+    let target = SocketAddr::new(rig.web.address(Family::V4).unwrap(), OTHER);
+    let (near, web, far) = (rig.near.clone(), rig.web.clone(), rig.far.clone());
+    for ending in [Ending::Killed, Ending::Asked] {
+        let lab = &mut rig.lab;
+        probe::while_sending(&[(&near, &web)], || {
+            std::thread::scope(|scope| {
+                let restarted = scope.spawn(|| lab.restart_agent("node-1", ending));
+                while !restarted.is_finished() {
+                    sender.send_to(b"x", target)?;
+                    // Another port each time, and none that was listened at before.
+                    probe::tcp(&near, &web, Family::V6).context("a new connection that is allowed")?;
+                }
+                restarted.join().unwrap().map(drop)
+            })
+        })
+        .unwrap()
+        .0
+        .unwrap();
+        assert!(!connects(&far, &web, Family::V6, OTHER));
+    }
+    denied.set_nonblocking(true).unwrap();
+    assert!(denied.recv(&mut [0; 8]).is_err(), "a denied packet got through");
+    // Nothing of the former agents is left: as many entries as are compiled.
+    let entries: usize = ["identity4_v1", "identity6_v1", "block4_v1", "block6_v1", "policy_peer_v1", "policy_rule_v1"]
+        .iter()
+        .map(|m| rig.lab.node("node-1").unwrap().ask(&format!("/v1/maps/{m}")).unwrap().as_array().unwrap().len())
+        .sum();
+    assert_eq!(rig.policies("node-1")["summary"]["entries"], entries);
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn pods_whose_first_packet_is_a_connect_are_judged_rightly() {
+    const PODS: usize = 50;
+    let mut rig = Rig::new();
+    rig.apply(&[into_web(json!([{"from": [of("friend")], "ports": tcp_port(ALLOWED)}]))]);
+    let _listener = rig.web.run(|| TcpListener::bind(SocketAddr::new(Family::V4.any(), ALLOWED))).unwrap();
+    let target = SocketAddr::new(rig.web.address(Family::V4).unwrap(), ALLOWED);
+    for n in 0..PODS {
+        let (name, is_friend) = (format!("pod-{n}"), n % 2 == 0);
+        let new = PodSpec { namespace: "shop".into(), ..PodSpec::named(&name) };
+        let new = new.label("app", if is_friend { "friend" } else { "stranger" });
+        let pod = rig.lab.pod_add("node-1", &new).unwrap().pod.place().unwrap();
+        let patience = if is_friend { Duration::from_millis(900) } else { Duration::from_millis(50) };
+        let made = pod.run(|| TcpStream::connect_timeout(&target, patience));
+        assert_eq!(made.is_ok(), is_friend, "{name}: {made:?}");
+        rig.lab.pod_del(&name).unwrap();
+    }
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn an_event_costs_the_writes_that_it_needs_and_verify_finds_what_others_change() {
+    let rig = Rig::new();
+    rig.settle();
+    let (first, second) = (rig.writes("node-1"), rig.writes("node-2"));
+    rig.apply(&[into_web(json!([{"from": [of("near")], "ports": tcp_port(ALLOWED)}]))]);
+    rig.settle();
+    // A rule set of one port, a policy set with its default and one peer, and the addresses of two of three pods that are told apart now.
+    let cost = rig.writes("node-1") - first;
+    assert!((3..=12).contains(&cost), "{cost}");
+    assert_eq!(rig.writes("node-2"), second, "nobody there is selected");
+    rig.apply(&[into_web(json!([{"from": [of("near")], "ports": tcp_port(ALLOWED)}]))]);
+    assert_eq!(rig.writes("node-1") - first, cost, "applied again");
+    let node = rig.lab.node("node-1").unwrap();
+    assert_eq!(node.ask("/v1/verify").unwrap()["items"], json!([]));
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn a_broken_policy_is_named_and_changes_nothing_and_lab_takes_files() {
+    let rig = Rig::new();
+    let text = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: shop, name: broken}
+spec: {podSelector: [x]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: shop, name: web}
+spec: {podSelector: {matchLabels: {app: web}}}
+";
+    rig.apply(&Lab::read_manifests(text).unwrap()[1..]);
+    rig.lab.apply(&Lab::read_manifests(text).unwrap()[..1]).unwrap();
+    until("it is named", || {
+        let problems = rig.policies("node-1")["problems"].to_string();
+        problems.contains("NetworkPolicy shop/broken, field spec.podSelector")
+    })
+    .unwrap();
+    assert!(!connects(&rig.near, &rig.web, Family::V4, ALLOWED), "the other one holds");
+    assert!(connects(&rig.near, &rig.far, Family::V4, ALLOWED), "and nobody else is touched");
+    rig.lab.down().unwrap();
+}
