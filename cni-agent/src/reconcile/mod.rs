@@ -158,7 +158,7 @@ impl Reconciler {
             self.retries.join(&mut rows);
             let have_begun = self.lock_policies().have_begun();
             self.desired.heard = Heard {
-                objects: self.tables.is_synced_by(Source::Manifests, revision),
+                objects: self.tables.is_synced_by(Source::Cluster, revision),
                 ways: self.began.elapsed() >= WAYS_WITHIN,
                 policies: have_begun,
             };

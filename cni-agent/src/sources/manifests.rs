@@ -174,7 +174,7 @@ impl Follower {
         }
         self.files.publish(&self.tables);
         if self.files.complete() {
-            self.tables.mark_synced(tables::Source::Manifests);
+            self.tables.mark_synced(tables::Source::Cluster);
         }
         self.tell();
     }
@@ -244,7 +244,7 @@ impl Follower {
     fn tell(&self) {
         let mut problems = self.files.problems();
         problems.extend(self.trouble.clone());
-        let (objects, synced) = (self.files.count(), self.tables.is_synced(tables::Source::Manifests));
+        let (objects, synced) = (self.files.count(), self.tables.is_synced(tables::Source::Cluster));
         self.report.update(|status| *status = SourceStatus { synced, objects, problems, ..status.clone() });
     }
 }

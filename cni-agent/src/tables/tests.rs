@@ -122,7 +122,7 @@ fn a_waiter_that_gives_up_says_how_far_the_kernel_is() {
 #[test]
 fn pruning_waits_for_all_sources_and_the_last_one_wakes_the_reconciler() {
     let tables = Arc::new(Tables::new());
-    for source in [Source::Manifests, Source::Netlink] {
+    for source in [Source::Cluster, Source::Netlink] {
         tables.mark_synced(source);
         assert!(tables.is_synced(source) && !tables.all_synced());
     }

@@ -277,8 +277,8 @@ impl Display for Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// The manifest directory: nodes, namespaces, pods and policies.
-    Manifests,
+    /// The cluster's objects: those of the manifest directory, or of the Kubernetes API.
+    Cluster,
     /// Endpoint records of an earlier agent, compared with the devices.
     Records,
     /// The kernel's addresses, routes and neighbours.
@@ -286,7 +286,7 @@ pub enum Source {
 }
 impl Source {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Manifests, Self::Records, Self::Netlink];
+    pub const ALL: [Self; 3] = [Self::Cluster, Self::Records, Self::Netlink];
 }
 
 /// How far the kernel is with one row.
