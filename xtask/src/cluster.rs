@@ -103,7 +103,6 @@ fn prepare(ws: &Workspace, built: &Built) -> Result<Vec<(&'static str, OsString)
     Ok(vec![
         (PROGRAMS, programs.into()),
         ("WEFT_CLUSTER_IMAGES", images.into()),
-        ("WEFT_CLUSTER_MANIFEST", ws.root.join("deploy/weft.yaml").into()),
         ("WEFT_CLUSTER_CHART", ws.root.join("deploy/chart").into()),
         (reference::DIRECTORY, reference::build(ws)?.into()),
         ("WEFT_BIN_DIR", built.bin_dir.clone().into()),

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     clean, files,
     init::Unit,
-    layout::{CONTROL_PLANE, NODE_DEVICE, ROOT, kubeconfig, logs, node_addresses, node_name, node_netns},
+    layout::{CONTROL_PLANE, NODE_DEVICE, ROOT, api_server, kubeconfig, logs, node_addresses, node_name, node_netns},
     network, node,
     node::{hyperkube, images, imported},
     wait::until,
@@ -27,8 +27,10 @@ pub const UP_LIMIT: Duration = Duration::from_secs(120);
 
 /// Names the directory of the CNI project's own programs.
 const REFERENCE: &str = "WEFT_CNI_REFERENCE";
-/// Names the manifest that installs Weft.
-const MANIFEST: &str = "WEFT_CLUSTER_MANIFEST";
+/// Names the Helm chart that installs Weft.
+const CHART: &str = "WEFT_CLUSTER_CHART";
+/// The namespace that Weft is installed in.
+pub const NAMESPACE: &str = "kube-system";
 
 /// Who connects pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -189,7 +191,11 @@ impl Cluster {
             };
             Ok(nodes["items"].as_array().is_some_and(|all| all.iter().all(ready)).then_some(()))
         })
-        .with_context(|| self.kubectl(&["get", "pods,nodes", "-A", "-o", "wide"]).unwrap_or_default())
+        .with_context(|| {
+            let objects = self.kubectl(&["get", "pods,nodes", "-A", "-o", "wide"]).unwrap_or_default();
+            let agent = self.kubectl(&["logs", "-n", NAMESPACE, "daemonset/weft", "--tail=5"]).unwrap_or_default();
+            format!("{objects}{agent}")
+        })
     }
 
     /// What a network of the simplest kind does: a bridge for each node's pods, and routes to the others'.
@@ -223,8 +229,34 @@ impl Cluster {
     }
 
     fn install_weft(&self) -> Result<()> {
-        let manifest = env::var_os(MANIFEST).with_context(|| format!("{MANIFEST} names no manifest of Weft"))?;
-        self.apply(&fs::read_to_string(&manifest).with_context(|| format!("read {}", manifest.display()))?)
+        // Nothing serves Services here. And not every machine gives its containers CAP_SYS_RESOURCE, which new kernels do not ask for.
+        let servers = format!("apiServers={{{}}}", api_server());
+        let capabilities = "capabilities={BPF,PERFMON,NET_ADMIN,NET_RAW,SYS_ADMIN}";
+        self.apply(&chart(&["--set", &servers, "--set", capabilities])?)
+    }
+
+    /// Takes what Weft has put on a node away, by a pod of Weft's image on it; gives what that said. Weft itself is deleted already.
+    ///
+    /// # Errors
+    /// When something could not be taken away.
+    pub fn uninstall(&self, number: u8) -> Result<String> {
+        self.kubectl(&[
+            "debug",
+            &format!("node/{}", node_name(number)),
+            "--profile=sysadmin",
+            "--image=weft.test/weft:0.1.0",
+            "--attach",
+            "--quiet",
+            "--",
+            "/usr/bin/weft",
+            "uninstall",
+            "--node",
+            "--state-dir=/host/run/weft/state",
+            "--run-dir=/host/run/weft",
+            "--bpffs=/host/sys/fs/bpf",
+            "--cni-bin-dir=/host/opt/cni/bin",
+            "--cni-conf-dir=/host/etc/cni/net.d",
+        ])
     }
 
     /// How many nodes it has.
@@ -299,6 +331,18 @@ impl Cluster {
         command.args(["--all", "--target", &self.node_pid(number)?.to_string(), "--", program]);
         Ok(command)
     }
+}
+
+/// What Helm makes of Weft's chart, with these further arguments.
+///
+/// # Errors
+/// When Helm does not take it.
+pub fn chart(arguments: &[&str]) -> Result<String> {
+    let chart = env::var_os(CHART).with_context(|| format!("{CHART} names no directory of Weft's chart"))?;
+    let mut helm = Command::new(node::helm()?);
+    // Without a cluster Helm does not know for which version it works.
+    helm.args(["template", "weft", "--namespace", NAMESPACE, "--kube-version", "1.35"]).args(arguments).arg(chart);
+    files::succeeds(&mut helm)
 }
 
 /// Starts kubectl as the administrator, for who sits at the terminal.

@@ -3,7 +3,7 @@ use std::{fmt::Write as _, fs, io::Read as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::layout::{API_PORT, control_plane_addresses, directory, kubeconfig, node_name};
+use crate::layout::{api_server, directory, kubeconfig, node_name};
 
 /// Users of the API beside the nodes: name of the kubeconfig, user, groups. The administrator is the first.
 const USERS: [(&str, &str, &str); 4] = [
@@ -48,7 +48,7 @@ fn write_kubeconfig(user: &str, token: &str) -> Result<()> {
         "apiVersion": "v1", "kind": "Config", "current-context": "weft-cluster",
         // The API server makes its certificate itself when it starts.
         "clusters": [{"name": "weft-cluster", "cluster": {
-            "server": format!("https://{}:{API_PORT}", control_plane_addresses().0), "insecure-skip-tls-verify": true}}],
+            "server": api_server(), "insecure-skip-tls-verify": true}}],
         "users": [{"name": user, "user": {"token": token}}],
         "contexts": [{"name": "weft-cluster", "context": {"cluster": "weft-cluster", "user": user}}],
     });

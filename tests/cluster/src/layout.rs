@@ -51,6 +51,12 @@ pub fn control_plane_addresses() -> (Ipv4Addr, Ipv6Addr) {
     addresses(1)
 }
 
+/// Where the API server is.
+#[must_use]
+pub fn api_server() -> String {
+    format!("https://{}:{API_PORT}", control_plane_addresses().0)
+}
+
 /// A node's addresses.
 #[must_use]
 pub fn node_addresses(number: u8) -> (Ipv4Addr, Ipv6Addr) {

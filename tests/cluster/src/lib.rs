@@ -14,7 +14,8 @@ pub mod init;
 pub mod layout;
 mod network;
 mod node;
+pub mod pods;
 mod wait;
 
-pub use cluster::{Cluster, Config, Network, UP_LIMIT, kubectl};
+pub use cluster::{Cluster, Config, NAMESPACE, Network, UP_LIMIT, chart, kubectl};
 pub use wait::until;

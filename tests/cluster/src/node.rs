@@ -33,6 +33,11 @@ pub(crate) fn hyperkube() -> Result<PathBuf> {
     Ok(PathBuf::from(directory).join("hyperkube"))
 }
 
+/// Helm, beside it.
+pub(crate) fn helm() -> Result<PathBuf> {
+    Ok(hyperkube()?.with_file_name("helm"))
+}
+
 /// Puts further images where every node sees them.
 pub(crate) fn provide_images() -> Result<()> {
     let place = provided();
