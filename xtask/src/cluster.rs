@@ -6,7 +6,7 @@ use std::{
     env,
     ffi::OsString,
     os::unix::process::CommandExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -96,6 +96,9 @@ fn become_cluster(ws: &Workspace, words: &[String]) -> Result<ExitCode> {
 /// Names the directory of Kubernetes' programs and images.
 const PROGRAMS: &str = "WEFT_CLUSTER_PROGRAMS";
 
+/// There while a cluster is up, as tests/cluster/src/layout.rs has it.
+const UP: &str = "/run/weft-cluster";
+
 /// Builds what the nodes hold, and gives the environment of those who bring clusters up.
 fn prepare(ws: &Workspace, built: &Built) -> Result<Vec<(&'static str, OsString)>> {
     let programs = programs::build(ws)?;
@@ -119,6 +122,11 @@ pub fn run_tests(ws: &Workspace, suites: &[String]) -> Result<Counts> {
     let names: Vec<&str> = binaries.iter().map(|b| b.name.as_str()).collect();
     if let Some(unknown) = suites.iter().find(|s| !names.contains(&s.as_str())) {
         bail!("no suite `{unknown}`: there are {}", names.join(", "));
+    }
+    if Path::new(UP).exists() {
+        bail!(
+            "a cluster is up on this machine, and there can be one at a time: `cargo xtask cluster down` takes it away"
+        );
     }
     let environment = prepare(ws, &built)?;
     let mut counts = Counts::default();

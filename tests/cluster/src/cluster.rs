@@ -11,12 +11,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use crate::{
     clean, files,
     init::Unit,
-    layout::{CONTROL_PLANE, NODE_DEVICE, ROOT, api_server, kubeconfig, logs, node_addresses, node_name, node_netns},
+    layout::{
+        CONTROL_PLANE, NODE_DEVICE, ROOT, WEFT_IMAGE, api_server, kubeconfig, logs, node_addresses, node_name,
+        node_netns,
+    },
     network, node,
     node::{hyperkube, images, imported},
     wait::until,
@@ -27,6 +34,8 @@ pub const UP_LIMIT: Duration = Duration::from_secs(120);
 
 /// Names the directory of the CNI project's own programs.
 const REFERENCE: &str = "WEFT_CNI_REFERENCE";
+/// The plugin that containerd 1.x calls itself for every pod, whoever makes the network: a node's distribution brings it.
+pub const LOOPBACK: &str = "loopback";
 /// Names the Helm chart that installs Weft.
 const CHART: &str = "WEFT_CLUSTER_CHART";
 /// The namespace that Weft is installed in.
@@ -200,14 +209,9 @@ impl Cluster {
 
     /// What a network of the simplest kind does: a bridge for each node's pods, and routes to the others'.
     fn install_reference(&self) -> Result<()> {
-        let plugins = PathBuf::from(env::var_os(REFERENCE).with_context(|| format!("{REFERENCE} is not set"))?);
         let ranges = (1..=self.nodes).map(|number| self.pod_cidrs(number)).collect::<Result<Vec<_>>>()?;
         for number in 1..=self.nodes {
-            let root = self.node_root(number)?;
-            for plugin in ["bridge", "host-local", "portmap", "loopback"] {
-                fs::copy(plugins.join(plugin), root.join("opt/cni/bin").join(plugin))
-                    .with_context(|| format!("install {plugin}"))?;
-            }
+            let root = self.install_plugins(number, &["bridge", "host-local", "portmap", LOOPBACK])?;
             let mut routes = String::new();
             for (other, cidrs) in (1..=self.nodes).zip(&ranges).filter(|(other, _)| *other != number) {
                 let (v4, v6) = node_addresses(other);
@@ -228,7 +232,19 @@ impl Cluster {
         Ok(())
     }
 
+    /// Gives a node plugins of the CNI project's own; gives the node's root.
+    fn install_plugins(&self, number: u8, plugins: &[&str]) -> Result<PathBuf> {
+        let from = PathBuf::from(env::var_os(REFERENCE).with_context(|| format!("{REFERENCE} is not set"))?);
+        let root = self.node_root(number)?;
+        for plugin in plugins {
+            fs::copy(from.join(plugin), root.join("opt/cni/bin").join(plugin))
+                .with_context(|| format!("install {plugin}"))?;
+        }
+        Ok(root)
+    }
+
     fn install_weft(&self) -> Result<()> {
+        (1..=self.nodes).try_for_each(|number| self.install_plugins(number, &[LOOPBACK]).map(drop))?;
         // Nothing serves Services here. And not every machine gives its containers CAP_SYS_RESOURCE, which new kernels do not ask for.
         let servers = format!("apiServers={{{}}}", api_server());
         let capabilities = "capabilities={BPF,PERFMON,NET_ADMIN,NET_RAW,SYS_ADMIN}";
@@ -244,7 +260,7 @@ impl Cluster {
             "debug",
             &format!("node/{}", node_name(number)),
             "--profile=sysadmin",
-            "--image=weft.test/weft:0.1.0",
+            &format!("--image={WEFT_IMAGE}"),
             "--attach",
             "--quiet",
             "--",
@@ -322,6 +338,21 @@ impl Cluster {
         Ok(Path::new("/proc").join(self.node_pid(number)?.to_string()).join("root"))
     }
 
+    /// Halts the API server until the value goes: it keeps its connections and says nothing.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn stop_api_server(&self) -> Result<Halted> {
+        let is_it = |pid: &i32| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            words.split(|b| *b == 0).nth(1) == Some(b"kube-apiserver")
+        };
+        let pids = clean::processes(&[CONTROL_PLANE.to_owned()])?;
+        let pid = Pid::from_raw(pids.into_iter().find(is_it).context("the API server does not run")?);
+        kill(pid, Signal::SIGSTOP).context("stop the API server")?;
+        Ok(Halted(pid))
+    }
+
     /// A command that runs in a node.
     ///
     /// # Errors
@@ -330,6 +361,17 @@ impl Cluster {
         let mut command = Command::new("nsenter");
         command.args(["--all", "--target", &self.node_pid(number)?.to_string(), "--", program]);
         Ok(command)
+    }
+}
+
+/// A process that goes on when this goes.
+#[derive(Debug)]
+pub struct Halted(Pid);
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        // The cluster may be gone, and it with it.
+        let _gone = kill(self.0, Signal::SIGCONT);
     }
 }
 

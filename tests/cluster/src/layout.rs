@@ -20,6 +20,8 @@ pub const POD_CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
 pub const DNS: &str = "10.96.0.10";
 /// As many nodes as the addresses reach for.
 pub const MAX_NODES: u8 = 99;
+/// Weft's own image, as `cargo xtask image` names it.
+pub const WEFT_IMAGE: &str = concat!("weft.test/weft:", env!("CARGO_PKG_VERSION"));
 /// What every pod's first container is.
 pub const PAUSE_IMAGE: &str = "weft.test/pause:1";
 /// Upstream's program for tests of networks.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use cluster::{
-    Cluster, Config, NAMESPACE, Network, chart, layout,
+    Cluster, Config, LOOPBACK, NAMESPACE, Network, chart, layout,
     pods::{self, Workload, addresses, connect, run},
     until,
 };
@@ -73,8 +73,7 @@ fn agents_are_killed_and_rolled_under_traffic_without_a_lost_packet() {
     let ways = [(&a1, &b1), (&a1, &a2), (&a2, &b1)];
     let ((), sent) = while_sending(&ways, || {
         for node in 1..=2 {
-            let killed = cluster.in_node(node, "pkill").unwrap().args(["-KILL", "weft-agent"]).status().unwrap();
-            assert!(killed.success(), "no agent to kill on node {node}");
+            end(cluster.in_node(node, "pkill").unwrap(), "weft-agent");
         }
         until("agents that were started anew", LIMIT, || {
             let pods = cluster.get(&["pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/name=weft"])?;
@@ -96,6 +95,40 @@ fn agents_are_killed_and_rolled_under_traffic_without_a_lost_packet() {
 }
 
 #[test]
+fn pods_outlive_the_kubelet_the_runtime_and_a_server_that_is_away() {
+    let cluster = up();
+    run(&cluster, &[Workload::on("a1", 1), Workload::on("a2", 2)], LIMIT).unwrap();
+    let [a1, a2] = [("a1", 1), ("a2", 2)].map(|(pod, node)| place(&cluster, pod, node));
+    let ((), sent) = while_sending(&[(&a1, &a2), (&a2, &a1)], || {
+        for program in ["containerd", "hyperkube"] {
+            end(cluster.in_node(1, "pkill").unwrap(), program);
+        }
+        run(&cluster, &[Workload::on("after-restart", 1)], LIMIT).unwrap();
+        // An agent that starts without the server knows its pods by its records, and removes nothing.
+        let server = cluster.stop_api_server().unwrap();
+        end(cluster.in_node(2, "pkill").unwrap(), "weft-agent");
+        until("agent that was started anew", LIMIT, || {
+            let asked = cluster.in_node(2, "ctr")?.args(["-n", "k8s.io", "tasks", "ls"]).output()?;
+            let others = cluster.in_node(2, "pgrep")?.args(["-x", "weft-agent"]).output()?;
+            Ok((asked.status.success() && others.status.success()).then_some(()))
+        })
+        .unwrap();
+        drop(server);
+        cluster.await_ready(LIMIT).unwrap();
+        run(&cluster, &[Workload::on("after-outage", 2)], LIMIT).unwrap();
+    })
+    .unwrap();
+    println!("figure: of {sent} datagrams none was lost while kubelet, containerd and API server were away");
+    connect(&cluster, "after-outage", "after-restart").unwrap();
+}
+
+/// Kills the program of this name by `pkill`.
+fn end(mut pkill: std::process::Command, program: &str) {
+    let killed = pkill.args(["-KILL", "-x", program]).status().unwrap();
+    assert!(killed.success(), "no {program} to kill");
+}
+
+#[test]
 fn uninstalled_weft_leaves_nodes_clean() {
     let cluster = up();
     run(&cluster, &[Workload::on("a1", 1), Workload::on("a2", 2)], LIMIT).unwrap();
@@ -109,8 +142,10 @@ fn uninstalled_weft_leaves_nodes_clean() {
         // As docs/kubernetes.md has it.
         let said = cluster.uninstall(node).unwrap();
         let root = cluster.node_root(node).unwrap();
-        for place in ["sys/fs/bpf", "opt/cni/bin", "etc/cni/net.d"].map(|p| root.join(p)) {
-            let left: Vec<_> = fs::read_dir(&place).unwrap().map(|e| e.unwrap().path()).collect();
+        assert!(!root.join("sys/fs/bpf/weft").exists(), "{name}: pins are left after: {said}");
+        for place in ["opt/cni/bin", "etc/cni/net.d"].map(|p| root.join(p)) {
+            let all = fs::read_dir(&place).unwrap().map(|e| e.unwrap().path());
+            let left: Vec<_> = all.filter(|p| !p.ends_with(LOOPBACK)).collect();
             assert!(left.is_empty(), "{name}: {left:?} after: {said}");
         }
         let devices = cluster.in_node(node, "ip").unwrap().args(["-o", "link"]).output().unwrap();
