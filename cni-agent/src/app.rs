@@ -2,7 +2,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -22,9 +22,10 @@ use nix::{
 use tracing::{error, info, warn};
 
 use crate::{
-    api,
+    api::{self, Inspect},
     cni::{
         CniHandler,
+        calls::Calls,
         server::{Server, ServerConfig},
     },
     compile::{Facts, Masquerade},
@@ -35,6 +36,8 @@ use crate::{
     fault::{self, Point},
     inspect::Inspector,
     install::{self, Installer, SelfTest},
+    kube::{self, Access, KubeApi, Own},
+    metrics::{self, Metrics},
     netlink::Socket,
     node::{
         devices,
@@ -43,8 +46,8 @@ use crate::{
     },
     observe::Observer,
     reconcile::{Hooks, Reconciler},
-    settings::{Settings, YesNo},
-    sources::{Source as _, manifests::ManifestDir},
+    settings::{Settings, SourceKind, YesNo},
+    sources::{Source, manifests::ManifestDir},
     tables::Tables,
 };
 
@@ -123,15 +126,19 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let reconciling = spawn("reconciler", move || reconciler.run(&stopped))?;
     let (tell_gone, pods_gone) = mpsc::channel();
     let _watch = watch::start(Arc::clone(&tables), facts.clone(), settings.device.clone(), tell_gone)?;
-    let manifests = Box::new(ManifestDir::new(&settings.manifests)).start(Arc::clone(&tables))?;
+    let (tell_ready, ready) = tokio::sync::watch::channel(false);
+    let cluster = cluster_source(settings, ready).start(Arc::clone(&tables))?;
 
     let observer = Observer::start(ring, Arc::clone(&tables))?;
     let cni_socket = settings.run_dir.join("cni.sock");
     let probe = SelfTest { endpoints: Arc::clone(&endpoints), tables: Arc::clone(&tables), facts: facts.clone() };
-    let installer = Installer::new(install_config(settings, &cni_socket)?, Arc::clone(&tables), facts.clone(), probe);
+    let installer = Installer::new(install_config(settings, &cni_socket)?, Arc::clone(&tables), facts.clone(), probe)
+        .telling(tell_ready);
     endpoints.replay_tombstones();
     fault::pass(Point::StartReplayed);
-    let cni = Server::start(ServerConfig::new(&cni_socket), Arc::clone(&endpoints) as Arc<dyn CniHandler>)?;
+    let calls = Calls::default();
+    let config = ServerConfig { calls: calls.clone(), ..ServerConfig::new(&cni_socket) };
+    let cni = Server::start(config, Arc::clone(&endpoints) as Arc<dyn CniHandler>)?;
     fault::pass(Point::StartServing);
     let (stop_replay, replay_stopped) = mpsc::channel();
     let (manager, lines) = (Arc::clone(&endpoints), cni.lines());
@@ -149,7 +156,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         records,
         report,
         requests,
-        source: manifests.report(),
+        source: cluster.report(),
         observer,
         install: Arc::clone(&installing),
         began,
@@ -159,14 +166,18 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     info!(node = settings.node_name, took = ?began.elapsed(), "weft-agent is up");
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let ended = runtime.block_on(serve(settings.run_dir.join("api.sock"), inspector));
+    let inspector: Arc<dyn Inspect> = Arc::new(inspector);
+    let starts = metrics::count_start(&settings.run_dir);
+    let metrics = Metrics::new(Arc::clone(&inspector), calls, kube::now(), starts);
+    let ended =
+        runtime.block_on(serve(settings.run_dir.join("api.sock"), inspector, (settings.metrics_address, metrics)));
     installing.stop();
     drop(stop_replay);
     if replaying.join().is_err() {
         error!("the thread that replays tombstones had panicked");
     }
     cni.shutdown();
-    drop(manifests);
+    drop(cluster);
     drop(stop_reconciler);
     tables.kick();
     if reconciling.join().is_err() {
@@ -174,6 +185,22 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     }
     info!("weft-agent stops; programs and maps stay");
     ended
+}
+
+/// Where the cluster's objects come from.
+fn cluster_source(settings: &Settings, ready: tokio::sync::watch::Receiver<bool>) -> Box<dyn Source> {
+    match settings.source {
+        SourceKind::Manifests => Box::new(ManifestDir::new(&settings.manifests)),
+        SourceKind::Kube => {
+            let access = Access {
+                api: settings.kube_api.clone(),
+                kubeconfig: settings.kubeconfig.clone(),
+                kubelet: settings.kubelet_kubeconfig.clone(),
+                known: settings.cache_dir.join("kube-api.json"),
+            };
+            Box::new(KubeApi::new(access, Own { node: settings.node_name.clone(), ready }))
+        }
+    }
 }
 
 fn start_datapath(settings: &Settings, pin_dir: &Path) -> anyhow::Result<Datapath> {
@@ -236,10 +263,21 @@ fn served(datapath: &Datapath) -> Result<BTreeMap<u32, Vec<IpAddr>>, LoadError> 
     Ok(endpoints.into_iter().filter_map(read).collect())
 }
 
-async fn serve(socket: PathBuf, inspector: Inspector) -> anyhow::Result<()> {
+async fn serve(
+    socket: PathBuf,
+    inspector: Arc<dyn Inspect>,
+    (address, metrics): (Option<SocketAddr>, Metrics),
+) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let metrics = async {
+        match address {
+            Some(address) => metrics::serve(address, Arc::new(metrics)).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
+        () = metrics => Ok(()),
         r = api::serve(&socket, inspector) => r.context("serve the API"),
         _ = term.recv() => Ok(()),
         _ = int.recv() => Ok(()),

@@ -140,7 +140,7 @@ impl Inspect for Inspector {
             return Err("another build's programs run until this one's maps are filled".into());
         }
         // Not the records: what they lack is pods that are served on (`EndpointManager::restore`).
-        match [Source::Manifests, Source::Netlink].into_iter().find(|s| !self.tables.is_synced(*s)) {
+        match [Source::Cluster, Source::Netlink].into_iter().find(|s| !self.tables.is_synced(*s)) {
             Some(source) => Err(format!("the source {source:?} has not delivered all that it knows yet")),
             None => Ok(()),
         }

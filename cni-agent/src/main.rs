@@ -20,9 +20,11 @@ fn main() -> ExitCode {
 
 fn start() -> anyhow::Result<()> {
     let settings = Settings::load()?;
-    // The filter was tried when the settings were read.
+    // The filter was tried when the settings were read. The client of the Kubernetes API calls each server that does not answer an error; the source
+    // tells of it once, and who wants to see more names this part of it.
+    let filter = format!("kube_client::client::builder=off,{}", settings.log_level);
     let log = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&settings.log_level)?)
+        .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
     match settings.log_format {

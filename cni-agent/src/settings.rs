@@ -6,7 +6,7 @@ use std::{
     any::TypeId,
     ffi::OsString,
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -22,7 +22,9 @@ use crate::{datapath::features, fault::DieAt, ports::PortRange};
 
 mod values;
 
-use self::values::{cidr, conflist_name, device_name, log_filter, masquerade_ports, mtu, node_name};
+use self::values::{
+    cidr, conflist_name, device_name, listen_address, log_filter, masquerade_ports, mtu, node_name, server_url,
+};
 
 const ABOUT: &str = "\
 weft-agent is the node daemon of Weft, a CNI that forwards packets with eBPF. It loads the BPF programs and attaches them \
@@ -88,7 +90,34 @@ pub struct Settings {
     #[arg(default_value_t = host_name(), hide_default_value = true, value_parser = node_name)]
     pub node_name: String,
 
-    /// Directory of Node and Pod manifests
+    /// Where Node and Pod objects come from
+    ///
+    /// manifests: from the files in --manifests. kube: from the Kubernetes API, as with deploy/weft.yaml; credentials are those of the pod's service account, or of
+    /// --kubeconfig.
+    #[arg(long, env = "WEFT_SOURCE", value_name = "SOURCE", help_heading = "Cluster", default_value = "manifests")]
+    pub source: SourceKind,
+
+    /// URL of an API server, for --source kube [default: whatever is known of one]
+    ///
+    /// Such as https://10.0.0.1:6443. Give it, and every other server of the cluster, where nothing but Weft makes Services work: the agent does not need them then.
+    /// Servers are tried in turn until one answers: these, that of --kubeconfig, those that the cluster last named (kept in --cache-dir), that of --kubelet-kubeconfig, and the
+    /// Service's address that the kubelet tells each pod. May be repeated; in the environment, separated by commas.
+    #[arg(long, env = "WEFT_KUBE_API", value_name = "URL", help_heading = "Cluster", value_delimiter = ',')]
+    #[arg(value_parser = server_url)]
+    pub kube_api: Vec<String>,
+
+    /// Kubeconfig with the agent's credentials, for --source kube [default: the pod's service account]
+    ///
+    /// Its current context counts. Read anew with each connection.
+    #[arg(long, env = "WEFT_KUBECONFIG", value_name = "FILE", help_heading = "Cluster")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// The kubelet's kubeconfig, of which only the server's address is read
+    #[arg(long, env = "WEFT_KUBELET_KUBECONFIG", value_name = "FILE", help_heading = "Cluster")]
+    #[arg(default_value = "/etc/kubernetes/kubelet.conf")]
+    pub kubelet_kubeconfig: PathBuf,
+
+    /// Directory of Node and Pod manifests, for --source manifests
     ///
     /// All *.yaml, *.yml and *.json files directly in it are read and followed, each with one or more objects. Write a
     /// file under a name that begins with a dot and rename it, so that it appears whole. Made if it does not exist.
@@ -109,6 +138,10 @@ pub struct Settings {
     /// What a restarted agent needs to know its pods by. It must not outlive a boot: keep it on a tmpfs.
     #[arg(long, env = "WEFT_STATE_DIR", value_name = "DIR", help_heading = "Paths", default_value = "/run/weft/state")]
     pub state_dir: PathBuf,
+
+    /// Directory of what may outlive a boot and is not missed: where the API servers were
+    #[arg(long, env = "WEFT_CACHE_DIR", value_name = "DIR", help_heading = "Paths", default_value = "/var/lib/weft")]
+    pub cache_dir: PathBuf,
 
     /// Directory of the sockets cni.sock and api.sock and of the lock file
     ///
@@ -209,6 +242,14 @@ pub struct Settings {
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(features::SWITCHABLE))]
     pub without: Vec<String>,
 
+    /// Address at which metrics are served for Prometheus, and /healthz for probes [default: none]
+    ///
+    /// HTTP without a password, at /metrics: give an address that only the monitoring reaches, or 127.0.0.1:PORT. :PORT stands for all addresses of the node. While the
+    /// address cannot be had, the agent goes on without and tries again.
+    #[arg(long, env = "WEFT_METRICS_ADDRESS", value_name = "ADDRESS:PORT", help_heading = "Logs and events")]
+    #[arg(value_parser = listen_address)]
+    pub metrics_address: Option<SocketAddr>,
+
     /// Drop events a second that each CPU may report; 0 reports none
     ///
     /// Only `weft observe` sees events. Counters count every drop, whatever this says, and events beyond the rate are
@@ -249,6 +290,16 @@ pub struct Settings {
     #[arg(long, value_name = "POINT[:N]", hide = true)]
     #[serde(skip)]
     pub die_at: Option<DieAt>,
+}
+
+/// Where the cluster's objects come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceKind {
+    /// The manifest directory.
+    Manifests,
+    /// The Kubernetes API.
+    Kube,
 }
 
 /// Address family of the outer packets.
@@ -345,6 +396,9 @@ pub enum SettingsError {
         /// All keys.
         valid: String,
     },
+    /// Settings of a source that is not the one.
+    #[error("--kube-api and --kubeconfig are for the Kubernetes API: give --source kube with them, or leave them out")]
+    NotKube,
     /// More CIDRs than the map of them holds.
     #[error(
         "--cluster-cidr and --no-masquerade-cidr name {given} networks, and {SPARED} is the most: join neighbouring ones into wider ones"
@@ -402,6 +456,9 @@ impl Settings {
 
     /// What no single setting is to blame for.
     fn checked(self) -> Result<Self, SettingsError> {
+        if self.source != SourceKind::Kube && (!self.kube_api.is_empty() || self.kubeconfig.is_some()) {
+            return Err(SettingsError::NotKube);
+        }
         let given = self.cluster_cidr.len() + self.no_masquerade_cidr.len();
         if given > SPARED { Err(SettingsError::TooManyCidrs { given }) } else { Ok(self) }
     }

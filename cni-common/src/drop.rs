@@ -91,6 +91,12 @@ drop_reasons! {
     NatQuota = 28, "the pod has its share of the table of masqueraded flows, which no other pod can do without; those that are over count until the agent takes them out";
     /// A later fragment whose first one was not seen.
     FragmentOrder = 29, "to be masqueraded, but a fragment that came before the first one of its datagram, or long after it: only that one has the ports";
+    /// Policy: the opener's, on its node.
+    PolicyEgress = 30, "no policy that isolates the sender for egress allows the flow, or one denies it; weft explain names them";
+    /// Policy: the other end's, on its node.
+    PolicyIngress = 31, "no policy that isolates the receiver for ingress allows the flow, or one denies it; weft explain names them";
+    /// Policy: a peer in a pod CIDR, of which no pod is known.
+    PolicyUnknown = 32, "the other end has an address of a pod CIDR, but of which pod is not known (yet), and the pod here is isolated";
 }
 
 /// Which program saw the packet.

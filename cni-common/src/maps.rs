@@ -92,10 +92,10 @@ map_types! {
         pub ifindex: u32,
         /// Endpoint id.
         pub id: u32,
-        /// Node-local identity; 0 until policies are compiled.
-        pub identity: u32,
-        /// Policy set of the ingress direction; 0 means "not isolated".
+        /// As in [`Endpoint`].
         pub set_in: u32,
+        /// As in [`Endpoint`].
+        pub set_out: u32,
         /// The pod's own MAC.
         pub mac: Mac,
         /// 0.

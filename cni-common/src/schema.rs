@@ -11,6 +11,7 @@ use crate::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, MAX_NODES, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
+    policy::{Identity, PeerKey, PeerRules, Rule, RuleKey},
 };
 
 /// Kernel map types that we use; numbers of `enum bpf_map_type`.
@@ -106,6 +107,12 @@ pub const MAX_FRAGMENTED: u32 = 4096;
 pub const MAX_LEAVES: u32 = 256;
 /// CIDRs in a family towards which pods keep their address.
 pub const MAX_SPARED: u32 = 1024;
+/// Prefixes in a family that policies name.
+pub const MAX_BLOCKS: u32 = 65_536;
+/// What policy sets say of identities.
+pub const MAX_PEERS: u32 = 262_144;
+/// Entries of rule sets.
+pub const MAX_RULES: u32 = 131_072;
 /// Bytes of the event ring: 4,096 events.
 pub const EVENT_BYTES: u32 = 262_144;
 /// Slots of the `schema` map.
@@ -158,8 +165,8 @@ maps! {
     ENDPOINTS 2 Derived "endpoints_v1" Hash(4 => size_of::<Endpoint>(); MAX_ENDPOINTS, 0) Endpoint::LAYOUT, "interface index → the pod's interface";
     #[cfg(feature = "test-layout")]
     ENDPOINTS 62 Derived "endpoints_v90" Hash(4 => size_of::<Endpoint>(); MAX_ENDPOINTS, 0) Endpoint::LAYOUT, "interface index → the pod's interface";
-    LOCAL4 3 Derived "local4_v1" Hash(ADDR4 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv4 address → pod of this node";
-    LOCAL6 4 Derived "local6_v1" Hash(ADDR6 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv6 address → pod of this node";
+    LOCAL4 3 Derived "local4_v2" Hash(ADDR4 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv4 address → pod of this node";
+    LOCAL6 4 Derived "local6_v2" Hash(ADDR6 => size_of::<Local>(); MAX_ENDPOINTS, 0) Local::LAYOUT, "IPv6 address → pod of this node";
     REMOTE4 5 Derived "remote4_v1" Hash(ADDR4 => size_of::<Remote>(); MAX_REMOTES, NO_PREALLOC) Remote::LAYOUT, "IPv4 address → pod of another node, or another node";
     REMOTE6 6 Derived "remote6_v1" Hash(ADDR6 => size_of::<Remote>(); MAX_REMOTES, NO_PREALLOC) Remote::LAYOUT, "IPv6 address → pod of another node, or another node";
     CIDR4 7 Derived "cidr4_v1" LpmTrie(4 + ADDR4 => size_of::<Cidr>(); MAX_CIDRS, NO_PREALLOC) Cidr::LAYOUT, "IPv4 pod CIDR → node";
@@ -196,6 +203,12 @@ maps! {
     NAT_HELD6 37 State "nat_held6_v1" Hash(4 => 8; MAX_HOLDERS, NO_PREALLOC) &[("flows", 0, 8)], "endpoint id → masqueraded IPv6 flows on its account";
     FRAGS4 38 Scratch "frags4_v1" LruHash(size_of::<FragKey4>() => size_of::<Fragments>(); MAX_FRAGMENTED, 0) Fragments::LAYOUT, "IPv4 datagram in fragments → its ports";
     FRAGS6 39 Scratch "frags6_v1" LruHash(size_of::<FragKey6>() => size_of::<Fragments>(); MAX_FRAGMENTED, 0) Fragments::LAYOUT, "IPv6 datagram in fragments → its ports";
+    IDENTITY4 40 Derived "identity4_v1" Hash(ADDR4 => size_of::<Identity>(); MAX_REMOTES, NO_PREALLOC) Identity::LAYOUT, "IPv4 address → identity";
+    IDENTITY6 41 Derived "identity6_v1" Hash(ADDR6 => size_of::<Identity>(); MAX_REMOTES, NO_PREALLOC) Identity::LAYOUT, "IPv6 address → identity";
+    BLOCK4 42 Derived "block4_v1" LpmTrie(4 + ADDR4 => size_of::<Identity>(); MAX_BLOCKS, NO_PREALLOC) Identity::LAYOUT, "IPv4 prefix that a policy names → identity";
+    BLOCK6 43 Derived "block6_v1" LpmTrie(4 + ADDR6 => size_of::<Identity>(); MAX_BLOCKS, NO_PREALLOC) Identity::LAYOUT, "IPv6 prefix that a policy names → identity";
+    POLICY_PEER 44 Derived "policy_peer_v1" Hash(size_of::<PeerKey>() => size_of::<PeerRules>(); MAX_PEERS, NO_PREALLOC) PeerRules::LAYOUT, "policy set and identity → rule set";
+    POLICY_RULE 45 Derived "policy_rule_v1" LpmTrie(4 + size_of::<RuleKey>() => size_of::<Rule>(); MAX_RULES, NO_PREALLOC) Rule::LAYOUT, "rule set, protocol and port → verdict";
     SCHEMA 17 Record "schema" Array(4 => 8; MAX_MAPS, 0) &[("fingerprint", 0, 8)], "fingerprint of each map's layout";
     LAYOUTS 19 Record "layouts" Hash(NAME_BYTES => RECORD_BYTES; MAX_LAYOUTS, NO_PREALLOC) &[("text", 0, RECORD_BYTES)], "name of a map → its fields";
 }

@@ -3,10 +3,10 @@ use cni_common::{drop::Point, maps::Config, net::Mac, wire::*};
 
 use crate::{
     DropReason as D, Env, Of, Packet, Res, System, Tables, Verdict,
-    ct::{Ask, Ends, Track},
+    ct::{self, Ask, EndSets, Ends},
     ecn,
     family::{self, Family, L3, Outer, V4, V6},
-    flow::{L4_WANT, to_local, way_to},
+    flow::{L4_WANT, sets, to_local, way_to},
     nat,
     packet::TunnelEnd,
 };
@@ -91,7 +91,7 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System<P> + Of<P, U> + Of<P, F>
     }
     let Some(l) = <S as Tables<F>>::local(s, &ip.dst) else { return Ok(Verdict::Pass) };
     let ask = Ask::of::<F, P, S>(p, s, Point::FromNetdev, at, &ip, Ends { from: 0, to: l.id });
-    <S as Track<P, F>>::track(s, p, ask)?;
+    ct::admit::<F, P, S>(p, s, ask, EndSets::default(), sets(l))?;
     let (outer_ecn, inner_ecn) = (ecn::bits(outer.tos), ecn::bits(ip.tos));
     if outer_ecn != ecn::NOT_ECT && outer_ecn != inner_ecn {
         ecn::carry::<F, P>(p, at, outer_ecn, inner_ecn)?;
@@ -149,7 +149,7 @@ fn overlay<F: Family, P: Packet, S: System<P> + Of<P, F>>(
     }
     if let Some(l) = <S as Tables<F>>::local(s, &ip.dst) {
         let ask = Ask::of::<F, P, S>(p, s, Point::FromOverlay, ETH_LEN, &ip, Ends { from: 0, to: l.id });
-        <S as Track<P, F>>::track(s, p, ask)?;
+        ct::admit::<F, P, S>(p, s, ask, EndSets::default(), sets(l))?;
         p.for_this_host();
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
         return Ok(Verdict::Peer(l.ifindex));

@@ -71,7 +71,7 @@ impl Part {
 /// An address family.
 pub trait Family: Copy + 'static {
     /// Its address.
-    type Addr: Pod + PartialEq;
+    type Addr: Pod;
     /// The key of its flows.
     type CtKey: Pod;
     /// The key of a datagram in fragments.
@@ -100,6 +100,8 @@ pub trait Family: Copy + 'static {
     fn is_probably_here(cfg: &Config, a: &F4or6<Self>) -> bool;
     /// Whether the node's tunnel ends at this address of its underlay.
     fn is_end_of(tun: &Tunnel, a: &F4or6<Self>) -> bool;
+    /// Whether both are one. Words: `==` on bytes is a call of memcmp.
+    fn is_same(a: &F4or6<Self>, b: &F4or6<Self>) -> bool;
     /// Multicast, or IPv4's limited broadcast.
     fn is_multicast(a: &F4or6<Self>) -> bool;
     /// Mixes an address for the tunnel's source port.
@@ -227,6 +229,10 @@ impl Family for V4 {
     #[inline(always)]
     fn is_end_of(tun: &Tunnel, a: &Ip4) -> bool {
         tun.addr4.raw() == a.raw() && a.raw() != 0
+    }
+    #[inline(always)]
+    fn is_same(a: &Ip4, b: &Ip4) -> bool {
+        a.raw() == b.raw()
     }
     #[inline(always)]
     fn is_multicast(a: &Ip4) -> bool {
@@ -379,6 +385,11 @@ impl Family for V6 {
     fn is_end_of(tun: &Tunnel, a: &Ip6) -> bool {
         let ([t0, t1], [a0, a1]) = (tun.addr6.raw(), a.raw());
         t0 == a0 && t1 == a1 && (a0 | a1) != 0
+    }
+    #[inline(always)]
+    fn is_same(a: &Ip6, b: &Ip6) -> bool {
+        let ([a0, a1], [b0, b1]) = (a.raw(), b.raw());
+        (a0 ^ b0) | (a1 ^ b1) == 0
     }
     #[inline(always)]
     fn is_multicast(a: &Ip6) -> bool {

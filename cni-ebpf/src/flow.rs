@@ -8,7 +8,7 @@ use cni_common::{
 
 use crate::{
     DropReason as D, Env, Of, Packet, Res, System, Tables, Verdict,
-    ct::{Ask, Ends, Track},
+    ct::{self, Ask, EndSets, Ends, Track},
     encap::{self, Inner},
     family::{self, Family, L3, V4, V6},
     nat, neigh,
@@ -80,9 +80,9 @@ fn pod<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cfg: &Config, 
         }
     };
     // One call: the verifier walks it anew for each.
-    let to = near.map_or(0, |l| l.id);
+    let (to, theirs) = near.map_or((0, EndSets::default()), |l| (l.id, sets(l)));
     let ask = Ask::of(p, s, Point::FromPod, ETH_LEN, &ip, Ends { from: ep.id, to });
-    s.track(p, ask)?;
+    ct::admit(p, s, ask, EndSets { ingress: ep.set_in, egress: ep.set_out }, theirs)?;
     if let Some(l) = near {
         F::dec_ttl(p, ETH_LEN)?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
@@ -145,6 +145,12 @@ fn host<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cfg: &Config)
     }
 }
 
+/// The policy sets of a pod of this node.
+#[inline(always)]
+pub(crate) fn sets(l: &Local) -> EndSets {
+    EndSets { ingress: l.set_in, egress: l.set_out }
+}
+
 /// Into the pod that it is for.
 #[inline(always)]
 pub(crate) fn to_local<F: Family, P: Packet, S: Track<P, F>>(
@@ -155,7 +161,7 @@ pub(crate) fn to_local<F: Family, P: Packet, S: Track<P, F>>(
     l: &Local,
 ) -> Res<Verdict> {
     let ask = Ask::of(p, s, point, ETH_LEN, ip, Ends { from: 0, to: l.id });
-    s.track(p, ask)?;
+    ct::admit(p, s, ask, EndSets::default(), sets(l))?;
     p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
     p.for_this_host();
     Ok(Verdict::Peer(l.ifindex))

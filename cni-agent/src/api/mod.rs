@@ -109,14 +109,14 @@ pub enum MapError {
 }
 
 /// Serves the API on a socket at `path` until it fails or the future is dropped; the socket goes with it.
-pub async fn serve(path: &Path, inspect: impl Inspect) -> anyhow::Result<()> {
+pub async fn serve(path: &Path, inspect: Arc<dyn Inspect>) -> anyhow::Result<()> {
     serve_on(bind(path)?, inspect).await
 }
 
 /// Serves the API on a socket that stands already, so that whoever asks early waits instead of failing.
-pub async fn serve_on(listener: Listener, inspect: impl Inspect) -> anyhow::Result<()> {
+pub async fn serve_on(listener: Listener, inspect: Arc<dyn Inspect>) -> anyhow::Result<()> {
     let (listener, _path) = listener.into_parts()?;
-    Ok(axum::serve(listener, router(Arc::new(inspect))).await?)
+    Ok(axum::serve(listener, router(inspect)).await?)
 }
 
 type Shared = State<Arc<dyn Inspect>>;

@@ -117,7 +117,7 @@ impl Served {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("api.sock");
         let listener = bind(&path).unwrap();
-        Self { path, task: tokio::spawn(serve_on(listener, fake)), _dir: dir }
+        Self { path, task: tokio::spawn(serve_on(listener, Arc::new(fake))), _dir: dir }
     }
     pub fn client(&self) -> Client {
         Client::new(&self.path)

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod attachments;
+pub mod calls;
 pub mod server;
 #[cfg(test)]
 mod server_tests;

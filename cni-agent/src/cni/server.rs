@@ -38,6 +38,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     CniHandler,
     attachments::{Attachment, Attachments, Entered, Turns},
+    calls::Calls,
     steps,
 };
 
@@ -57,12 +58,14 @@ pub struct ServerConfig {
     pub uid: u32,
     /// How long a caller may take to send its request, and to take the answer.
     pub io_timeout: Duration,
+    /// Where calls are counted.
+    pub calls: Calls,
 }
 
 impl ServerConfig {
     /// For root on `socket`, with four ADDs at a time.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), adds: 4, uid: 0, io_timeout: Duration::from_secs(5) }
+        Self { socket: socket.into(), adds: 4, uid: 0, io_timeout: Duration::from_secs(5), calls: Calls::default() }
     }
 }
 
@@ -149,6 +152,7 @@ impl Server {
             connections: Mutex::new(receiver),
             uid: config.uid,
             io_timeout: config.io_timeout,
+            calls: config.calls,
         });
         let mut server = Self {
             socket: config.socket.clone(),
@@ -279,6 +283,7 @@ struct Worker {
     connections: Mutex<Receiver<Accepted>>,
     uid: u32,
     io_timeout: Duration,
+    calls: Calls,
 }
 
 impl Worker {
@@ -356,7 +361,13 @@ impl Worker {
         steps::timed("answer", || self.reply(&mut stream, &response));
         // The runtime waits for the end of the stream, and need not wait for the log.
         drop(stream);
-        let took_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let took = since.elapsed();
+        let code = match &response {
+            Response::Done(_) => None,
+            Response::Failed(e) => Some(e.code.0),
+        };
+        self.calls.done(request.command.as_str(), took, code);
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let (verb, container, ifname) = (request.command.as_str(), &request.container_id, &request.ifname);
         let steps = steps::take();
         match &response {

@@ -142,7 +142,7 @@ pub(super) fn pod(pod: &Pod, contents: &Contents, facts: &Facts, numbers: &NodeN
 pub(super) fn endpoint(e: &Endpoint, contents: &Contents) -> Vec<Entry> {
     let vni = contents.pods.get(&e.pod()).map_or(0, |p| identity::label_class(&p.namespace, &p.labels));
     let id = u32::from(e.id);
-    let local = Local { ifindex: e.ifindex, id, identity: 0, set_in: 0, mac: e.mac, pad: 0 };
+    let local = Local { ifindex: e.ifindex, id, set_in: 0, set_out: 0, mac: e.mac, pad: 0 };
     let value = EndpointValue {
         addr4: e.ipv4.map_or(Ip4::zeroed(), Ip4::from),
         addr6: e.ipv6.map_or(Ip6::zeroed(), Ip6::from),

@@ -1,4 +1,6 @@
 //! A small cluster that tests of compilers and reconciler share: this node, `here`, and another, `there`.
+use std::collections::BTreeMap;
+
 use cni_common::net::Mac;
 
 use super::{Facts, Masquerade};
@@ -36,6 +38,8 @@ pub(crate) fn node(name: &str, n: u8) -> Node {
         name: name.into(),
         pod_cidrs: [format!("10.244.{n}.0/24"), format!("fd10:{n}::/64")].map(|c| c.parse().expect("a CIDR")).into(),
         internal_ips: [format!("192.0.2.{n}"), format!("fd00::{n}")].map(|a| a.parse().expect("an address")).into(),
+        labels: BTreeMap::new(),
+        addresses: [format!("192.0.2.{n}"), format!("fd00::{n}")].map(|a| a.parse().expect("an address")).into(),
     }
 }
 

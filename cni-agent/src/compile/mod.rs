@@ -133,7 +133,7 @@ pub fn row(row: &Row, contents: &Contents, facts: &Facts, numbers: &mut NodeNumb
             entries::node_addresses(&contents.node_addresses, announced)
         }
         Row::Devices if facts.masquerade.is_some() => masquerade::leaves(&contents.devices),
-        Row::Devices | Row::NextHop(_) => Vec::new(),
+        Row::Devices | Row::NextHop(_) | Row::Namespace(_) | Row::Policy(_) => Vec::new(),
     })
 }
 
@@ -168,7 +168,7 @@ pub fn dependents(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
             })
             .map(|n| Row::Node(n.name.clone()))
             .collect(),
-        Row::Endpoint(_) | Row::NodeAddresses => Vec::new(),
+        Row::Endpoint(_) | Row::NodeAddresses | Row::Namespace(_) | Row::Policy(_) => Vec::new(),
     }
 }
 

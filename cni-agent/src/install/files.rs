@@ -8,7 +8,7 @@ use std::{
 
 /// What placing a file came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Placed {
+pub(crate) enum Placed {
     /// The file is there with that content already; nothing was written.
     Same,
     /// There was none.
@@ -41,7 +41,7 @@ pub(crate) fn temporary(path: &Path) -> Option<PathBuf> {
 ///
 /// # Errors
 /// When the directory or the file cannot be made. The file is as it was.
-pub(super) fn place(path: &Path, content: &[u8], mode: u32) -> io::Result<Placed> {
+pub(crate) fn place(path: &Path, content: &[u8], mode: u32) -> io::Result<Placed> {
     let placed = compare(path, content, mode)?;
     if placed == Placed::Same {
         return Ok(placed);

@@ -12,6 +12,7 @@ use std::{
 };
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{
@@ -102,6 +103,7 @@ pub struct Installer<P> {
     facts: Facts,
     probe: P,
     report: Arc<Mutex<InstallStatus>>,
+    ready: Option<watch::Sender<bool>>,
 }
 
 /// The installer at work. It stops when this is dropped.
@@ -119,7 +121,13 @@ impl<P: Probe + 'static> Installer<P> {
     /// Reads the plugin, and prepares; `facts` names the node.
     pub fn new(config: Config, tables: Arc<Tables>, facts: Facts, probe: P) -> Self {
         let release = Arc::new(fs::read(&config.source));
-        Self { config, release, tables, facts, probe, report: Arc::default() }
+        Self { config, release, tables, facts, probe, report: Arc::default(), ready: None }
+    }
+
+    /// Lets `ready` become true when the runtime can call the plugin: when both files are in place, or, where somebody else installs them, when the node can take
+    /// pods. It stays true.
+    pub fn telling(self, ready: watch::Sender<bool>) -> Self {
+        Self { ready: Some(ready), ..self }
     }
 
     /// Removes what a killed agent left of its self-test, and begins to install in the background.
@@ -141,6 +149,10 @@ impl<P: Probe + 'static> Installer<P> {
             self.tell(Stage::Waiting, "it begins", None);
             running.thread =
                 Mutex::new(Some(thread::Builder::new().name("installer".into()).spawn(move || self.run(&stop))?));
+        } else if self.ready.is_some() {
+            running.thread = Mutex::new(Some(
+                thread::Builder::new().name("installer".into()).spawn(move || self.watch_node(&stop))?,
+            ));
         }
         Ok(running)
     }
@@ -175,6 +187,22 @@ impl<P: Probe + 'static> Installer<P> {
             if self.tables.wait_for(deaf, |c| changed(c).then_some(())).is_none() {
                 self.tables.wait_for(patience, |c| (touched.load(Ordering::Relaxed) || changed(c)).then_some(()));
             }
+        }
+    }
+
+    /// Where somebody else installs.
+    fn watch_node(&self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            if endpoint::not_ready(&self.tables, &self.facts).is_none() {
+                return self.be_ready();
+            }
+            self.tables.wait_for(LOOK_AGAIN, |_| stop.load(Ordering::Relaxed).then_some(()));
+        }
+    }
+
+    fn be_ready(&self) {
+        if let Some(ready) = &self.ready {
+            ready.send_replace(true);
         }
     }
 
@@ -215,6 +243,7 @@ impl<P: Probe + 'static> Installer<P> {
         }
         self.look_at_others();
         self.tell(Stage::Installed, "", None);
+        self.be_ready();
         Ok(())
     }
 

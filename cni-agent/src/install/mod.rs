@@ -16,7 +16,7 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::files::temporary;
+pub(crate) use self::files::{place, temporary};
 pub use self::{
     installer::{Config, Installer, Running},
     self_test::{CONTAINER as SELF_TEST, Probe, SelfTest, SelfTestError, Tested},

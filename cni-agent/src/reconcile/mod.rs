@@ -145,7 +145,7 @@ impl Reconciler {
             let idle = rows.is_empty();
             self.retries.join(&mut rows);
             self.desired.heard = Heard {
-                objects: self.tables.is_synced_by(Source::Manifests, revision),
+                objects: self.tables.is_synced_by(Source::Cluster, revision),
                 ways: self.began.elapsed() >= WAYS_WITHIN,
             };
             let mut failures = self.desired.follow(&self.tables.read(), &mut rows);

@@ -18,8 +18,13 @@ fn everything_has_a_working_default() {
     let expected = Settings {
         config: None,
         node_name: "node-1".into(),
+        source: SourceKind::Manifests,
+        kube_api: vec![],
+        kubeconfig: None,
+        kubelet_kubeconfig: "/etc/kubernetes/kubelet.conf".into(),
         manifests: "/etc/weft/manifests".into(),
         cluster_cidr: vec![],
+        cache_dir: "/var/lib/weft".into(),
         state_dir: "/run/weft/state".into(),
         run_dir: "/run/weft".into(),
         bpffs: "/sys/fs/bpf".into(),
@@ -35,6 +40,7 @@ fn everything_has_a_working_default() {
         masquerade_ports: PortRange::new(61_000, 65_535).unwrap(),
         no_masquerade_cidr: vec![],
         without: vec![],
+        metrics_address: None,
         event_rate: 100,
         verify_every: 300,
         log_format: LogFormat::Text,
@@ -73,6 +79,11 @@ fn every_setting_can_stand_in_the_file() {
     let settings = load_file(
         r#"
         node-name = "n"
+        source = "kube"
+        kube-api = ["https://192.0.2.1:6443/", "https://[fd00::1]:6443"]
+        kubeconfig = "/k"
+        kubelet-kubeconfig = "/l"
+        cache-dir = "/v"
         manifests = "/m"
         cluster-cidr = ["10.0.0.0/8", "fd00::/48"]
         state-dir = "/s"
@@ -90,6 +101,7 @@ fn every_setting_can_stand_in_the_file() {
         masquerade-ports = "50000-50999"
         no-masquerade-cidr = ["172.16.0.0/12"]
         without = ["tcx"]
+        metrics-address = ":9810"
         event-rate = 0
         verify-every = 10
         log-format = "json"
@@ -101,8 +113,13 @@ fn every_setting_can_stand_in_the_file() {
     let expected = Settings {
         config: settings.config.clone(),
         node_name: "n".into(),
+        source: SourceKind::Kube,
+        kube_api: vec!["https://192.0.2.1:6443".into(), "https://[fd00::1]:6443".into()],
+        kubeconfig: Some("/k".into()),
+        kubelet_kubeconfig: "/l".into(),
         manifests: "/m".into(),
         cluster_cidr: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/48".parse().unwrap()],
+        cache_dir: "/v".into(),
         state_dir: "/s".into(),
         run_dir: "/r".into(),
         bpffs: "/b".into(),
@@ -118,6 +135,7 @@ fn every_setting_can_stand_in_the_file() {
         masquerade_ports: PortRange::new(50_000, 50_999).unwrap(),
         no_masquerade_cidr: vec!["172.16.0.0/12".parse().unwrap()],
         without: vec!["tcx".into()],
+        metrics_address: Some("[::]:9810".parse().unwrap()),
         event_rate: 0,
         verify_every: 10,
         log_format: LogFormat::Json,
@@ -126,6 +144,32 @@ fn every_setting_can_stand_in_the_file() {
         die_at: None,
     };
     assert_eq!(settings, expected);
+}
+
+#[test]
+fn servers_of_the_kubernetes_api_are_for_its_source_only() {
+    let given = |args: &[&str]| Settings::from_args([&[NAME, "--node-name", "n"], args].concat()).map(|s| s.kube_api);
+    let error = given(&["--kube-api", "https://192.0.2.1:6443"]).unwrap_err().to_string();
+    assert!(error.contains("--source kube"), "{error}");
+    assert_eq!(
+        given(&["--source", "kube", "--kube-api", "https://a:1,https://b:2"]).unwrap(),
+        ["https://a:1", "https://b:2"]
+    );
+    for wrong in ["192.0.2.1:6443", "https://", "ftp://a", "https://a/path"] {
+        assert!(given(&["--source", "kube", "--kube-api", wrong]).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn metrics_are_served_where_one_can_listen() {
+    let given =
+        |a: &str| Settings::from_args([NAME, "--node-name", "n", "--metrics-address", a]).map(|s| s.metrics_address);
+    for (text, address) in [(":9810", "[::]:9810"), ("127.0.0.1:1", "127.0.0.1:1"), ("[::1]:9", "[::1]:9")] {
+        assert_eq!(given(text).unwrap(), Some(address.parse().unwrap()), "{text}");
+    }
+    for wrong in ["9810", "localhost:9810", ":0", "10.0.0.1"] {
+        assert!(given(wrong).is_err(), "{wrong}");
+    }
 }
 
 #[test]
@@ -164,7 +208,7 @@ fn an_unknown_key_is_refused_with_the_file_and_the_valid_keys() {
         let error = load_file(key, &[]).unwrap_err();
         let SettingsError::UnknownKey { path, valid, .. } = &error else { panic!("{error}") };
         assert!(error.to_string().contains(&path.display().to_string()));
-        assert!(valid.contains("tunnel-port, mtu,") && !valid.contains("config"), "{valid}");
+        assert!(valid.contains("tunnel-port, mtu,") && valid.split(", ").all(|k| k != "config"), "{valid}");
     }
 }
 

@@ -1,4 +1,6 @@
 //! Single values as people write them: what is taken, and what is said of the rest.
+use std::net::SocketAddr;
+
 use ipnet::IpNet;
 
 use crate::ports::PortRange;
@@ -29,6 +31,22 @@ pub(super) fn cidr(s: &str) -> Result<IpNet, String> {
         return Err(format!("it has bits set behind the prefix; meant is perhaps {}", net.trunc()));
     }
     Ok(net)
+}
+
+pub(super) fn server_url(s: &str) -> Result<String, String> {
+    let url = s.parse::<hyper::Uri>().ok().filter(|u| u.host().is_some() && matches!(u.path(), "" | "/"));
+    match url.and_then(|u| u.scheme_str().map(str::to_owned)).as_deref() {
+        Some("https" | "http") => Ok(s.trim_end_matches('/').to_owned()),
+        _ => Err("not the URL of an API server such as https://10.0.0.1:6443".to_owned()),
+    }
+}
+
+pub(super) fn listen_address(s: &str) -> Result<SocketAddr, String> {
+    let all = if s.starts_with(':') { format!("[::]{s}") } else { s.to_owned() };
+    match all.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        _ => Err("not an address to listen on such as 127.0.0.1:9810, [fd00::1]:9810 or :9810".to_owned()),
+    }
 }
 
 pub(super) fn masquerade_ports(s: &str) -> Result<PortRange, String> {

@@ -7,7 +7,7 @@ use std::{
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use crate::tables::{NamedPort, Node, Phase, Pod, Protocol};
+use crate::tables::{NamedPort, Namespace, Node, Phase, Pod, Protocol};
 
 /// An object that the tables cannot take.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,7 +60,20 @@ pub fn node(object: &core::Node) -> Result<Node, ConvertError> {
         let ip = ip(&address.address).ok_or_else(|| bad("status.addresses", &address.address, "an IP address"))?;
         push_new(&mut internal_ips, ip);
     }
-    Ok(Node { name: name.to_owned(), pod_cidrs, internal_ips })
+    Ok(Node {
+        name: name.to_owned(),
+        pod_cidrs,
+        internal_ips,
+        labels: labels(object.metadata.labels.as_ref()),
+        // Names are among them too.
+        addresses: addresses.iter().filter_map(|a| ip(&a.address)).collect(),
+    })
+}
+
+/// Takes a Namespace object over.
+pub fn namespace(object: &core::Namespace) -> Result<Namespace, ConvertError> {
+    let name = named("Namespace", object.metadata.name.as_deref())?;
+    Ok(Namespace { name: name.to_owned(), labels: labels(object.metadata.labels.as_ref()) })
 }
 
 /// Takes a Pod object over.
@@ -162,6 +175,8 @@ mod tests {
             name: "n1".into(),
             pod_cidrs: vec!["fd00:1::/64".parse().unwrap(), "10.1.0.0/24".parse().unwrap()],
             internal_ips: vec!["fd00::1".parse().unwrap(), "10.0.0.1".parse().unwrap()],
+            labels: BTreeMap::from([("a".into(), "b".into())]),
+            addresses: ["192.0.2.1", "fd00::1", "10.0.0.1"].map(|a| a.parse().unwrap()).into(),
         };
         assert_eq!(node, Ok(expected));
     }

@@ -174,7 +174,7 @@ impl Follower {
         }
         self.files.publish(&self.tables);
         if self.files.complete() {
-            self.tables.mark_synced(tables::Source::Manifests);
+            self.tables.mark_synced(tables::Source::Cluster);
         }
         self.tell();
     }
@@ -183,7 +183,7 @@ impl Follower {
         match read_text(&self.directory.join(name)) {
             Ok(text) => match parse::objects(&text) {
                 Ok(objects) => {
-                    tracing::debug!(file = name, objects = objects.len(), "manifest file read");
+                    tracing::debug!(file = name, objects = objects.objects.len(), "manifest file read");
                     self.files.good(name, meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), objects);
                 }
                 Err(error) => self.files.bad(name, &error.to_string()),
@@ -244,7 +244,7 @@ impl Follower {
     fn tell(&self) {
         let mut problems = self.files.problems();
         problems.extend(self.trouble.clone());
-        let (objects, synced) = (self.files.count(), self.tables.is_synced(tables::Source::Manifests));
+        let (objects, synced) = (self.files.count(), self.tables.is_synced(tables::Source::Cluster));
         self.report.update(|status| *status = SourceStatus { synced, objects, problems, ..status.clone() });
     }
 }

@@ -1,7 +1,6 @@
 //! Where desired state comes from. A source follows something outside and changes [`Tables`]; it touches nothing else.
 //!
-//! Cluster state has interchangeable sources of one shape: [`manifests`] follows a directory; the Kubernetes API's comes
-//! beside it. Both read the same object types through [`convert`].
+//! Cluster state has interchangeable sources of one shape: [`manifests`] follows a directory, [`crate::kube`] the Kubernetes API. Both read the same object types through [`convert`].
 pub mod convert;
 pub mod manifests;
 
@@ -61,6 +60,25 @@ pub struct SourceStatus {
     pub objects: usize,
     /// What is wrong now, each with cause and cure. Empty when all is well.
     pub problems: Vec<String>,
+    /// More about each kind of object, where they are followed on their own.
+    #[serde(default)]
+    pub kinds: Vec<KindStatus>,
+}
+
+/// How a kind of object is followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KindStatus {
+    /// Its name.
+    pub kind: String,
+    /// Whether all that was there at the start is in the tables.
+    pub synced: bool,
+    /// Objects of it in the tables.
+    pub objects: usize,
+    /// How often all of it was listed anew: once, and whenever the server had forgotten what was last seen.
+    pub lists: u64,
+    /// When the server last said anything about it, in seconds since 1970.
+    pub heard: Option<u64>,
 }
 
 /// A source's status, written by the source and read by the API.

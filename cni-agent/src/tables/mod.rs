@@ -15,15 +15,18 @@ use std::{
     fmt::{self, Display, Formatter},
     net::IpAddr,
     ops::Deref,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use serde::Serialize;
 use tracing::warn;
 
+use crate::policy::objects::{PolicyName, Read};
+
 pub use self::types::{
-    Device, Endpoint, NamedPort, NextHop, Node, Phase, Pod, PodKey, PodRoute, Protocol, Row, RowStatus, Source, Terms,
+    Device, Endpoint, NamedPort, Namespace, NextHop, Node, Phase, Pod, PodKey, PodRoute, Protocol, Row, RowStatus,
+    Source, Terms,
 };
 
 /// Counts changes since the agent started; 0 is before the first.
@@ -41,6 +44,10 @@ impl Display for Revision {
 pub struct Contents {
     /// Nodes, by name.
     pub nodes: BTreeMap<String, Node>,
+    /// Namespaces, by name.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Policies of both kinds, as they were read.
+    pub policies: BTreeMap<PolicyName, Arc<Read>>,
     /// Pods of all nodes.
     pub pods: BTreeMap<PodKey, Pod>,
     /// This node's endpoints, by id.
@@ -61,6 +68,8 @@ impl Contents {
             Row::Endpoint(id) => self.endpoints.contains_key(id),
             Row::NodeAddresses | Row::Devices => true,
             Row::NextHop(ip) => self.next_hops.contains_key(ip),
+            Row::Namespace(name) => self.namespaces.contains_key(name),
+            Row::Policy(name) => self.policies.contains_key(name),
         }
     }
 }
@@ -203,6 +212,28 @@ impl Tables {
             return self.read().revision();
         }
         self.write(|c| (Row::Node(name.to_owned()), c.nodes.remove(name).is_some()))
+    }
+    /// Adds or replaces a namespace.
+    pub fn set_namespace(&self, namespace: Namespace) -> Revision {
+        self.write(|c| {
+            let row = Row::Namespace(namespace.name.clone());
+            (row, set(&mut c.namespaces, namespace.name.clone(), namespace))
+        })
+    }
+    /// Removes a namespace; a missing one is no change. Its pods and policies have objects, and go with those.
+    pub fn remove_namespace(&self, name: &str) -> Revision {
+        self.write(|c| (Row::Namespace(name.to_owned()), c.namespaces.remove(name).is_some()))
+    }
+    /// Adds or replaces a policy.
+    pub fn set_policy(&self, policy: Read) -> Revision {
+        self.write(|c| {
+            let name = policy.policy.name.clone();
+            (Row::Policy(name.clone()), set(&mut c.policies, name, Arc::new(policy)))
+        })
+    }
+    /// Removes a policy; a missing one is no change.
+    pub fn remove_policy(&self, name: &PolicyName) -> Revision {
+        self.write(|c| (Row::Policy(name.clone()), c.policies.remove(name).is_some()))
     }
     /// Adds or replaces a pod.
     pub fn set_pod(&self, pod: Pod) -> Revision {

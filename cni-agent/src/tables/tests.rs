@@ -12,7 +12,13 @@ const NOW: Duration = Duration::ZERO;
 fn this_nodes_own_row_outlives_its_object() {
     let tables = Tables::of_node("a");
     for name in ["a", "b"] {
-        tables.set_node(Node { name: name.into(), pod_cidrs: Vec::new(), internal_ips: Vec::new() });
+        tables.set_node(Node {
+            name: name.into(),
+            pod_cidrs: Vec::new(),
+            internal_ips: Vec::new(),
+            labels: BTreeMap::new(),
+            addresses: BTreeSet::new(),
+        });
     }
     let before = tables.read().revision();
     assert_eq!(tables.remove_node("a"), before, "nothing to wait for");
@@ -116,7 +122,7 @@ fn a_waiter_that_gives_up_says_how_far_the_kernel_is() {
 #[test]
 fn pruning_waits_for_all_sources_and_the_last_one_wakes_the_reconciler() {
     let tables = Arc::new(Tables::new());
-    for source in [Source::Manifests, Source::Netlink] {
+    for source in [Source::Cluster, Source::Netlink] {
         tables.mark_synced(source);
         assert!(tables.is_synced(source) && !tables.all_synced());
     }
@@ -294,7 +300,13 @@ fn run(tables: &Tables, op: &Op) -> Option<Row> {
 }
 
 fn node(name: &str, v: u8) -> Node {
-    Node { name: name.into(), pod_cidrs: vec![], internal_ips: vec![IpAddr::from([10, 0, 0, v])] }
+    Node {
+        name: name.into(),
+        pod_cidrs: vec![],
+        internal_ips: vec![IpAddr::from([10, 0, 0, v])],
+        labels: BTreeMap::new(),
+        addresses: BTreeSet::new(),
+    }
 }
 fn pod(name: &str, v: u8) -> Pod {
     Pod {

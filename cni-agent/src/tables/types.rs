@@ -10,6 +10,8 @@ use cni_plugin::spec::Dns;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::objects::PolicyName;
+
 /// A node of the cluster, from its Node object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Node {
@@ -19,6 +21,19 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// `status.addresses` of type `InternalIP`, in the object's order: what the tunnel ends on.
     pub internal_ips: Vec<IpAddr>,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// All IP addresses in `status.addresses`, whatever their type: what policies mean by the node.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// A namespace, from its Namespace object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Namespace {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What names a pod.
@@ -233,6 +248,10 @@ pub enum Row {
     Devices,
     /// The way to a tunnel address.
     NextHop(IpAddr),
+    /// A namespace, by name.
+    Namespace(String),
+    /// A policy of either kind, by name.
+    Policy(PolicyName),
 }
 impl Display for Row {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -243,6 +262,8 @@ impl Display for Row {
             Self::NodeAddresses => f.write_str("node addresses"),
             Self::Devices => f.write_str("devices"),
             Self::NextHop(ip) => write!(f, "next hop to {ip}"),
+            Self::Namespace(name) => write!(f, "namespace {name}"),
+            Self::Policy(name) => Display::fmt(name, f),
         }
     }
 }
@@ -252,8 +273,8 @@ impl Display for Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// The manifest directory: nodes and pods.
-    Manifests,
+    /// The cluster's objects: those of the manifest directory, or of the Kubernetes API.
+    Cluster,
     /// Endpoint records of an earlier agent, compared with the devices.
     Records,
     /// The kernel's addresses, routes and neighbours.
@@ -261,7 +282,7 @@ pub enum Source {
 }
 impl Source {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Manifests, Self::Records, Self::Netlink];
+    pub const ALL: [Self; 3] = [Self::Cluster, Self::Records, Self::Netlink];
 }
 
 /// How far the kernel is with one row.

@@ -245,7 +245,7 @@ fn files(places: &Places, found: &mut Found) -> Result<(), FindError> {
         found.file(Kind::File, path);
     }
     found.directory(&tombstones);
-    for name in ["cni.sock", "api.sock", "lock"] {
+    for name in ["cni.sock", "api.sock", "lock", "starts"] {
         let path = places.run_dir.join(name);
         if path.symlink_metadata().is_ok() {
             found.file(Kind::File, path);

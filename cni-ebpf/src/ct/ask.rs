@@ -5,7 +5,7 @@
 //! addresses are read once more.
 use cni_common::drop::Point;
 
-use super::{Ends, Judged};
+use super::{Direction, Ends, Granted, Tracked, signal::NOTHING};
 use crate::{
     Packet, Res,
     family::{Family, L3, Part},
@@ -87,13 +87,66 @@ impl Ask {
     }
 }
 
+/// Policy sets of a flow's ends, 0 for an end that is not isolated, or elsewhere.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub struct Sets {
+    /// Of who opens it, for egress.
+    pub egress: u32,
+    /// Of the other end, for ingress.
+    pub ingress: u32,
+}
+
+/// Both directions' policy sets of an end of a packet; all 0 of one that is elsewhere.
+#[derive(Clone, Copy, Default)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub struct EndSets {
+    /// For what comes to it.
+    pub ingress: u32,
+    /// For what it opens.
+    pub egress: u32,
+}
+
+/// Lets a packet pass that its flow's verdict covers, or that policy allows. `sender` and `receiver`: their policy sets.
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn admit<F: Family, P, S: Track<P, F>>(p: &mut P, s: &S, ask: Ask, sender: EndSets, receiver: EndSets) -> Res<()> {
+    let epoch = s.epoch();
+    // Where nobody is isolated, nobody need be asked.
+    let isolated = sender.ingress | sender.egress | receiver.ingress | receiver.egress;
+    let granted = if isolated == 0 { Granted::by(epoch) } else { Granted::NO };
+    let Tracked::Judge(direction) = s.track(p, ask, granted)? else { return Ok(()) };
+    let sets = match direction {
+        Direction::Forth => Sets { egress: sender.egress, ingress: receiver.ingress },
+        Direction::Back => Sets { egress: receiver.egress, ingress: sender.ingress },
+    };
+    if ask.heard == NOTHING && s.is_related(p, ask) {
+        return Ok(());
+    }
+    s.judge(p, ask, direction, sets)?;
+    s.track(p, ask, Granted::by(epoch))?;
+    Ok(())
+}
+
 /// Who looks after the flows of one family's packets: [`track`](super::track()), in the kernel by way of a global function.
 pub trait Track<P, F: Family> {
     /// Finds or begins the packet's flow.
     ///
     /// # Errors
-    /// Why the packet is refused.
-    fn track(&self, p: &mut P, ask: Ask) -> Judged;
+    /// [`Short`](crate::DropReason::Short).
+    fn track(&self, p: &mut P, ask: Ask, granted: Granted) -> Res<Tracked>;
+    /// Whether it is an ICMP error about a flow that lives, to who sent the packet that it quotes.
+    fn is_related(&self, p: &mut P, ask: Ask) -> bool;
+    /// The policy epoch, to be read before any look at policy.
+    fn epoch(&self) -> u32;
+    /// Asks the policies of the ends that are pods of this node about a packet of a flow that is not known, or not judged by them. `sets`: of the
+    /// flow's opener for egress, of the other end for ingress.
+    ///
+    /// # Errors
+    /// Which refuses it.
+    fn judge(&self, p: &mut P, ask: Ask, direction: Direction, sets: Sets) -> Res<()>;
     /// What a packet says: see [`fragment::heard`](super::fragment::heard).
     fn hear(&self, p: &mut P, ask: Ask) -> u64;
 }

@@ -32,7 +32,7 @@ pub mod table;
 mod tests;
 pub mod track;
 
-pub use ask::{Ask, Track};
+pub use ask::{Ask, EndSets, Sets, Track, admit};
 pub use entry::Flow;
-pub use table::{CtEnv, Direction, Ends, Flows, Judged, Promotion, allow};
+pub use table::{CtEnv, Direction, Ends, Flows, Granted, Promotion, Tracked};
 pub use track::track;

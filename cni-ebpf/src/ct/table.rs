@@ -5,7 +5,7 @@ use cni_common::{
 };
 
 use super::Flow;
-use crate::{DropReason, family::Family};
+use crate::family::Family;
 
 /// Which way a packet goes, seen from the end that opened its flow: policy is always asked in the opener's direction.
 #[repr(u64)]
@@ -78,11 +78,56 @@ pub trait Flows<F: Family> {
     fn hold(&self, endpoint: u32);
 }
 
-/// What a judge answers: `Ok` when every end on this node allows the flow.
-pub type Judged = Result<(), DropReason>;
+/// What became of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub enum Tracked {
+    /// It may pass.
+    Known,
+    /// It is to be judged, this way round; if every end on this node allows it, it is tracked once more, as granted.
+    Judge(Direction),
+}
 
-/// The judge while there are no policies.
-#[inline(always)]
-pub fn allow(_: Direction) -> Judged {
-    Ok(())
+/// That a packet was judged and may pass, and by which policy: the epoch that was read before the first look at it. Else a change in between would be
+/// taken for one that was obeyed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub struct Granted {
+    packed: u64,
+}
+impl Granted {
+    /// It was not judged.
+    pub const NO: Self = Self { packed: 0 };
+    const YES: u64 = 1 << 32;
+
+    /// By policy of this epoch.
+    #[inline(always)]
+    pub const fn by(epoch: u32) -> Self {
+        Self { packed: epoch as u64 | Self::YES }
+    }
+    /// From what [`packed`](Self::packed) gives.
+    #[inline(always)]
+    pub const fn of(packed: u64) -> Self {
+        Self { packed }
+    }
+    /// As a number.
+    #[inline(always)]
+    pub const fn packed(self) -> u64 {
+        self.packed
+    }
+    /// Whether it was judged.
+    #[inline(always)]
+    pub const fn is_some(self) -> bool {
+        self.packed & Self::YES != 0
+    }
+    /// The epoch; 0 if it was not.
+    #[inline(always)]
+    pub const fn epoch(self) -> u32 {
+        self.packed as u32
+    }
+    /// What becomes of a packet that is to be judged this way round, and that nobody remembers.
+    #[inline(always)]
+    pub(super) fn or(self, direction: Direction) -> Tracked {
+        if self.is_some() { Tracked::Known } else { Tracked::Judge(direction) }
+    }
 }

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use super::{
     Ask, CtEnv,
     Direction::{self, Back, Forth},
-    Ends, Flow, Flows, Promotion,
+    Ends, Flow, Flows, Granted, Promotion, Tracked,
     entry::{Stage, stage},
     key::{self, Asker, Rest},
     lifetime, signal, track,
@@ -67,7 +67,11 @@ impl Pair {
         let ask = Ask::new(Point::FromPod, ETH_LEN, &ip, ends);
         let heard = if ip.part.is_later() { signal::NOTHING } else { signal::hear(f, ask) };
         let ask = Ask { heard, ..ask };
-        track::<F, _, _, _>(f, &self.w, ask, &judge)
+        let Tracked::Judge(direction) = track::<F, _, _>(f, &self.w, ask, Granted::NO)? else { return Ok(()) };
+        judge(direction)?;
+        let granted = Granted::by(self.w.ct_config.epoch);
+        assert_eq!(track::<F, _, _>(f, &self.w, ask, granted)?, Tracked::Known);
+        Ok(())
     }
 
     fn send_frame(&self, f: &mut Frame, ends: Ends) -> Res<()> {
@@ -377,13 +381,13 @@ fn other_protocols_are_known_by_their_addresses() {
 }
 
 #[test]
-fn later_fragments_and_errors_pass_without() {
+fn later_fragments_of_which_nothing_is_known_and_errors_are_judged_each_time() {
     for p in pairs() {
         let error = if p.v6 { (58, vec![1, 4, 0, 0, 0, 0, 0, 0]) } else { (1, vec![3, 3, 0, 0, 0, 0, 0, 0]) };
         p.c(error);
         let late = Ip { frag: 0x2001, extensions: vec![(44, vec![0, 0, 0, 9, 0, 0, 0, 1])], ..Ip::default() };
         p.send_ip(true, &late, frame::udp(1, 2, b"middle")).expect("passes");
-        assert_eq!((p.counts(), p.asked()), ((0, 0), vec![]));
+        assert_eq!((p.counts(), p.asked()), ((0, 0), vec![Forth, Forth]));
         let first = Ip { frag: 0x2000, extensions: vec![(44, vec![0, 0, 0, 1, 0, 0, 0, 1])], ..Ip::default() };
         p.send_ip(true, &first, frame::udp(1, 2, b"begin")).expect("passes");
         assert_eq!((p.counts(), p.asked()), ((0, 1), vec![Forth]));
@@ -571,10 +575,9 @@ fn a_flow_that_another_cpu_moves_between_two_look_ups_is_found() {
     let packet = Ip::default().packet(world::server(false), world::client(false), tcp_back(ACK));
     let mut f = Frame::new(frame::eth(Mac::WEFT, Mac::WEFT, packet), 1);
     let ip = family::parse::<V4, _>(&mut f, ETH_LEN, 4).expect("parses");
-    let refuse = |_| Err(DropReason::Unroutable);
     let ask = Ask::new(Point::FromPod, ETH_LEN, &ip, Ends { from: 12, to: 11 });
     let ask = Ask { heard: signal::hear(&mut f, ask), ..ask };
-    assert_eq!(track::<V4, _, _, _>(&mut f, &s, ask, &refuse), Ok(()));
+    assert_eq!(track::<V4, _, _>(&mut f, &s, ask, Granted::NO), Ok(Tracked::Known));
 }
 
 fn rest(ports: (u16, u16), proto: u8, asker: Asker) -> Rest {

@@ -6,7 +6,7 @@ use super::{
     entry::{self, Place, View, allowed, begins, is_judged, is_within, verdicts},
     key::Rest,
     signal::{self, OPEN, RESET},
-    table::{CtEnv, Direction, Flows, Judged, Promotion},
+    table::{CtEnv, Direction, Flows, Granted, Promotion, Tracked},
 };
 use crate::{Packet, Res, family::Family};
 
@@ -28,23 +28,21 @@ impl<F: Family> Seen<F> {
     }
 }
 
-/// Finds or begins the packet's flow. A packet that its flow's verdict does not cover, one of a flow that is not known among them, is put to
-/// `judge`; what that refuses is dropped with its reason, and leaves no trace.
+/// Finds or begins the packet's flow. A packet that its flow's verdict does not cover, one of a flow that is not known among them, is to be
+/// judged first; what is refused then leaves no trace, as nothing is written before it comes back as granted.
 ///
-/// Later fragments of which nothing is known pass without; so do ICMP messages that are no echo: errors are to belong to the flow that they
-/// quote.
+/// Later fragments of which nothing is known, and ICMP messages that are no echo, are of no flow: they are judged each time.
 ///
 /// # Errors
-/// The reason that `judge` gives, or [`Short`](crate::DropReason::Short).
+/// [`Short`](crate::DropReason::Short).
 #[inline(always)]
-pub fn track<F, P, S, J>(p: &mut P, s: &S, ask: Ask, judge: &J) -> Res<()>
+pub fn track<F, P, S>(p: &mut P, s: &S, ask: Ask, granted: Granted) -> Res<Tracked>
 where
     F: Family,
     P: Packet,
     S: CtEnv + Flows<F>,
-    J: Fn(Direction) -> Judged,
 {
-    let Some(signal) = signal::of(ask.heard)? else { return Ok(()) };
+    let Some(signal) = signal::of(ask.heard)? else { return Ok(granted.or(Direction::Forth)) };
     // It is read: nothing of it need be kept.
     let ask = Ask { heard: 0, ..ask };
     let (src, dst) = F::addresses(p, ask.l3())?;
@@ -55,9 +53,9 @@ where
         && let Some(cfg) = s.ct_config()
         && is_unchanged(s, flow, cfg, &seen)
     {
-        return Ok(());
+        return Ok(Tracked::Known);
     }
-    turn(s, found, &seen, judge)
+    Ok(turn(s, found, &seen, granted))
 }
 
 /// Which ends' verdicts the packet needs.
@@ -82,14 +80,12 @@ fn is_unchanged<F: Family, S: CtEnv>(s: &S, flow: &Flow, cfg: &CtConfig, seen: &
 
 /// A packet that changes something.
 #[inline(always)]
-fn turn<F, S, J>(s: &S, found: Option<&Flow>, seen: &Seen<F>, judge: &J) -> Res<()>
+fn turn<F, S>(s: &S, found: Option<&Flow>, seen: &Seen<F>, granted: Granted) -> Tracked
 where
     F: Family,
     S: CtEnv + Flows<F>,
-    J: Fn(Direction) -> Judged,
 {
-    let Some(cfg) = s.ct_config() else { return judge(Direction::Forth) };
-    // Before any look at policy: what is judged by an older one has an older epoch.
+    let Some(cfg) = s.ct_config() else { return granted.or(Direction::Forth) };
     let epoch = cfg.epoch;
     let now = s.jiffies();
     // A flow may have moved between the look-ups: it is entered in the large table before it is taken out of the small one.
@@ -109,43 +105,44 @@ where
             let before = flow.view(seen.is_hi(s));
             let place = blur(before.place(seen.said, seen.is_hi(s), now) as u64);
             if place == Place::Within as u64 {
-                let word = rejudged(s, &before, epoch, seen, judge)?;
+                let Some(word) = rejudged(s, &before, epoch, seen, granted) else {
+                    return granted.or(if before.is_opener(seen.is_hi(s)) {
+                        Direction::Forth
+                    } else {
+                        Direction::Back
+                    });
+                };
                 let after = before.after(cfg, seen.rest, seen.said, now, |n| blur(n.into()) as u32);
                 let after = View { verdicts: word, ..after };
                 flow.write(seen.is_hi(s), &before, &after);
                 if is_new && after.is_news(&before) && after.is_answered() {
                     settle(s, flow, seen, &after);
                 }
-                return Ok(());
+                return Tracked::Known;
             }
             place
         }
         None if begins(seen.said) => Place::First as u64,
         None => Place::Aside as u64,
     };
-    judge(Direction::Forth)?;
-    if place == Place::First as u64 {
-        begin(s, cfg, epoch, now, seen, found, is_new);
+    if !granted.is_some() {
+        return Tracked::Judge(Direction::Forth);
     }
-    Ok(())
+    if place == Place::First as u64 {
+        begin(s, cfg, granted.epoch(), now, seen, found, is_new);
+    }
+    Tracked::Known
 }
 
-/// The verdict word, judged again unless it is of this epoch and covers both ends. In the opener's direction, always.
+/// The verdict word, as granted unless it is of this epoch and covers both ends; `None`: it is to be judged again.
 #[inline(always)]
-fn rejudged<F, S, J>(s: &S, before: &View, epoch: u32, seen: &Seen<F>, judge: &J) -> Res<u64>
-where
-    F: Family,
-    S: CtEnv,
-    J: Fn(Direction) -> Judged,
-{
+fn rejudged<F: Family, S: CtEnv>(s: &S, before: &View, epoch: u32, seen: &Seen<F>, granted: Granted) -> Option<u64> {
     let needed = needed(s, seen);
     if is_judged(before.verdicts, epoch, needed) {
-        return Ok(before.verdicts);
+        return Some(before.verdicts);
     }
     let from_hi = seen.is_hi(s);
-    let opener = before.is_opener(from_hi);
-    judge(if opener { Direction::Forth } else { Direction::Back })?;
-    Ok(verdicts(epoch, needed, from_hi == opener))
+    if granted.is_some() { Some(verdicts(granted.epoch(), needed, from_hi == before.is_opener(from_hi))) } else { None }
 }
 
 /// Enters a flow after its first packet, in the place of one that is over if there is any, and on its account.

@@ -14,9 +14,11 @@ use cni_common::{
 
 use super::Fake;
 use crate::{
-    Packet,
-    ct::{self, Ask, CtEnv, Flow, Flows, Judged, Promotion, Track},
+    Packet, Res,
+    ct::{self, Ask, CtEnv, Direction, Flow, Flows, Granted, Promotion, Sets, Track, Tracked},
     family::{Family, V4, V6},
+    nat::{self, NatFamily},
+    policy::{self, Identities},
 };
 
 const CHUNK: usize = 64;
@@ -215,14 +217,23 @@ fn bytes<K: Pod>(key: &K) -> &[u8] {
 flows!(V4, ct4);
 flows!(V6, ct6);
 
-impl<P: Packet, F: Family> Track<P, F> for Fake
+impl<P: Packet, F: NatFamily> Track<P, F> for Fake
 where
-    Self: Flows<F>,
+    Self: Flows<F> + Identities<F>,
 {
-    fn track(&self, p: &mut P, ask: Ask) -> Judged {
-        ct::track::<F, _, _, _>(p, self, ask, &ct::allow)
+    fn track(&self, p: &mut P, ask: Ask, granted: Granted) -> Res<Tracked> {
+        ct::track::<F, _, _>(p, self, ask, granted)
     }
     fn hear(&self, p: &mut P, ask: Ask) -> u64 {
         ct::fragment::heard::<F, _, _>(p, self, &ask)
+    }
+    fn is_related(&self, p: &mut P, ask: Ask) -> bool {
+        ask.header::<F, P>(p).is_ok_and(|ip| nat::related(p, self, &ip).is_some())
+    }
+    fn epoch(&self) -> u32 {
+        self.ct_config.epoch
+    }
+    fn judge(&self, p: &mut P, ask: Ask, direction: Direction, sets: Sets) -> Res<()> {
+        policy::judge::<F, _, _>(p, self, &ask, direction, sets)
     }
 }

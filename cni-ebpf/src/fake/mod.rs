@@ -6,6 +6,7 @@ pub mod corpus;
 pub mod flows;
 pub mod frame;
 pub mod nat;
+pub mod policy;
 #[cfg(test)]
 mod tests;
 pub mod world;
@@ -25,7 +26,7 @@ use cni_common::{
     wire::{ETH_LEN, OVERHEAD4, OVERHEAD6},
 };
 
-use self::{flows::FlowTables, nat::NatTables};
+use self::{flows::FlowTables, nat::NatTables, policy::PolicyTables};
 use crate::{
     DropReason as D, Env, Packet, Res, Room, Tables,
     ct::lifetime,
@@ -247,6 +248,8 @@ pub struct Fake {
     pub nat4: NatTables,
     /// IPv6 translations.
     pub nat6: NatTables,
+    /// What policy says.
+    pub policy: PolicyTables,
     /// What was counted beside the packets.
     pub notes: RefCell<Vec<(Point, Outcome)>>,
 }
@@ -267,6 +270,7 @@ impl Default for Fake {
             nat_config: NatConfig { first_port: NAT_FIRST_PORT, ports: NAT_PORTS },
             nat4: NatTables::default(),
             nat6: NatTables::default(),
+            policy: PolicyTables::default(),
             notes: RefCell::default(),
         }
     }

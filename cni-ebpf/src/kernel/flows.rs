@@ -10,9 +10,10 @@ use cni_common::{
     maps::{CtConfig, CtEntry, Fragments},
 };
 use cni_ebpf::{
-    DropReason,
-    ct::{self, Ask, CtEnv, Ends, Flow, Flows, Judged, Promotion, Track},
+    DropReason as D, Res,
+    ct::{self, Ask, CtEnv, Direction, Ends, Flow, Flows, Granted, Promotion, Sets, Track, Tracked},
     family::{Family, V4, V6},
+    nat, policy,
 };
 
 use super::{Kernel, Skb, count, maps::*};
@@ -125,48 +126,113 @@ macro_rules! flows {
 flows!(V4, CT4, CT_NEW4, CT_HELD4, FRAGS4);
 flows!(V6, CT6, CT_NEW6, CT_HELD6, FRAGS6);
 
-/// `0`, or the packet is refused.
+/// What became of a packet, as a function of the kernel's answers.
 #[inline(always)]
-fn answered(code: i32) -> Judged {
-    // Nothing is refused yet but what cannot be read.
-    if code == 0 { Ok(()) } else { Err(DropReason::Short) }
+fn code(r: Res<Tracked>) -> i32 {
+    match r {
+        Ok(Tracked::Known) => 0,
+        Ok(Tracked::Judge(Direction::Forth)) => 1,
+        Ok(Tracked::Judge(Direction::Back)) => 2,
+        Err(_) => -1,
+    }
+}
+#[inline(always)]
+fn tracked(code: i32) -> Res<Tracked> {
+    match code {
+        0 => Ok(Tracked::Known),
+        1 => Ok(Tracked::Judge(Direction::Forth)),
+        2 => Ok(Tracked::Judge(Direction::Back)),
+        _ => Err(D::Short),
+    }
 }
 
+/// Reasons that policy gives, from their numbers.
+#[inline(always)]
+fn refused(code: i32) -> Res<()> {
+    const EGRESS: i32 = D::PolicyEgress as i32;
+    const INGRESS: i32 = D::PolicyIngress as i32;
+    const UNKNOWN: i32 = D::PolicyUnknown as i32;
+    const ORDER: i32 = D::FragmentOrder as i32;
+    match code {
+        0 => Ok(()),
+        EGRESS => Err(D::PolicyEgress),
+        INGRESS => Err(D::PolicyIngress),
+        UNKNOWN => Err(D::PolicyUnknown),
+        ORDER => Err(D::FragmentOrder),
+        _ => Err(D::Short),
+    }
+}
+
+/// Of both ends, in one register.
+#[inline(always)]
+fn ends(packed: u64) -> Ends {
+    Ends { from: packed as u32, to: (packed >> 32) as u32 }
+}
+
+/// Nobody: what is about the packet alone.
+const NOBODY: Ends = Ends { from: 0, to: 0 };
+
 macro_rules! track {
-    ($family:ty, $function:ident, $hear:ident, $about:literal) => {
-        #[doc = $about]
+    ($family:ty, $track:ident, $hear:ident, $related:ident, $judge:ident) => {
+        /// [`ct::track`] as a function of the kernel's: the members of [`Ask`], and [`Granted::packed`].
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $function(ctx: *mut __sk_buff, what: u64, heard: u64, from: u32, to: u32) -> i32 {
-            let ask = Ask { what, heard, ends: Ends { from, to } };
-            match ct::track::<$family, _, _, _>(&mut Skb::new(ctx), &Kernel, ask, &ct::allow) {
-                Ok(()) => 0,
-                Err(reason) => reason as i32,
-            }
+        pub extern "C" fn $track(ctx: *mut __sk_buff, what: u64, heard: u64, of: u64, granted: u64) -> i32 {
+            let ask = Ask { what, heard, ends: ends(of) };
+            code(ct::track::<$family, _, _>(&mut Skb::new(ctx), &Kernel, ask, Granted::of(granted)))
         }
         /// [`ct::fragment::heard`] as a function of the kernel's. Argument: [`Ask::what`].
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $hear(ctx: *mut __sk_buff, what: u64) -> u64 {
-            let ask = Ask { what, heard: 0, ends: Ends { from: 0, to: 0 } };
+            let ask = Ask { what, heard: 0, ends: NOBODY };
             ct::fragment::heard::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &ask)
+        }
+        /// [`nat::related`] as a function of the kernel's, 1 if it is. Argument: [`Ask::what`].
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $related(ctx: *mut __sk_buff, what: u64) -> i32 {
+            let (mut p, ask) = (Skb::new(ctx), Ask { what, heard: 0, ends: NOBODY });
+            let Ok(ip) = ask.header::<$family, _>(&p) else { return 0 };
+            nat::related(&mut p, &Kernel, &ip).is_some() as i32
+        }
+        /// [`policy::judge`] as a function of the kernel's: 0, or the reason to drop the packet. `sets`: egress, and ingress in the upper half; `back`: 1 if the packet's receiver opened the flow.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $judge(ctx: *mut __sk_buff, what: u64, heard: u64, sets: u64, back: u32) -> i32 {
+            let ask = Ask { what, heard, ends: NOBODY };
+            let direction = if back == 0 { Direction::Forth } else { Direction::Back };
+            let sets = Sets { egress: sets as u32, ingress: (sets >> 32) as u32 };
+            match policy::judge::<$family, _, _>(&Skb::new(ctx), &Kernel, &ask, direction, sets) {
+                Ok(()) => 0,
+                Err(reason) => reason as i32,
+            }
         }
         impl Track<Skb, $family> for Kernel {
             #[inline(always)]
-            fn track(&self, p: &mut Skb, ask: Ask) -> Judged {
-                answered($function(p.context(), ask.what, ask.heard, ask.ends.from, ask.ends.to))
+            fn track(&self, p: &mut Skb, ask: Ask, granted: Granted) -> Res<Tracked> {
+                let of = u64::from(ask.ends.from) | u64::from(ask.ends.to) << 32;
+                tracked($track(p.context(), ask.what, ask.heard, of, granted.packed()))
             }
             #[inline(always)]
             fn hear(&self, p: &mut Skb, ask: Ask) -> u64 {
                 $hear(p.context(), ask.what)
             }
+            #[inline(always)]
+            fn is_related(&self, p: &mut Skb, ask: Ask) -> bool {
+                $related(p.context(), ask.what) != 0
+            }
+            #[inline(always)]
+            fn epoch(&self) -> u32 {
+                self.ct_config().map_or(0, |cfg| cfg.epoch)
+            }
+            #[inline(always)]
+            fn judge(&self, p: &mut Skb, ask: Ask, direction: Direction, sets: Sets) -> Res<()> {
+                let sets = u64::from(sets.egress) | u64::from(sets.ingress) << 32;
+                refused($judge(p.context(), ask.what, ask.heard, sets, direction as u32))
+            }
         }
     };
 }
-track!(
-    V4,
-    ct_track4,
-    ct_hear4,
-    "Looks after the flow of an IPv4 packet. Arguments: [`Ask`]. Answers 0, or why the packet is refused."
-);
-track!(V6, ct_track6, ct_hear6, "The same of an IPv6 packet.");
+track!(V4, ct_track4, ct_hear4, ct_related4, policy_judge4);
+track!(V6, ct_track6, ct_hear6, ct_related6, policy_judge6);

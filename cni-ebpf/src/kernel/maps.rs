@@ -11,10 +11,11 @@ use cni_common::{
         Local, MAX_NODES, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
     net::{Ip4, Ip6},
+    policy::{Identity, PeerKey, PeerRules, Rule, RuleKey},
     schema::{
-        EVENT_BYTES, MAX_CIDRS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTED, MAX_HOLDERS, MAX_LAYOUTS, MAX_LEAVES,
-        MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN, MAX_REMOTES, MAX_SPARED, MAX_TRANSLATIONS, NAME_BYTES, NO_PREALLOC,
-        RECORD_BYTES,
+        EVENT_BYTES, MAX_BLOCKS, MAX_CIDRS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTED, MAX_HOLDERS, MAX_LAYOUTS,
+        MAX_LEAVES, MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN, MAX_PEERS, MAX_REMOTES, MAX_RULES, MAX_SPARED, MAX_TRANSLATIONS,
+        NAME_BYTES, NO_PREALLOC, RECORD_BYTES,
     },
 };
 
@@ -30,6 +31,9 @@ const NAT_SLOTS: usize = MAX_TRANSLATIONS as usize;
 const LEAVE_SLOTS: usize = MAX_LEAVES as usize;
 const SPARED_SLOTS: usize = MAX_SPARED as usize;
 const FRAGMENTED_SLOTS: usize = MAX_FRAGMENTED as usize;
+const BLOCK_SLOTS: usize = MAX_BLOCKS as usize;
+const PEER_SLOTS: usize = MAX_PEERS as usize;
+const RULE_SLOTS: usize = MAX_RULES as usize;
 const SPARSE: usize = NO_PREALLOC as usize;
 
 #[btf_map(name = "config_v2")]
@@ -37,9 +41,9 @@ pub static CONFIG: Array<Config, 1> = Array::new();
 #[cfg_attr(not(feature = "test-layout"), btf_map(name = "endpoints_v1"))]
 #[cfg_attr(feature = "test-layout", btf_map(name = "endpoints_v90"))]
 pub static ENDPOINTS: HashMap<u32, Endpoint, ENDPOINT_SLOTS> = HashMap::new();
-#[btf_map(name = "local4_v1")]
+#[btf_map(name = "local4_v2")]
 pub static LOCAL4: HashMap<Ip4, Local, ENDPOINT_SLOTS> = HashMap::new();
-#[btf_map(name = "local6_v1")]
+#[btf_map(name = "local6_v2")]
 pub static LOCAL6: HashMap<Ip6, Local, ENDPOINT_SLOTS> = HashMap::new();
 #[btf_map(name = "remote4_v1")]
 pub static REMOTE4: HashMap<Ip4, Remote, REMOTE_SLOTS, SPARSE> = HashMap::new();
@@ -108,6 +112,18 @@ pub static NAT_HELD6: HashMap<u32, u64, HOLDER_SLOTS, SPARSE> = HashMap::new();
 pub static FRAGS4: LruHashMap<FragKey4, Fragments, FRAGMENTED_SLOTS> = LruHashMap::new();
 #[btf_map(name = "frags6_v1")]
 pub static FRAGS6: LruHashMap<FragKey6, Fragments, FRAGMENTED_SLOTS> = LruHashMap::new();
+#[btf_map(name = "identity4_v1")]
+pub static IDENTITY4: HashMap<Ip4, Identity, REMOTE_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "identity6_v1")]
+pub static IDENTITY6: HashMap<Ip6, Identity, REMOTE_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "block4_v1")]
+pub static BLOCK4: LpmTrie<Ip4, Identity, BLOCK_SLOTS> = LpmTrie::new();
+#[btf_map(name = "block6_v1")]
+pub static BLOCK6: LpmTrie<Ip6, Identity, BLOCK_SLOTS> = LpmTrie::new();
+#[btf_map(name = "policy_peer_v1")]
+pub static POLICY_PEER: HashMap<PeerKey, PeerRules, PEER_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "policy_rule_v1")]
+pub static POLICY_RULE: LpmTrie<RuleKey, Rule, RULE_SLOTS> = LpmTrie::new();
 #[btf_map(name = "schema")]
 pub static SCHEMA: Array<u64, { MAX_MAPS as usize }> = Array::new();
 #[btf_map(name = "layouts")]

@@ -9,6 +9,7 @@ pub mod count;
 pub mod flows;
 pub mod maps;
 pub mod nat;
+pub mod policy;
 pub mod redirect;
 pub mod skb;
 pub mod tables;

@@ -49,8 +49,6 @@ pub trait NatFamily: Family {
     fn forth(node: &End<Self>) -> Self::Forth;
     /// The node's end.
     fn node_end(forth: &Self::Forth) -> End<Self>;
-    /// Whether both are one.
-    fn is_same(a: &Self::Addr, b: &Self::Addr) -> bool;
     /// The change from one address to another.
     fn diff(old: &Self::Addr, new: &Self::Addr) -> Diff;
     /// Writes one end's address into the header at `off`, of IPv4 with the header's checksum; what that changes of the sum of all of the header.
@@ -113,10 +111,6 @@ impl NatFamily for V4 {
     #[inline(always)]
     fn node_end(forth: &NatForth4) -> End<Self> {
         End { addr: forth.node, port: forth.node_port }
-    }
-    #[inline(always)]
-    fn is_same(a: &Ip4, b: &Ip4) -> bool {
-        a.raw() == b.raw()
     }
     #[inline(always)]
     fn diff(old: &Ip4, new: &Ip4) -> Diff {
@@ -190,11 +184,6 @@ impl NatFamily for V6 {
     #[inline(always)]
     fn node_end(forth: &NatForth6) -> End<Self> {
         End { addr: forth.node, port: forth.node_port }
-    }
-    #[inline(always)]
-    fn is_same(a: &Ip6, b: &Ip6) -> bool {
-        let ([a0, a1], [b0, b1]) = (a.raw(), b.raw());
-        (a0 ^ b0) | (a1 ^ b1) == 0
     }
     #[inline(always)]
     fn diff(old: &Ip6, new: &Ip6) -> Diff {

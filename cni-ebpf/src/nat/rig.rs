@@ -6,7 +6,7 @@ use cni_common::{drop::Point, net::Mac, wire::ETH_LEN};
 use super::{End, NatFamily, Pair, Side, back, entry, error_back, error_forth, give_way, related, rewrite};
 use crate::{
     Res,
-    ct::{Ask, Ends, allow, key::Rest, signal, track},
+    ct::{Ask, Ends, Granted, key::Rest, signal, track},
     fake::{
         Fake, Frame,
         frame::{self, Ip},
@@ -36,7 +36,7 @@ macro_rules! tested {
         impl Tested for $family {
             const IS_6: bool = $is_6;
             fn track(w: &Fake, f: &mut Frame, ask: Ask) -> Res<()> {
-                track::<$family, _, _, _>(f, w, ask, &allow)
+                track::<$family, _, _>(f, w, ask, Granted::by(w.ct_config.epoch)).map(drop)
             }
             fn forth_of(w: &Fake, f: &mut Frame, pair: &Pair<Self>, node: &Self::Addr) -> Res<Option<End<Self>>> {
                 end_of(f, w, pair, node)

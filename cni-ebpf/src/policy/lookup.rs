@@ -59,7 +59,7 @@ pub fn egress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Flow<
         return Ruling::allowed(Why::NotIsolated);
     }
     // Also what comes back from a Service to the pod that asked it.
-    if flow.src == flow.dst {
+    if F::is_same(&flow.src, &flow.dst) {
         return Ruling::allowed(Why::Itself);
     }
     judge(s, set, identify(s, &flow.dst), flow.proto, flow.port)
@@ -72,7 +72,7 @@ pub fn ingress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, from_stack:
     if set == SET_NONE {
         return Ruling::allowed(Why::NotIsolated);
     }
-    if flow.src == flow.dst {
+    if F::is_same(&flow.src, &flow.dst) {
         return Ruling::allowed(Why::Itself);
     }
     // The kubelet's probes, daemons of the node, and pods in its network.

@@ -2,15 +2,20 @@
 //!
 //! | file | what changes it |
 //! |---|---|
+//! | `judge` | which flow a packet is of, and who is asked about it |
 //! | `lookup` | who is exempt, and in which maps the others are looked up |
 //! | `ruling` | what an answer holds |
 //!
 //! Nothing is weighed here: tiers, priorities, unions and denials are compiled into entries of which one decides (`cni_common::policy`).
+pub mod judge;
 pub mod lookup;
+#[cfg(test)]
+mod packets;
 pub mod ruling;
 #[cfg(test)]
 mod tests;
 
+pub use judge::judge;
 pub use lookup::{Flow, Identities, Rules, egress, identify, ingress};
 pub use ruling::{Ruling, Why};
 

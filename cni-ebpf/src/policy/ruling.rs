@@ -54,6 +54,11 @@ impl Ruling {
     pub const fn is_allowed(self) -> bool {
         self.word & 1 != 0
     }
+    /// Whether it is denied because nobody knows who the peer is.
+    #[inline(always)]
+    pub const fn is_unknown(self) -> bool {
+        self.word >> 8 & 0xff == Why::UnknownPeer as u64
+    }
     /// Names the policy's rule that decides; 0 when it is none.
     #[inline(always)]
     pub const fn cookie(self) -> u32 {

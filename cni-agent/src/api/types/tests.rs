@@ -41,8 +41,20 @@ fn a_line_is_an_event_or_a_loss() {
 fn the_reconcilers_status_tells_waiting_rows_from_failing_ones() {
     use crate::tables::{Revision, Tables};
     let tables = Tables::new();
-    tables.set_node(Node { name: "a".into(), pod_cidrs: vec![], internal_ips: vec![] });
-    tables.set_node(Node { name: "b".into(), pod_cidrs: vec![], internal_ips: vec![] });
+    tables.set_node(Node {
+        name: "a".into(),
+        pod_cidrs: vec![],
+        internal_ips: vec![],
+        labels: std::collections::BTreeMap::new(),
+        addresses: std::collections::BTreeSet::new(),
+    });
+    tables.set_node(Node {
+        name: "b".into(),
+        pod_cidrs: vec![],
+        internal_ips: vec![],
+        labels: std::collections::BTreeMap::new(),
+        addresses: std::collections::BTreeSet::new(),
+    });
     tables.applied_except(Revision(1), &BTreeMap::from([(Row::Node("a".into()), "full".to_owned())]));
     let expected = ReconcilerStatus {
         revision: 2,

@@ -244,6 +244,7 @@ fn healthy() -> Status {
             synced: true,
             objects: 4,
             problems: vec![],
+            kinds: vec![],
         }],
         install: InstallStatus {
             stage: Stage::Installed,

@@ -71,6 +71,19 @@ pub fn cluster_policy(object: Value) -> Result<Read, Broken> {
     cluster::read(typed(&name, object)?)
 }
 
+/// What names an object that should be a NetworkPolicy, if it says so.
+pub fn network_name(object: &Value) -> Option<PolicyName> {
+    let namespace = text_of(object, "namespace").filter(|n| !n.is_empty()).unwrap_or("default").to_owned();
+    Some(PolicyName::Network { namespace, name: text_of(object, "name")?.to_owned() })
+}
+/// What names an object that should be a ClusterNetworkPolicy, if it says so.
+pub fn cluster_name(object: &Value) -> Option<PolicyName> {
+    Some(PolicyName::Cluster { name: text_of(object, "name")?.to_owned() })
+}
+fn text_of<'a>(object: &'a Value, field: &str) -> Option<&'a str> {
+    object.get("metadata")?.get(field)?.as_str()
+}
+
 /// Bytes of a text that is shown.
 const SHOWN: usize = 400;
 
@@ -83,7 +96,7 @@ fn short(mut text: String) -> String {
 }
 
 fn name_of(kind: &str, object: &Value, namespaced: bool) -> String {
-    let field = |name: &str| object.get("metadata").and_then(|m| m.get(name)).and_then(Value::as_str);
+    let field = |name: &str| text_of(object, name);
     let name = field("name").unwrap_or("without a name");
     let name = short(name.to_owned());
     if namespaced {

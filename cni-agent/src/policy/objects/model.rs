@@ -5,6 +5,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use serde::Serialize;
 
 use crate::{policy::labels::LabelSelector, tables::Protocol};
 
@@ -30,7 +31,8 @@ impl Direction {
 }
 
 /// What names a policy.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PolicyName {
     /// A NetworkPolicy.
     Network {

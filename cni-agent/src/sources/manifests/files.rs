@@ -4,7 +4,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::parse::Object;
+use super::parse::{Object, Parsed};
 use crate::tables::{Row, Tables};
 
 /// The objects of all files.
@@ -25,23 +25,44 @@ struct File {
     written: SystemTime,
     objects: BTreeMap<Row, Object>,
     problem: Option<String>,
+    /// Policies in it that are broken, and parts of others that match nothing.
+    flaws: Vec<String>,
     /// It was read without an error at least once.
     known: bool,
 }
 
 impl Files {
     /// A file was read: what it names now replaces what it named before.
-    pub fn good(&mut self, name: &str, written: SystemTime, objects: Vec<Object>) {
+    pub fn good(&mut self, name: &str, written: SystemTime, parsed: Parsed) {
         if self.files.get(name).is_some_and(|file| file.problem.is_some()) {
             tracing::info!(file = name, "manifest file can be read again");
         }
         let mut named = BTreeMap::new();
         let mut problem = None;
-        for object in objects {
+        let mut flaws = Vec::new();
+        for object in parsed.objects {
             let row = object.row();
+            if let Object::Policy(read) = &object {
+                let of = &read.policy.name;
+                flaws.extend(
+                    read.flaws.iter().map(|flaw| format!("{name}: {of}, field {flaw}; this part matches nothing")),
+                );
+            }
             if named.insert(row.clone(), object).is_some() {
                 problem = Some(format!("{name}: it has {row} twice; the later one counts: remove the other"));
             }
+        }
+        for (line, policy, broken) in parsed.broken {
+            // What it said last is what it says, as it is with whole files.
+            let row = policy.map(Row::Policy).filter(|row| !named.contains_key(row));
+            let before = row.as_ref().and_then(|row| self.files.get(name)?.objects.get(row).cloned());
+            let kept = if before.is_some() { "it stays in force as it was" } else { "it is not in force" };
+            named.extend(row.zip(before));
+            flaws.push(format!("{name}: document at line {line}: {broken}; {kept}: correct it"));
+        }
+        let said = self.files.get(name).map_or(&[][..], |file| &file.flaws);
+        for flaw in flaws.iter().filter(|flaw| !said.contains(flaw)) {
+            tracing::warn!(file = name, flaw, "policy is not as it should be");
         }
         if let Some(problem) = &problem {
             tracing::warn!(file = name, problem, "manifest file contradicts itself");
@@ -51,7 +72,7 @@ impl Files {
             self.owners.entry(row.clone()).or_default().insert(name.to_owned());
             self.touched.insert(row.clone());
         }
-        self.files.insert(name.to_owned(), File { written, objects: named, problem, known: true });
+        self.files.insert(name.to_owned(), File { written, objects: named, problem, flaws, known: true });
     }
 
     /// A file could not be read or does not parse: its last good objects stay.
@@ -60,6 +81,7 @@ impl Files {
             written: SystemTime::UNIX_EPOCH,
             objects: BTreeMap::new(),
             problem: None,
+            flaws: Vec::new(),
             known: false,
         });
         let kept = match file.objects.len() {
@@ -98,10 +120,14 @@ impl Files {
         for row in std::mem::take(&mut self.touched) {
             match self.winner(&row).map(|(_, object)| object.clone()) {
                 Some(Object::Node(node)) => tables.set_node(node),
+                Some(Object::Namespace(namespace)) => tables.set_namespace(namespace),
                 Some(Object::Pod(pod)) => tables.set_pod(pod),
+                Some(Object::Policy(read)) => tables.set_policy(*read),
                 None => match &row {
                     Row::Node(name) => tables.remove_node(name),
+                    Row::Namespace(name) => tables.remove_namespace(name),
                     Row::Pod(key) => tables.remove_pod(key),
+                    Row::Policy(name) => tables.remove_policy(name),
                     // No object of a file names another row.
                     _ => continue,
                 },
@@ -131,7 +157,7 @@ impl Files {
 
     /// What is wrong now, in order.
     pub fn problems(&self) -> Vec<String> {
-        let files = self.files.values().filter_map(|file| file.problem.clone());
+        let files = self.files.values().flat_map(|file| file.problem.iter().chain(&file.flaws).cloned());
         files.chain(self.shared.iter().map(|row| self.shared_problem(row))).collect()
     }
     /// Objects that the files name.
@@ -154,7 +180,7 @@ mod tests {
     #[test]
     fn a_removed_file_removes_its_objects() {
         let (mut files, tables) = both();
-        files.good("a.yaml", at(1), vec![node("n1", 1), node("n2", 1)]);
+        files.good("a.yaml", at(1), nodes([node("n1", 1), node("n2", 1)]));
         files.publish(&tables);
         assert_eq!(names(&tables), ["n1", "n2"]);
         files.removed("a.yaml");
@@ -165,10 +191,10 @@ mod tests {
     #[test]
     fn an_object_that_a_file_no_longer_names_is_removed_and_equal_ones_do_not_change() {
         let (mut files, tables) = both();
-        files.good("a.yaml", at(1), vec![node("n1", 1), node("n2", 1)]);
+        files.good("a.yaml", at(1), nodes([node("n1", 1), node("n2", 1)]));
         files.publish(&tables);
         let before = tables.revision();
-        files.good("a.yaml", at(2), vec![node("n2", 1)]);
+        files.good("a.yaml", at(2), nodes([node("n2", 1)]));
         files.publish(&tables);
         assert_eq!(names(&tables), ["n2"]);
         assert_eq!(tables.revision().0, before.0 + 1);
@@ -177,11 +203,11 @@ mod tests {
     #[test]
     fn an_object_that_moves_to_another_file_does_not_go_missing() {
         let (mut files, tables) = both();
-        files.good("a.yaml", at(1), vec![node("n1", 1)]);
+        files.good("a.yaml", at(1), nodes([node("n1", 1)]));
         files.publish(&tables);
         let before = tables.revision();
         files.removed("a.yaml");
-        files.good("b.yaml", at(1), vec![node("n1", 1)]);
+        files.good("b.yaml", at(1), nodes([node("n1", 1)]));
         files.publish(&tables);
         assert_eq!(tables.revision(), before);
         assert_eq!(files.problems(), [""; 0]);
@@ -190,8 +216,8 @@ mod tests {
     #[test]
     fn of_two_files_the_one_written_last_counts_and_the_other_takes_over_when_it_goes() {
         let (mut files, tables) = both();
-        files.good("b.yaml", at(1), vec![node("n1", 1)]);
-        files.good("a.yaml", at(2), vec![node("n1", 2)]);
+        files.good("b.yaml", at(1), nodes([node("n1", 1)]));
+        files.good("a.yaml", at(2), nodes([node("n1", 2)]));
         files.publish(&tables);
         assert_eq!(internal_ip(&tables, "n1"), 2);
         let problem = "node n1 is in a.yaml, b.yaml; a.yaml was written last and counts: remove it from the others";
@@ -207,7 +233,7 @@ mod tests {
         for order in [["a.yaml", "b.yaml"], ["b.yaml", "a.yaml"]] {
             let (mut files, tables) = both();
             for name in order {
-                files.good(name, at(1), vec![node("n1", name.as_bytes()[0])]);
+                files.good(name, at(1), nodes([node("n1", name.as_bytes()[0])]));
                 files.publish(&tables);
             }
             assert_eq!(internal_ip(&tables, "n1"), b'b');
@@ -217,7 +243,7 @@ mod tests {
     #[test]
     fn a_file_that_breaks_keeps_its_last_good_objects_and_says_so() {
         let (mut files, tables) = both();
-        files.good("a.yaml", at(1), vec![node("n1", 1)]);
+        files.good("a.yaml", at(1), nodes([node("n1", 1)]));
         files.bad("a.yaml", "line 3: no");
         files.publish(&tables);
         assert_eq!(names(&tables), ["n1"]);
@@ -225,7 +251,7 @@ mod tests {
             "a.yaml: line 3: no; its last good content stays in use (1 objects): correct the file or remove it";
         assert_eq!(files.problems(), [problem]);
         assert!(files.complete());
-        files.good("a.yaml", at(2), vec![node("n1", 1)]);
+        files.good("a.yaml", at(2), nodes([node("n1", 1)]));
         assert_eq!(files.problems(), [""; 0]);
     }
 
@@ -241,10 +267,40 @@ mod tests {
     #[test]
     fn an_object_twice_in_one_file_is_a_problem_and_the_later_one_counts() {
         let (mut files, tables) = both();
-        files.good("a.yaml", at(1), vec![node("n1", 1), node("n1", 2)]);
+        files.good("a.yaml", at(1), nodes([node("n1", 1), node("n1", 2)]));
         files.publish(&tables);
         assert_eq!(internal_ip(&tables, "n1"), 2);
         assert_eq!(files.problems(), ["a.yaml: it has node n1 twice; the later one counts: remove the other"]);
+    }
+
+    #[test]
+    fn a_policy_that_breaks_stays_in_force_as_it_was_and_a_new_one_is_not() {
+        let (mut files, tables) = both();
+        let file = |spec: &str| {
+            let text = format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{namespace: a, name: p}}\nspec: {spec}\n"
+            );
+            crate::sources::manifests::parse::objects(&text).expect("it is YAML")
+        };
+        files.good("a.yaml", at(1), file("{podSelector: 5}"));
+        files.publish(&tables);
+        assert!(tables.read().policies.is_empty() && files.complete());
+        assert!(files.problems()[0].contains("NetworkPolicy a/p, field spec.podSelector"), "{:?}", files.problems());
+        assert!(files.problems()[0].ends_with("it is not in force: correct it"));
+        files.good("a.yaml", at(2), file("{podSelector: {}}"));
+        files.publish(&tables);
+        assert_eq!((tables.read().policies.len(), files.problems()), (1, vec![]));
+        let before = tables.revision();
+        files.good("a.yaml", at(3), file("{podSelector: 5}"));
+        files.publish(&tables);
+        assert_eq!(tables.revision(), before);
+        assert!(files.problems()[0].ends_with("it stays in force as it was: correct it"));
+        files.good("a.yaml", at(4), file("{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: x}}]}]}"));
+        files.publish(&tables);
+        assert!(files.problems()[0].ends_with("this part matches nothing"), "{:?}", files.problems());
+        files.removed("a.yaml");
+        files.publish(&tables);
+        assert!(tables.read().policies.is_empty() && files.problems().is_empty());
     }
 
     fn both() -> (Files, Tables) {
@@ -253,8 +309,18 @@ mod tests {
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
+    fn nodes<const N: usize>(objects: [Object; N]) -> Parsed {
+        Parsed { objects: objects.into(), broken: Vec::new() }
+    }
     fn node(name: &str, v: u8) -> Object {
-        Object::Node(Node { name: name.into(), pod_cidrs: vec![], internal_ips: vec![[10, 0, 0, v].into()] })
+        let internal_ips = vec![[10, 0, 0, v].into()];
+        Object::Node(Node {
+            name: name.into(),
+            pod_cidrs: vec![],
+            internal_ips,
+            labels: BTreeMap::new(),
+            addresses: BTreeSet::new(),
+        })
     }
     fn names(tables: &Tables) -> Vec<String> {
         tables.read().nodes.keys().cloned().collect()

@@ -5,8 +5,9 @@ use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use crate::{
+    policy::objects::{self as policies, Broken, PolicyName, Read},
     sources::convert::{self, ConvertError},
-    tables::{Node, Pod, Row},
+    tables::{Namespace, Node, Pod, Row},
 };
 
 /// Documents of a file at most.
@@ -17,17 +18,32 @@ const MAX_DOCUMENTS: usize = 100_000;
 pub enum Object {
     /// A node.
     Node(Node),
+    /// A namespace.
+    Namespace(Namespace),
     /// A pod.
     Pod(Pod),
+    /// A policy of either kind.
+    Policy(Box<Read>),
 }
 impl Object {
     /// The table row that it fills.
     pub fn row(&self) -> Row {
         match self {
             Self::Node(node) => Row::Node(node.name.clone()),
+            Self::Namespace(namespace) => Row::Namespace(namespace.name.clone()),
             Self::Pod(pod) => Row::Pod(pod.key()),
+            Self::Policy(read) => Row::Policy(read.policy.name.clone()),
         }
     }
+}
+
+/// What a file says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// Its objects, in their order.
+    pub objects: Vec<Object>,
+    /// Policies that are none, which change nothing: the line where each begins, its name if it has one, and what is wrong.
+    pub broken: Vec<(u64, Option<PolicyName>, Broken)>,
 }
 
 /// Why a file gives no objects.
@@ -71,11 +87,12 @@ pub enum ParseError {
     },
 }
 
-/// The objects of a file in their order; kinds that we do not follow are left out, lists are opened.
-pub fn objects(text: &str) -> Result<Vec<Object>, ParseError> {
+/// The objects of a file in their order; kinds that we do not follow are left out, lists are opened. A policy that is broken does not make the
+/// file unusable: others are to go on protecting what they protect.
+pub fn objects(text: &str) -> Result<Parsed, ParseError> {
     // JSON is YAML, but a JSON file may be indented by tabs, which YAML forbids.
     let json = text.trim_start().starts_with('{').then(|| serde_json::from_str::<Value>(text).ok()).flatten();
-    let mut objects = Vec::new();
+    let mut objects = Parsed::default();
     if let Some(document) = json {
         take(1, document, &mut objects)?;
         return Ok(objects);
@@ -100,7 +117,8 @@ fn syntax(error: &serde_saphyr::Error) -> ParseError {
     ParseError::Syntax { line, cause: text.lines().next().unwrap_or("not valid YAML").to_owned() }
 }
 
-fn take(line: u64, document: Value, objects: &mut Vec<Object>) -> Result<(), ParseError> {
+fn take(line: u64, document: Value, parsed: &mut Parsed) -> Result<(), ParseError> {
+    let objects = &mut parsed.objects;
     let field = |name: &'static str| {
         let text = document.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
         text.map(str::to_owned).ok_or(ParseError::NoObject { line, field: name })
@@ -110,23 +128,44 @@ fn take(line: u64, document: Value, objects: &mut Vec<Object>) -> Result<(), Par
             let node = convert::node(&typed::<core::Node>(line, "Node", document)?);
             objects.push(Object::Node(node.map_err(|source| ParseError::Content { line, source })?));
         }
+        ("v1", "Namespace") => {
+            let namespace = convert::namespace(&typed::<core::Namespace>(line, "Namespace", document)?);
+            objects.push(Object::Namespace(namespace.map_err(|source| ParseError::Content { line, source })?));
+        }
+        ("networking.k8s.io/v1", "NetworkPolicy") => {
+            let name = policies::network_name(&document);
+            take_policy(line, name, policies::network_policy(document), parsed);
+        }
+        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
+            let name = policies::cluster_name(&document);
+            take_policy(line, name, policies::cluster_policy(document), parsed);
+        }
         ("v1", "Pod") => {
             let pod = convert::pod(&typed::<core::Pod>(line, "Pod", document)?);
             objects.push(Object::Pod(pod.map_err(|source| ParseError::Content { line, source })?));
         }
-        ("v1", "List" | "NodeList" | "PodList") => {
+        ("v1", "List" | "NodeList" | "PodList" | "NamespaceList")
+        | ("networking.k8s.io/v1", "NetworkPolicyList")
+        | ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicyList") => {
             let items = match document {
                 Value::Object(mut fields) => fields.remove("items"),
                 _ => None,
             };
             let Some(Value::Array(items)) = items else { return Err(ParseError::NoObject { line, field: "items" }) };
             for item in items {
-                take(line, item, objects)?;
+                take(line, item, parsed)?;
             }
         }
         (version, kind) => tracing::debug!(line, version, kind, "kind is not followed, left out"),
     }
     Ok(())
+}
+
+fn take_policy(line: u64, name: Option<PolicyName>, read: Result<Read, Broken>, parsed: &mut Parsed) {
+    match read {
+        Ok(read) => parsed.objects.push(Object::Policy(Box::new(read))),
+        Err(broken) => parsed.broken.push((line, name, broken)),
+    }
 }
 
 fn typed<T: DeserializeOwned>(line: u64, kind: &str, document: Value) -> Result<T, ParseError> {
@@ -161,7 +200,7 @@ metadata:
   name: p
   labels: {version: \"1.10\", on: \"yes\"}
 ";
-        let objects = objects(text).unwrap();
+        let objects = objects(text).unwrap().objects;
         assert_eq!(rows(&objects), ["node n1", "pod default/p"]);
         let Object::Pod(pod) = &objects[1] else { panic!("{objects:?}") };
         assert_eq!((pod.labels["version"].as_str(), pod.labels["on"].as_str()), ("1.10", "yes"));
@@ -170,28 +209,74 @@ metadata:
     #[test]
     fn json_is_read_too_indented_by_tabs_or_not() {
         let text = "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Node\",\n\t\"metadata\": {\"name\": \"n1\"}\n}";
-        assert_eq!(rows(&objects(text).unwrap()), ["node n1"]);
-        assert_eq!(rows(&objects(&text.replace('\t', "  ")).unwrap()), ["node n1"]);
+        assert_eq!(rows(&objects(text).unwrap().objects), ["node n1"]);
+        assert_eq!(rows(&objects(&text.replace('\t', "  ")).unwrap().objects), ["node n1"]);
     }
 
     #[test]
     fn a_list_is_opened() {
         let item = |kind: &str, name: &str| format!("- {{apiVersion: v1, kind: {kind}, metadata: {{name: {name}}}}}\n");
         let text = format!("apiVersion: v1\nkind: List\nitems:\n{}{}", item("Pod", "a"), item("Node", "b"));
-        assert_eq!(rows(&objects(&text).unwrap()), ["pod default/a", "node b"]);
+        assert_eq!(rows(&objects(&text).unwrap().objects), ["pod default/a", "node b"]);
     }
 
     #[test]
     fn a_file_may_list_the_pods_of_a_cluster() {
         let document = |n| format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: p{n}, labels: {{a: b}}}}\n");
         let text: String = (0..3000).map(document).collect();
-        assert_eq!(objects(&text).unwrap().len(), 3000);
+        assert_eq!(objects(&text).unwrap().objects.len(), 3000);
+    }
+
+    #[test]
+    fn policies_of_both_kinds_and_namespaces_are_read() {
+        let text = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {team: a}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: shop, name: deny}
+spec: {podSelector: {}}
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: admin}
+spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}
+---
+apiVersion: networking.k8s.io/v2
+kind: NetworkPolicy
+metadata: {name: other}
+";
+        let parsed = objects(text).unwrap();
+        assert_eq!(rows(&parsed.objects), ["namespace shop", "NetworkPolicy shop/deny", "ClusterNetworkPolicy admin"]);
+        assert_eq!(parsed.broken, []);
+    }
+
+    #[test]
+    fn a_policy_that_is_none_leaves_the_others_usable_and_is_named() {
+        let text = "\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: shop, name: bad}
+spec: {podSelector: [x]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+";
+        let parsed = objects(text).unwrap();
+        assert_eq!(rows(&parsed.objects), ["node n1"]);
+        let (line, name, broken) = &parsed.broken[0];
+        assert_eq!(*line, 1);
+        assert_eq!(name, &Some(PolicyName::Network { namespace: "shop".into(), name: "bad".into() }));
+        assert!(broken.to_string().starts_with("NetworkPolicy shop/bad, field spec.podSelector"), "{broken}");
     }
 
     #[test]
     fn an_empty_file_has_no_objects() {
         for text in ["", "\n\n", "# nothing\n", "---\n---\n"] {
-            assert_eq!(objects(text).unwrap(), [], "{text:?}");
+            assert_eq!(objects(text).unwrap(), Parsed::default(), "{text:?}");
         }
     }
 

@@ -18,7 +18,7 @@ fn the_initial_listing_is_in_the_tables_when_the_source_is_synced() {
     }
     fs::create_dir(dir.path().join("g.yaml")).unwrap();
     let (tables, running) = start(dir.path());
-    assert!(tables.wait_synced(tables::Source::Manifests, LONG));
+    assert!(tables.wait_synced(tables::Source::Cluster, LONG));
     assert_eq!(nodes(&tables), ["n1", "n2", "n3"]);
     assert!(tables.read().pods.contains_key(&PodKey::new("default", "p1")));
     let status = running.report().wait_for(LONG, |s| s.synced).unwrap();
@@ -30,7 +30,7 @@ fn a_missing_directory_is_made_and_an_empty_one_is_in_sync() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("deep/manifests");
     let (tables, _running) = start(&path);
-    assert!(tables.wait_synced(tables::Source::Manifests, LONG));
+    assert!(tables.wait_synced(tables::Source::Cluster, LONG));
     assert!(path.is_dir());
     publish(&path, "a.yaml", &node("n1"));
     assert!(await_nodes(&tables, &["n1"]));
@@ -76,7 +76,7 @@ fn a_file_that_breaks_keeps_its_objects_until_it_is_mended() {
     let dir = TempDir::new().unwrap();
     write(&dir, "a.yaml", &node("n1"));
     let (tables, running) = start(dir.path());
-    assert!(tables.wait_synced(tables::Source::Manifests, LONG));
+    assert!(tables.wait_synced(tables::Source::Cluster, LONG));
     publish(dir.path(), "a.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: [\n");
     let status = running.report().wait_for(LONG, |s| !s.problems.is_empty()).unwrap();
     assert!(status.problems[0].starts_with("a.yaml: line ") && status.problems[0].contains("last good"), "{status:?}");
@@ -93,10 +93,10 @@ fn a_file_that_is_broken_from_the_start_holds_the_sync_mark_back() {
     write(&dir, "b.yaml", "kind: Node");
     let (tables, running) = start(dir.path());
     let status = running.report().wait_for(LONG, |s| !s.problems.is_empty()).unwrap();
-    assert!(!status.synced && !tables.is_synced(tables::Source::Manifests));
+    assert!(!status.synced && !tables.is_synced(tables::Source::Cluster));
     assert_eq!(nodes(&tables), ["n1"]);
     fs::remove_file(dir.path().join("b.yaml")).unwrap();
-    assert!(tables.wait_synced(tables::Source::Manifests, LONG));
+    assert!(tables.wait_synced(tables::Source::Cluster, LONG));
 }
 
 #[test]

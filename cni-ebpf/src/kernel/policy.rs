@@ -1,0 +1,48 @@
+//! The policy maps behind the traits of the logic.
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use cni_common::policy::{PeerKey, RULE_PORT_BITS, Rule, RuleKey};
+use cni_ebpf::{
+    Tables,
+    family::{Family, V4, V6},
+    policy::{Identities, Rules},
+};
+
+use super::{Kernel, maps::*};
+
+impl Rules for Kernel {
+    #[inline(always)]
+    fn rules_of(&self, set: u32, identity: u32) -> Option<u32> {
+        // SAFETY: programs only read these maps, and entries are freed after an RCU grace period, which a program's run holds off.
+        unsafe { POLICY_PEER.get(PeerKey { set, identity }) }.map(|found| found.rules)
+    }
+    #[inline(always)]
+    fn rule(&self, key: &RuleKey) -> Option<&Rule> {
+        POLICY_RULE.get(&Key::new(RULE_PORT_BITS, *key))
+    }
+}
+
+macro_rules! identities {
+    ($family:ty, $bits:literal, $identity:ident, $block:ident) => {
+        impl Identities<$family> for Kernel {
+            #[inline(always)]
+            fn identity(&self, a: &<$family as Family>::Addr) -> Option<u32> {
+                // SAFETY: as above.
+                unsafe { $identity.get(a) }.map(|found| found.identity)
+            }
+            #[inline(always)]
+            fn block(&self, a: &<$family as Family>::Addr) -> Option<u32> {
+                $block.get(&Key::new($bits, *a)).map(|found| found.identity)
+            }
+            #[inline(always)]
+            fn is_inside(&self, a: &<$family as Family>::Addr) -> bool {
+                Tables::<$family>::cidr(self, a).is_some()
+            }
+            #[inline(always)]
+            fn is_own(&self, a: &<$family as Family>::Addr) -> bool {
+                Tables::<$family>::own(self, a) != 0
+            }
+        }
+    };
+}
+identities!(V4, 32, IDENTITY4, BLOCK4);
+identities!(V6, 128, IDENTITY6, BLOCK6);
