@@ -21,15 +21,16 @@ const BPF_RUSTFLAGS: &str = r#"-Clink-arg=--btf -Cdebuginfo=2 -Ctarget-cpu=v3 --
 /// The largest plugin that we ship, in bytes: a container runtime starts it for every pod.
 const PLUGIN_LIMIT: u64 = 2 << 20;
 /// Our programs and the packages that they come from.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("weft-agent", "cni-agent"),
     ("weft", "cni-agent"),
     ("weft-cni", "cni-plugin"),
     ("weft-lab", "lab"),
+    ("weft-cluster", "cluster"),
     ("weft-bench", "bench"),
 ];
 
-/// Build the BPF object, the agent, the weft command, the CNI plugin, the lab and the bench.
+/// Build the BPF object, the agent, the weft command, the CNI plugin, the lab, the cluster and the bench.
 ///
 /// The BPF object is built first and then put into the agent. All programs are linked statically, so that they run in
 /// any container and in the virtual machines of `cargo xtask vm`. Prints each file with its size; a plugin of more than

@@ -8,9 +8,11 @@
 mod accept;
 mod bench;
 mod build;
+mod cluster;
 mod deb;
 mod docs;
 mod fuzz;
+mod image;
 mod lab;
 mod libtest;
 mod lint;
@@ -44,9 +46,11 @@ struct Cli {
 enum Verb {
     Setup(setup::Args),
     Build(build::Args),
+    Image(image::Args),
     Lint(lint::Args),
     Test(test::Args),
     Lab(lab::Args),
+    Cluster(cluster::Args),
     Vm(vm::Args),
     Verifier(verifier::Args),
     Bench(bench::Args),
@@ -59,9 +63,11 @@ fn main() -> ExitCode {
     let outcome = Workspace::find().and_then(|ws| match cli.verb {
         Verb::Setup(args) => setup::main(&ws, &args),
         Verb::Build(args) => build::main(&ws, &args),
+        Verb::Image(args) => image::main(&ws, &args),
         Verb::Lint(args) => lint::main(&ws, &args),
         Verb::Test(args) => test::main(&ws, &args),
         Verb::Lab(args) => lab::main(&ws, &args),
+        Verb::Cluster(args) => cluster::main(&ws, &args),
         Verb::Vm(args) => vm::main(&ws, &args),
         Verb::Verifier(args) => verifier::main(&ws, &args),
         Verb::Bench(args) => bench::main(&ws, &args),

@@ -57,12 +57,23 @@ pub enum Need {
     Fuzz,
     /// Check the files of Vagrant and Lima.
     Providers,
+    /// Run Kubernetes.
+    Cluster,
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Bpf, Self::Lint, Self::Lab, Self::Vm, Self::Reference, Self::Clients, Self::Fuzz, Self::Providers];
+    pub const ALL: [Self; 9] = [
+        Self::Bpf,
+        Self::Lint,
+        Self::Lab,
+        Self::Vm,
+        Self::Reference,
+        Self::Clients,
+        Self::Fuzz,
+        Self::Providers,
+        Self::Cluster,
+    ];
 }
 
 /// A program of the distribution: what is looked for, the Debian package that has it, and what it is needed for.
@@ -72,8 +83,8 @@ struct Tool {
     needs: &'static [Need],
 }
 
-const TOOLS: [Tool; 29] = [
-    Tool { program: "ip", package: "iproute2", needs: &[Need::Lab, Need::Vm] },
+const TOOLS: [Tool; 31] = [
+    Tool { program: "ip", package: "iproute2", needs: &[Need::Lab, Need::Vm, Need::Cluster] },
     Tool { program: "tc", package: "iproute2", needs: &[Need::Lab, Need::Vm] },
     Tool { program: "ping", package: "iputils-ping", needs: &[Need::Lab, Need::Vm] },
     Tool { program: "tracepath", package: "iputils-tracepath", needs: &[Need::Lab, Need::Vm] },
@@ -95,11 +106,13 @@ const TOOLS: [Tool; 29] = [
     Tool { program: "strip", package: "binutils", needs: &[Need::Vm] },
     Tool { program: "dpkg-deb", package: "dpkg", needs: &[Need::Vm] },
     Tool { program: "podman", package: "podman", needs: &[Need::Clients] },
-    Tool { program: "containerd", package: "containerd", needs: &[Need::Clients] },
-    Tool { program: "ctr", package: "containerd", needs: &[Need::Clients] },
-    Tool { program: "runc", package: "runc", needs: &[Need::Clients] },
+    Tool { program: "containerd", package: "containerd", needs: &[Need::Clients, Need::Cluster] },
+    Tool { program: "ctr", package: "containerd", needs: &[Need::Clients, Need::Cluster] },
+    Tool { program: "runc", package: "runc", needs: &[Need::Clients, Need::Cluster] },
     // A machine of its own for each test of a container runtime.
-    Tool { program: "unshare", package: "util-linux", needs: &[Need::Clients, Need::Providers] },
+    Tool { program: "unshare", package: "util-linux", needs: &[Need::Clients, Need::Providers, Need::Cluster] },
+    Tool { program: "nsenter", package: "util-linux", needs: &[Need::Cluster] },
+    Tool { program: "openssl", package: "openssl", needs: &[Need::Cluster] },
     Tool { program: "setpriv", package: "util-linux", needs: &[Need::Clients, Need::Vm] },
     Tool { program: "cc", package: "gcc", needs: &[Need::Bpf] },
     Tool { program: "vagrant", package: "vagrant", needs: &[Need::Providers] },
@@ -127,9 +140,9 @@ pub fn ensure(ws: &Workspace, needs: &[Need]) -> Result<()> {
         components(ws)?;
         cargo_tool(ws, "cargo-deny", CARGO_DENY, "checks licences and sources of dependencies")?;
     }
-    if needs.contains(&Need::Reference) && which("go").is_none() {
+    if needs.iter().any(|n| matches!(n, Need::Reference | Need::Cluster)) && which("go").is_none() {
         bail!(
-            "Go is missing: it builds cnitool and the CNI project's plugins for the tests. Install Go 1.24.2 or newer and put it on PATH"
+            "Go is missing: it builds Kubernetes, cnitool and the CNI project's plugins for the tests. Install Go 1.25 or newer and put it on PATH"
         );
     }
     Ok(())

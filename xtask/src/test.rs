@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 pub use self::binaries::{TestBinary, count_tests, test_binaries};
 use crate::{
     build::{self, Built, Profile},
-    docs, fuzz,
+    cluster, docs, fuzz,
     libtest::{self, Counts, Reader},
     reference,
     run::{self, Ended, Read},
@@ -25,7 +25,7 @@ use crate::{
 
 /// Run the tests: native, fuzz, packets, lab, restart, clients, docs, providers, and virtual machines.
 ///
-/// Suites run in that order and all of them, also after a failure; the suite long only when it is asked for. The last line is `N passed, N failed, N skipped`, and the
+/// Suites run in that order and all of them, also after a failure; the suites long and cluster only when they are asked for. The last line is `N passed, N failed, N skipped`, and the
 /// exit code is 1 if a test failed or a suite ran none. Suites that open network namespaces or load BPF programs need root
 /// and say so before anything starts; `cargo test` and the suite `native` do not.
 #[derive(clap::Args)]
@@ -64,10 +64,12 @@ enum Suite {
     Providers,
     /// Packets and lab on the oldest and the newest kernel, in virtual machines
     Vm,
+    /// Weft in a real Kubernetes cluster
+    Cluster,
 }
 
 impl Suite {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Native,
         Self::Fuzz,
         Self::Packets,
@@ -78,11 +80,12 @@ impl Suite {
         Self::Providers,
         Self::Vm,
         Self::Long,
+        Self::Cluster,
     ];
 
     /// Runs though nobody has asked for it.
     fn is_ordinary(self) -> bool {
-        self != Self::Long
+        !matches!(self, Self::Long | Self::Cluster)
     }
 
     fn name(self) -> &'static str {
@@ -97,6 +100,7 @@ impl Suite {
             Self::Docs => "docs",
             Self::Providers => "providers",
             Self::Vm => "vm",
+            Self::Cluster => "cluster",
         }
     }
 
@@ -110,6 +114,7 @@ impl Suite {
             Self::Long => "ten thousand pods and a thousand restarts leave nothing behind: only if asked for",
             Self::Clients => "the plugin, driven by cnitool, podman and containerd, and beside other CNI plugins",
             Self::Docs => "the commands of README.md and docs/",
+            Self::Cluster => "Weft in a real Kubernetes cluster, whose programs are built first: only if asked for",
             Self::Providers => {
                 "tests/vm/Vagrantfile and lima.yaml: vagrant and limactl (where it is here) can read them"
             }
@@ -120,7 +125,7 @@ impl Suite {
     }
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Packets | Self::Lab | Self::Restart | Self::Long | Self::Clients | Self::Docs)
+        !matches!(self, Self::Native | Self::Fuzz | Self::Providers | Self::Vm)
     }
 
     fn needs(self) -> &'static [Need] {
@@ -129,6 +134,7 @@ impl Suite {
             Self::Fuzz => &[Need::Fuzz],
             Self::Packets | Self::Lab | Self::Restart | Self::Long | Self::Docs => &[Need::Bpf, Need::Lab],
             Self::Clients => &[Need::Bpf, Need::Lab, Need::Reference, Need::Clients],
+            Self::Cluster => &[Need::Bpf, Need::Cluster, Need::Reference],
             Self::Providers => &[Need::Providers],
             Self::Vm => &[Need::Bpf, Need::Vm],
         }
@@ -141,7 +147,7 @@ const RESTART_ROUNDS: &str = "WEFT_RESTART_ROUNDS";
 const LONG: (&str, &str) = ("WEFT_ENDURANCE", "10000,1000");
 
 /// How long one test binary may run.
-const BINARY_LIMIT: Duration = Duration::from_secs(15 * 60);
+pub const BINARY_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// The same in the suite long.
 const LONG_LIMIT: Duration = Duration::from_secs(60 * 60);
 
@@ -278,6 +284,7 @@ fn run_suite(suite: Suite, shared: &mut Shared<'_>) -> Result<Counts> {
         Suite::Docs => docs::run(ws),
         Suite::Providers => vm::validate(ws),
         Suite::Vm => in_vms(shared),
+        Suite::Cluster => cluster::run_tests(ws, &[]),
     }
 }
 
@@ -341,22 +348,31 @@ fn run_watched(
     let (built, binaries) = shared.get()?;
     let mut counts = Counts::default();
     for binary in binaries.iter().filter(|b| which(b)) {
-        let mut reader = Reader::default();
-        println!("running {} ({})", binary.name, ws.show(&binary.file));
-        let mut command: Command = ws.command(&binary.file);
-        // Tests that share one machine's lab would disturb each other: one at a time. What passing tests print is shown too.
-        command
-            .args(["--show-output", "--test-threads=1"])
-            .env("WEFT_BIN_DIR", &built.bin_dir)
-            .envs(env.iter().copied());
-        let ended = run::stream(&mut command, Read::Stdout, limit, |line| {
-            println!("{line}");
-            reader.line(line);
-            watch(line);
-        })?;
-        let mut own = reader.finish();
-        note_end(&mut own, &binary.name, ended);
-        counts.add(&own);
+        counts.add(&run_binary(ws, built, binary, env, limit, watch)?);
     }
+    Ok(counts)
+}
+
+/// Runs one test binary, for at most `limit`.
+pub fn run_binary(
+    ws: &Workspace,
+    built: &Built,
+    binary: &TestBinary,
+    env: &Env<'_>,
+    limit: Duration,
+    watch: &mut dyn FnMut(&str),
+) -> Result<Counts> {
+    let mut reader = Reader::default();
+    println!("running {} ({})", binary.name, ws.show(&binary.file));
+    let mut command: Command = ws.command(&binary.file);
+    // Tests that share one machine's lab would disturb each other: one at a time. What passing tests print is shown too.
+    command.args(["--show-output", "--test-threads=1"]).env("WEFT_BIN_DIR", &built.bin_dir).envs(env.iter().copied());
+    let ended = run::stream(&mut command, Read::Stdout, limit, |line| {
+        println!("{line}");
+        reader.line(line);
+        watch(line);
+    })?;
+    let mut counts = reader.finish();
+    note_end(&mut counts, &binary.name, ended);
     Ok(counts)
 }

@@ -236,7 +236,7 @@ mod tests {
         next.desired.delta = Delta::default();
         next.desired.delta.adopt(&mut next.kernel).expect("adopts");
         next.written = 0;
-        next.desired.heard = Heard { objects: false, ways: false };
+        next.desired.heard = Heard { objects: false, ways: false, policies: false };
         // The kernel is read before the Node object says which devices are meant.
         next.tables.set_devices(BTreeMap::new());
         next.tables.mark_dirty(Row::Devices);

@@ -1,0 +1,101 @@
+//! Names, numbers and places of the cluster's parts.
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
+
+/// Everything that the cluster writes on the machine stands here.
+pub const ROOT: &str = "/run/weft-cluster";
+/// The network namespace of the control plane, with the bridge that joins the nodes.
+pub const CONTROL_PLANE: &str = "weft-cluster";
+/// A node's device to the others.
+pub const NODE_DEVICE: &str = "eth0";
+/// Where the API server listens, at the control plane's addresses.
+pub const API_PORT: u16 = 6443;
+/// Services' addresses.
+pub const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/112";
+/// All pods' addresses; of them each node gets a /24 and a /64.
+pub const POD_CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
+/// Where pods look for the cluster's DNS.
+pub const DNS: &str = "10.96.0.10";
+/// As many nodes as the addresses reach for.
+pub const MAX_NODES: u8 = 99;
+/// Weft's own image, as `cargo xtask image` names it.
+pub const WEFT_IMAGE: &str = concat!("weft.test/weft:", env!("CARGO_PKG_VERSION"));
+/// What every pod's first container is.
+pub const PAUSE_IMAGE: &str = "weft.test/pause:1";
+/// Upstream's program for tests of networks.
+pub const AGNHOST_IMAGE: &str = "weft.test/agnhost:1";
+
+/// What node `number`, from 1, is called.
+#[must_use]
+pub fn node_name(number: u8) -> String {
+    format!("node-{number}")
+}
+
+/// The network namespace of node `number`.
+#[must_use]
+pub fn node_netns(number: u8) -> String {
+    format!("{CONTROL_PLANE}-{number}")
+}
+
+/// Whether a network namespace of this name is the cluster's.
+#[must_use]
+pub fn is_ours(netns: &str) -> bool {
+    netns.strip_prefix(CONTROL_PLANE).is_some_and(|rest| {
+        rest.is_empty() || rest.strip_prefix('-').is_some_and(|n| n.parse::<u8>().is_ok_and(|n| n > 0))
+    })
+}
+
+/// The control plane's addresses.
+#[must_use]
+pub fn control_plane_addresses() -> (Ipv4Addr, Ipv6Addr) {
+    addresses(1)
+}
+
+/// Where the API server is.
+#[must_use]
+pub fn api_server() -> String {
+    format!("https://{}:{API_PORT}", control_plane_addresses().0)
+}
+
+/// A node's addresses.
+#[must_use]
+pub fn node_addresses(number: u8) -> (Ipv4Addr, Ipv6Addr) {
+    addresses(10 + number)
+}
+
+fn addresses(host: u8) -> (Ipv4Addr, Ipv6Addr) {
+    (Ipv4Addr::new(172, 31, 0, host), Ipv6Addr::new(0xfd00, 0x31, 0, 0, 0, 0, 0, u16::from(host)))
+}
+
+/// The directory of a node or of the control plane.
+#[must_use]
+pub fn directory(unit: &str) -> PathBuf {
+    PathBuf::from(ROOT).join(unit)
+}
+
+/// The kubeconfig of this user.
+#[must_use]
+pub fn kubeconfig(user: &str) -> PathBuf {
+    directory("kubeconfig").join(user)
+}
+
+/// Where the programs wrote what they had to say: of `unit`, by program.
+#[must_use]
+pub fn logs(unit: &str) -> PathBuf {
+    directory(unit).join("log")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_of_others_are_not_ours() {
+        assert!(is_ours(CONTROL_PLANE) && is_ours(&node_netns(1)) && is_ours(&node_netns(MAX_NODES)));
+        assert!(
+            !is_ours("weft-cluster-") && !is_ours("weft-cluster-old") && !is_ours("weft-node-1") && !is_ours("weft")
+        );
+    }
+}

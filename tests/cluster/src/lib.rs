@@ -1,0 +1,21 @@
+//! A real Kubernetes cluster on one machine: etcd, API server, controllers, scheduler, and nodes with kubelet, containerd and
+//! runc, each in namespaces of its own.
+//!
+//! A node has its own network, mounts, processes, host name and cgroups, and a root that is an overlay over the machine's: the places that
+//! an agent, a kubelet and a container runtime know (`/etc/cni`, `/opt/cni`, `/run`, `/var/lib`, `/sys/fs/bpf`) are the node's
+//! alone, and go with it. The first process of each is this crate's program ([`init`]); whoever ends it ends all of them.
+//! There is one cluster on a machine at a time. A [`Cluster`] is the fixture of tests; `weft-cluster` is the same for people.
+mod cgroups;
+mod clean;
+mod cluster;
+mod control_plane;
+mod files;
+pub mod init;
+pub mod layout;
+mod network;
+mod node;
+pub mod pods;
+mod wait;
+
+pub use cluster::{Cluster, Config, Halted, LOOPBACK, NAMESPACE, Network, UP_LIMIT, chart, kubectl};
+pub use wait::until;

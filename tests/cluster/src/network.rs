@@ -1,0 +1,77 @@
+//! The wires: a bridge in the control plane's network namespace, and each node on it.
+use std::{
+    io::{Read as _, Write as _},
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use cni_agent::netlink::netns;
+
+use crate::layout::{CONTROL_PLANE, NODE_DEVICE, control_plane_addresses, node_addresses, node_name, node_netns};
+
+/// Makes the namespaces, and wires those of `nodes`.
+pub(crate) fn up(nodes: u8) -> Result<()> {
+    make(CONTROL_PLANE)?;
+    let (v4, v6) = control_plane_addresses();
+    ip(
+        CONTROL_PLANE,
+        &format!(
+            "link set lo up\nlink add bridge type bridge\naddress add {v4}/24 dev bridge\naddress add {v6}/64 dev bridge nodad\nlink set bridge up\n"
+        ),
+    )?;
+    (1..=nodes).try_for_each(node)
+}
+
+/// Makes the namespace of a node and wires it.
+fn node(number: u8) -> Result<()> {
+    let (netns, name) = (node_netns(number), node_name(number));
+    make(&netns)?;
+    // Made in the control plane's namespace: its name is free there.
+    ip(
+        CONTROL_PLANE,
+        &format!("link add {name} type veth peer name {NODE_DEVICE} netns {netns}\nlink set {name} master bridge up\n"),
+    )?;
+    let ((v4, v6), (gateway4, gateway6)) = (node_addresses(number), control_plane_addresses());
+    ip(
+        &netns,
+        &format!(
+            "link set lo up\naddress add {v4}/24 dev {NODE_DEVICE}\naddress add {v6}/64 dev {NODE_DEVICE} nodad\nlink set {NODE_DEVICE} up\n\
+         route add default via {gateway4}\nroute add default via {gateway6}\n"
+        ),
+    )?;
+    let fd = open(&netns)?;
+    for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        netns::set_sysctl(fd.as_fd(), key, "1").with_context(|| format!("set net/{key} in {netns}"))?;
+    }
+    Ok(())
+}
+
+fn make(name: &str) -> Result<()> {
+    netns::create(name).map(drop).with_context(|| format!("make the network namespace {name}"))
+}
+
+/// The cluster's network namespace of this name.
+pub(crate) fn open(name: &str) -> Result<OwnedFd> {
+    let cure = || format!("there is no network namespace {name}: is the cluster up?");
+    if !Path::new(netns::DIRECTORY).join(name).exists() {
+        bail!(cure());
+    }
+    netns::open(netns::path_of(name)).with_context(cure)
+}
+
+/// Runs lines of `ip -batch` in a namespace.
+pub(crate) fn ip(netns: &str, lines: &str) -> Result<()> {
+    let what = || format!("wire {netns} by ip (cargo xtask setup installs it)");
+    let mut command = Command::new("ip");
+    command.args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = netns::spawn_in(open(netns)?.as_fd(), &mut command).with_context(what)?;
+    child.stdin.take().context("ip's input")?.write_all(lines.as_bytes()).with_context(what)?;
+    let mut said = String::new();
+    child.stderr.take().context("ip's errors")?.read_to_string(&mut said).with_context(what)?;
+    if !child.wait().with_context(what)?.success() {
+        bail!("{}: {}", what(), said.trim());
+    }
+    Ok(())
+}

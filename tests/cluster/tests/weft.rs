@@ -1,0 +1,156 @@
+//! Weft in a cluster, installed as users do: pods, nodes, the agent's life, its end.
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use cluster::{
+    Cluster, Config, LOOPBACK, NAMESPACE, Network, chart, layout,
+    pods::{self, Workload, addresses, connect, run},
+    until,
+};
+use lab::probe::{Place, while_sending};
+
+/// On a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn up() -> Cluster {
+    let begin = Instant::now();
+    let cluster = Cluster::up(Config { nodes: 2, network: Network::Weft }, |line| println!("{line}")).unwrap();
+    println!("figure: a cluster of two nodes on Weft is usable after {:.1} s", begin.elapsed().as_secs_f64());
+    cluster
+}
+
+/// The place of a pod, for probes that start inside its network namespace.
+fn place(cluster: &Cluster, pod: &str, node: u8) -> Place {
+    let addresses = addresses(cluster, pod).unwrap();
+    let namespaces = cluster.node_root(node).unwrap().join("run/netns");
+    let has_address = |path: &PathBuf| {
+        // An absolute path names any namespace.
+        let place = Place::new(pod, path.to_str().unwrap(), addresses.clone()).ok()?;
+        place.run(|| std::net::UdpSocket::bind((addresses[0], 0))).ok().map(|_| place)
+    };
+    let mut paths = fs::read_dir(&namespaces).unwrap().map(|e| e.unwrap().path());
+    paths.find_map(|p| has_address(&p)).unwrap_or_else(|| panic!("no network namespace has {addresses:?}"))
+}
+
+/// Waits until the DaemonSet's agents are those that it wants, and Ready.
+fn rolled_out(cluster: &Cluster) {
+    cluster.kubectl(&["rollout", "status", "daemonset/weft", "-n", NAMESPACE, "--timeout=90s"]).unwrap();
+}
+
+#[test]
+fn pods_reach_each_other_and_probes_reach_pods() {
+    let cluster = up();
+    let pods = [
+        Workload::on("a1", 1),
+        Workload::on("b1", 1),
+        Workload::on("a2", 2),
+        Workload::anywhere("c"),
+        Workload::of_the_host("host", 2),
+    ];
+    run(&cluster, &pods, LIMIT).unwrap();
+    for from in &pods {
+        for to in pods.iter().filter(|to| to.name() != from.name()) {
+            connect(&cluster, from.name(), to.name()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn pods_become_ready_one_by_one_and_a_hundred_at_once() {
+    let cluster = up();
+    pods::time_to_ready(&cluster, "Weft").unwrap();
+}
+
+#[test]
+fn agents_are_killed_and_rolled_under_traffic_without_a_lost_packet() {
+    let cluster = up();
+    let pods = [Workload::on("a1", 1), Workload::on("b1", 1), Workload::on("a2", 2)];
+    run(&cluster, &pods, LIMIT).unwrap();
+    let [a1, b1, a2] = [("a1", 1), ("b1", 1), ("a2", 2)].map(|(pod, node)| place(&cluster, pod, node));
+    let ways = [(&a1, &b1), (&a1, &a2), (&a2, &b1)];
+    let ((), sent) = while_sending(&ways, || {
+        for node in 1..=2 {
+            end(cluster.in_node(node, "pkill").unwrap(), "weft-agent");
+        }
+        until("agents that were started anew", LIMIT, || {
+            let pods = cluster.get(&["pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/name=weft"])?;
+            let again = |p: &serde_json::Value| {
+                let status = &p["status"]["containerStatuses"][0];
+                status["restartCount"].as_u64() >= Some(1) && status["ready"] == true
+            };
+            Ok(pods["items"].as_array().is_some_and(|all| all.len() == 2 && all.iter().all(again)).then_some(()))
+        })
+        .unwrap();
+        cluster.kubectl(&["rollout", "restart", "daemonset/weft", "-n", NAMESPACE]).unwrap();
+        rolled_out(&cluster);
+    })
+    .unwrap();
+    println!("figure: of {sent} datagrams none was lost while agents were killed and rolled");
+    // Those of before, and new ones.
+    run(&cluster, &[Workload::on("new", 2)], LIMIT).unwrap();
+    connect(&cluster, "new", "a1").unwrap();
+}
+
+#[test]
+fn pods_outlive_the_kubelet_the_runtime_and_a_server_that_is_away() {
+    let cluster = up();
+    run(&cluster, &[Workload::on("a1", 1), Workload::on("a2", 2)], LIMIT).unwrap();
+    let [a1, a2] = [("a1", 1), ("a2", 2)].map(|(pod, node)| place(&cluster, pod, node));
+    let ((), sent) = while_sending(&[(&a1, &a2), (&a2, &a1)], || {
+        for program in ["containerd", "hyperkube"] {
+            end(cluster.in_node(1, "pkill").unwrap(), program);
+        }
+        run(&cluster, &[Workload::on("after-restart", 1)], LIMIT).unwrap();
+        // An agent that starts without the server knows its pods by its records, and removes nothing.
+        let server = cluster.stop_api_server().unwrap();
+        end(cluster.in_node(2, "pkill").unwrap(), "weft-agent");
+        until("agent that was started anew", LIMIT, || {
+            let asked = cluster.in_node(2, "ctr")?.args(["-n", "k8s.io", "tasks", "ls"]).output()?;
+            let others = cluster.in_node(2, "pgrep")?.args(["-x", "weft-agent"]).output()?;
+            Ok((asked.status.success() && others.status.success()).then_some(()))
+        })
+        .unwrap();
+        drop(server);
+        cluster.await_ready(LIMIT).unwrap();
+        run(&cluster, &[Workload::on("after-outage", 2)], LIMIT).unwrap();
+    })
+    .unwrap();
+    println!("figure: of {sent} datagrams none was lost while kubelet, containerd and API server were away");
+    connect(&cluster, "after-outage", "after-restart").unwrap();
+}
+
+/// Kills the program of this name by `pkill`.
+fn end(mut pkill: std::process::Command, program: &str) {
+    let killed = pkill.args(["-KILL", "-x", program]).status().unwrap();
+    assert!(killed.success(), "no {program} to kill");
+}
+
+#[test]
+fn uninstalled_weft_leaves_nodes_clean() {
+    let cluster = up();
+    run(&cluster, &[Workload::on("a1", 1), Workload::on("a2", 2)], LIMIT).unwrap();
+    cluster.kubectl(&["delete", "pods", "--all", "--force", "--wait"]).unwrap();
+    let objects = layout::directory("weft.yaml");
+    fs::write(&objects, chart(&[]).unwrap()).unwrap();
+    cluster.kubectl(&["delete", "--wait", "-f", objects.to_str().unwrap()]).unwrap();
+    cluster.kubectl(&["wait", "--for=delete", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/name=weft"]).unwrap();
+    for node in 1..=2 {
+        let name = layout::node_name(node);
+        // As docs/kubernetes.md has it.
+        let said = cluster.uninstall(node).unwrap();
+        let root = cluster.node_root(node).unwrap();
+        assert!(!root.join("sys/fs/bpf/weft").exists(), "{name}: pins are left after: {said}");
+        for place in ["opt/cni/bin", "etc/cni/net.d"].map(|p| root.join(p)) {
+            let all = fs::read_dir(&place).unwrap().map(|e| e.unwrap().path());
+            let left: Vec<_> = all.filter(|p| !p.ends_with(LOOPBACK)).collect();
+            assert!(left.is_empty(), "{name}: {left:?} after: {said}");
+        }
+        let devices = cluster.in_node(node, "ip").unwrap().args(["-o", "link"]).output().unwrap();
+        let devices = String::from_utf8(devices.stdout).unwrap();
+        let others: Vec<&str> = devices.lines().filter(|l| !l.contains(": lo:") && !l.contains(": eth0@")).collect();
+        assert!(others.is_empty(), "{name}: {others:?} after: {said}");
+    }
+}
