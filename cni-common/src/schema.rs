@@ -69,7 +69,7 @@ pub struct MapSpec {
     pub key_size: u32,
     /// Bytes of a value.
     pub value_size: u32,
-    /// Entries (bytes, for a ring buffer).
+    /// Entries (bytes, for a ring buffer); of a map that [`is_scaled`](Self::is_scaled), at most.
     pub max_entries: u32,
     /// `BPF_F_*` at creation.
     pub flags: u32,
@@ -77,6 +77,21 @@ pub struct MapSpec {
     pub fields: &'static [Field],
     /// Hash of the value's field names, offsets and sizes.
     pub fingerprint: u64,
+}
+
+impl MapSpec {
+    /// Whether its size follows the node's memory: a table that nothing is pushed out of.
+    pub const fn is_scaled(&self) -> bool {
+        const SCALED: [MapSpec; 6] = [CT4, CT6, NAT_BACK4, NAT_BACK6, NAT_FORTH4, NAT_FORTH6];
+        let mut i = 0;
+        while i < SCALED.len() {
+            if SCALED[i].id == self.id {
+                return true;
+            }
+            i += 1;
+        }
+        false
+    }
 }
 
 /// `BPF_F_NO_PREALLOC`: an LPM trie demands it; a large hash saves memory by it.
@@ -89,18 +104,24 @@ pub const MAX_REMOTES: u32 = 131_072;
 pub const MAX_CIDRS: u32 = 16_384;
 /// Addresses of this node in a family.
 pub const MAX_OWN: u32 = 1024;
-/// Flows in a family that both ends have spoken in.
+/// Flows in a family that both ends have spoken in, at most: see [`MapSpec::is_scaled`].
 pub const MAX_FLOWS: u32 = 131_072;
+/// The same where there is little memory.
+pub const MIN_FLOWS: u32 = 16_384;
+/// Bytes of the node's memory for each such flow. Full tables take a twenty-fifth of it: 0.9 KiB for two flows, one of either family, both masqueraded.
+pub const MEMORY_OF_FLOW: u64 = 24 << 10;
+/// What one endpoint may have of a table of flows or translations: one part of so many.
+pub const SHARES: u32 = 4;
 /// Flows in a family that wait for the other end's first packet. The kernel hands out the slots of an LRU map to CPUs in lots of 128.
 pub const MAX_NEW_FLOWS: u32 = 16_384;
-/// Of a family's flows, those that one endpoint may hold.
-pub const MAX_HELD: u32 = MAX_FLOWS / 4;
+/// Of a family's flows, those that one endpoint may hold, at most.
+pub const MAX_HELD: u32 = MAX_FLOWS / SHARES;
 /// Endpoints that hold flows: those of a node, and some that are gone while their flows are not.
 pub const MAX_HOLDERS: u32 = 2 * MAX_ENDPOINTS;
-/// Masqueraded flows in a family, those that are over and not yet taken out included.
-pub const MAX_TRANSLATIONS: u32 = 131_072;
+/// Masqueraded flows in a family, those that are over and not yet taken out included, at most: as many as flows.
+pub const MAX_TRANSLATIONS: u32 = MAX_FLOWS;
 /// Of those, the ones that one endpoint may have: a pod that floods the world must not keep the others from it.
-pub const MAX_TRANSLATED: u32 = MAX_TRANSLATIONS / 4;
+pub const MAX_TRANSLATED: u32 = MAX_TRANSLATIONS / SHARES;
 /// Datagrams in fragments in a family, of which more fragments are to come.
 pub const MAX_FRAGMENTED: u32 = 4096;
 /// Devices by which masqueraded pods leave.

@@ -183,7 +183,7 @@ impl Viewer {
             let table = specs.tables(&self.datapath, self.by_lots).back;
             let (mut walk, mut flows) = (table.walk(), 0);
             while table.lot(&mut walk, &mut |_, _| flows += 1)? {}
-            Ok(Fill { family, flows, size: specs.back.max_entries })
+            Ok(Fill { family, flows, size: table.map.spec().max_entries })
         };
         [Family::V4, Family::V6].into_iter().zip(&FAMILIES).map(fill).collect()
     }

@@ -25,6 +25,7 @@ use super::{
     pins::PinError,
     programs::{self, Program, Unfit},
     refusal::{self, Refusal, RefusedLoad},
+    sizes::Sizes,
 };
 use crate::fault::{self, Point};
 
@@ -172,8 +173,10 @@ impl Datapath {
             pinned.extend(survey.adopted.iter().map(|name| (*name, dir.join(name))));
             beside = Some(Beside::new(dir, survey));
         }
+        let sizes = Sizes::of_node(pin_dir.unwrap_or(Path::new("")), &pinned)?;
         let create = |level| {
             let mut loader = EbpfLoader::new();
+            sizes.apply(&mut loader);
             // The kernel's own types are for CO-RE, which we do not use; those of our maps are in the object. (aya 0.14 has read them by now:
             // 20 ms, and 13 MiB for that time.)
             loader.btf(None).verifier_log_level(level);
@@ -221,7 +224,7 @@ impl Datapath {
         for spec in schema::ALL {
             schema
                 .update(&spec.id.to_ne_bytes(), &spec.fingerprint.to_ne_bytes())
-                .and_then(|()| layouts.update(&layout::key(spec.name), &layout::record(spec)))
+                .and_then(|()| layouts.update(&layout::key(spec.name), &layout::record(self.map(spec).spec())))
                 .map_err(|source| LoadError::Map { name: spec.name, source })?;
         }
         Ok(())

@@ -32,6 +32,8 @@ impl RawMap {
                 format!("map {} has keys of {} and values of {} bytes", spec.name, facts.key_size, facts.value_size),
             ));
         }
+        // Of a map that follows the node's memory its specification does not say it.
+        let spec = MapSpec { max_entries: facts.max_entries, ..spec };
         let value = spec.value_size as usize;
         let width = match spec.kind {
             MapType::PerCpuArray => value.next_multiple_of(8) * possible_cpus()?,
@@ -59,7 +61,7 @@ impl RawMap {
         self.id
     }
 
-    /// What it should look like.
+    /// What it should look like, with the size that it has.
     pub fn spec(&self) -> &MapSpec {
         &self.spec
     }

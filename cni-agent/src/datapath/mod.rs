@@ -20,6 +20,7 @@ pub mod object;
 pub mod pins;
 pub mod programs;
 pub mod refusal;
+mod sizes;
 #[expect(unsafe_code, reason = "field guide, rule 11: bpf(2) is called here and nowhere else")]
 pub mod syscall;
 pub mod takeover;

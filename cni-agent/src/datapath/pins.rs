@@ -75,7 +75,9 @@ pub(super) fn open_at(path: &Path, spec: &MapSpec) -> Result<Option<RawMap>, Pin
     let Some(fd) = syscall::open_pin(&path).map_err(failed)? else { return Ok(None) };
     let f = syscall::map_facts(fd.as_fd()).map_err(failed)?;
     let found = (f.kind, f.key_size, f.value_size, f.max_entries, f.flags);
-    let expected = (spec.kind as u32, spec.key_size, spec.value_size, spec.max_entries, spec.flags);
+    // Made for the memory that the node had then.
+    let max_entries = if spec.is_scaled() { f.max_entries } else { spec.max_entries };
+    let expected = (spec.kind as u32, spec.key_size, spec.value_size, max_entries, spec.flags);
     if found != expected {
         let text = |(kind, key, value, max, flags): (u32, u32, u32, u32, u32)| {
             format!("type {kind}, key {key} B, value {value} B, {max} entries, flags {flags:#x}")

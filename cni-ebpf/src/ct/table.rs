@@ -2,6 +2,7 @@
 use cni_common::{
     drop::{Outcome, Point},
     maps::{CtConfig, CtEntry, Fragments},
+    schema::MAX_HELD,
 };
 
 use super::Flow;
@@ -52,6 +53,11 @@ pub trait CtEnv {
     fn blur(&self, n: u64, unknown: u64) -> u64;
     /// Counts what happened beside the packet's own fate.
     fn note(&self, point: Point, what: Outcome);
+    /// Of a family's table of flows, and of that of translations, what one endpoint may have: a quarter of the smallest.
+    #[inline(always)]
+    fn share(&self) -> u64 {
+        MAX_HELD.into()
+    }
 }
 
 /// The tables of one family. An entry that was looked up stays readable while the packet is handled, even if it is deleted meanwhile.

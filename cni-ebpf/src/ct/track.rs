@@ -1,5 +1,5 @@
 //! The way of a packet: known and unchanged in a few loads, all else out of line.
-use cni_common::{drop::Outcome, maps::CtConfig, schema::MAX_HELD};
+use cni_common::{drop::Outcome, maps::CtConfig};
 
 use super::{
     Ask, Flow,
@@ -172,7 +172,7 @@ where
 #[inline(always)]
 fn settle<F: Family, S: CtEnv + Flows<F>>(s: &S, flow: &Flow, seen: &Seen<F>, view: &View) {
     let charged = flow.charged.get();
-    if s.held(charged) >= u64::from(MAX_HELD) {
+    if s.held(charged) >= s.share() {
         return note(s, seen, Outcome::CtQuota);
     }
     match s.promote(&seen.key, &entry::entry(view, seen.is_hi(s), charged)) {

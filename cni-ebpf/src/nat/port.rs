@@ -10,7 +10,7 @@
 //!
 //! What is left: two packets of one flow at a time may make two entries, of which one is said to be the flow's, the other stays until the flow
 //! is over. A program cannot be stopped halfway; a hold that the agent finds twice, a second apart, is one of an agent that was.
-use cni_common::{maps::NatConfig, net::Be16, schema::MAX_TRANSLATED};
+use cni_common::{maps::NatConfig, net::Be16};
 
 use super::{
     entry::{Pair, is_of, lives},
@@ -190,7 +190,7 @@ where
 {
     let cfg = s.nat_config().ok_or(D::NoConfig)?;
     match w.n() {
-        0 if !w.had_one() && s.translated(w.account()) >= u64::from(MAX_TRANSLATED) => return Err(D::NatQuota),
+        0 if !w.had_one() && s.translated(w.account()) >= s.share() => return Err(D::NatQuota),
         // Its own was the first.
         1 if !w.had_one() => return Ok(Try::Taken),
         2.. if !Layout::of::<F>(pair.proto).has_port() || cfg.ports == 0 => return Err(D::NatExhausted),

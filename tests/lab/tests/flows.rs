@@ -131,7 +131,10 @@ fn are_shown_and_flushed(family: Family) {
     assert_eq!((one["flows"].as_array().unwrap().len(), &one["matched"]), (1, &json!(3)));
     let status = lab.node("node-1").unwrap().ask("/v1/status").unwrap();
     let fill = &status["conntrack"]["tables"][usize::from(v6)];
-    assert!(fill["flows"].as_u64().unwrap() >= 3 && fill["size"] == 131_072, "{status:#}");
+    let size = fill["size"].as_u64().unwrap();
+    // By the memory of this machine.
+    assert!(size.is_power_of_two() && (16_384..=131_072).contains(&size), "{status:#}");
+    assert!(fill["flows"].as_u64().unwrap() >= 3, "{status:#}");
     let counts = answer(&lab, &["count"]);
     let settled = &counts["tables"].as_array().unwrap()[2 * usize::from(v6)];
     assert!(settled["table"] == "settled" && settled["states"]["established"].as_u64().unwrap() >= 3, "{counts:#}");

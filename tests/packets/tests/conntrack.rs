@@ -6,7 +6,7 @@ use cni_common::{
     drop::{Outcome, Point},
     maps::{CT_HI_ALLOWED, CT_HI_OPENED, CT_LO_ALLOWED, CtEntry, CtKey4, Endpoint},
     net::{Be16, Ip4, Mac},
-    schema::{self, MAX_FLOWS, MAX_HELD, MAX_NEW_FLOWS},
+    schema::{self, MAX_NEW_FLOWS, SHARES},
 };
 use cni_ebpf::ct::{
     entry::{Stage, stage},
@@ -46,6 +46,11 @@ impl Pair {
     fn all() -> impl Iterator<Item = Self> {
         let peers = [Peer::Here, Peer::There, Peer::BehindDevice, Peer::Outside];
         [false, true].into_iter().flat_map(move |v6| peers.map(|peer| Self::new(v6, peer)))
+    }
+
+    /// Of the table that nothing is pushed out of: it follows this machine's memory.
+    fn size(&mut self) -> u32 {
+        self.k.datapath().map(&schema::CT4).spec().max_entries
     }
 
     fn address(&self) -> IpAddr {
@@ -220,7 +225,7 @@ fn a_flow_that_is_over_gives_its_place_to_the_next_and_a_living_one_is_renewed()
 fn a_full_table_drops_nothing_and_says_so() {
     let mut p = Pair::new(false, Peer::Here);
     let fill = |n: u32| CtKey4 { lo: Ip4::new(n.to_be_bytes()), proto: 17, ..CtKey4::zeroed() };
-    for n in 0..MAX_FLOWS {
+    for n in 0..p.size() {
         let map = p.k.datapath().map(&schema::CT4);
         map.update(bytes_of(&fill(n)), bytes_of(&CtEntry::zeroed())).expect("there is room");
     }
@@ -240,15 +245,20 @@ fn a_full_table_drops_nothing_and_says_so() {
 fn an_endpoint_with_its_share_settles_no_more_flows() {
     for mut p in [Pair::new(false, Peer::Here), Pair::new(true, Peer::Here)] {
         let held = if p.v6 { &schema::CT_HELD6 } else { &schema::CT_HELD4 };
-        let share = u64::from(MAX_HELD).to_ne_bytes();
+        let share = u64::from(p.size() / SHARES).to_ne_bytes();
+        let less = u64::from(p.size() / SHARES - 1).to_ne_bytes();
+        p.k.datapath().map(held).update(&CLIENT_ID.to_ne_bytes(), &less).expect("is written");
+        p.c(frame::tcp(3, 1, SYN, b""));
+        assert_eq!(p.s(frame::tcp(1, 3, SYN_ACK, b"")), [(Point::FromPod, Outcome::Peer)], "the last of its share");
+        assert_eq!((p.counts(), p.flows().held.get(&CLIENT_ID)), ((1, 0), Some(&u64::from(p.size() / SHARES))));
         p.k.datapath().map(held).update(&CLIENT_ID.to_ne_bytes(), &share).expect("is written");
         p.c(tcp(SYN));
         assert!(p.s(tcp_back(SYN_ACK)).contains(&(Point::FromPod, Outcome::CtQuota)));
-        assert_eq!(p.counts(), (0, 1));
+        assert_eq!(p.counts(), (1, 1));
         // Of which the other one has not used any.
         p.s(frame::tcp(1, 2, SYN, b""));
         p.c(frame::tcp(2, 1, SYN_ACK, b""));
-        assert_eq!((p.counts(), p.flows().held.get(&12)), ((1, 1), Some(&1)));
+        assert_eq!((p.counts(), p.flows().held.get(&12)), ((2, 1), Some(&1)));
     }
 }
 

@@ -8,7 +8,7 @@ use bytemuck::bytes_of;
 use cni_common::{
     drop::{DropReason, Outcome, Point},
     net::Mac,
-    schema::{self, MAX_TRANSLATED, MAX_TRANSLATIONS, MapSpec},
+    schema::{self, MapSpec, SHARES},
     wire::SCTP,
 };
 use cni_ebpf::fake::Fake;
@@ -293,7 +293,9 @@ fn each_reason_of_masquerade_has_a_packet_that_provokes_it() {
             m.dropped(&ran, DropReason::NatExhausted);
             assert_eq!(SCTP, 132);
             let held = m.by_family(&schema::NAT_HELD4, &schema::NAT_HELD6);
-            m.put(held, &CLIENT_ID.to_ne_bytes(), &u64::from(MAX_TRANSLATED).to_ne_bytes());
+            let back = m.by_family(&schema::NAT_BACK4, &schema::NAT_BACK6);
+            let room = m.k.datapath().map(back).spec().max_entries;
+            m.put(held, &CLIENT_ID.to_ne_bytes(), &u64::from(room / SHARES).to_ne_bytes());
             let ran = m.sends(frame::udp(40_001, 53, b""));
             m.dropped(&ran, DropReason::NatQuota);
             m.put(held, &CLIENT_ID.to_ne_bytes(), &[0; 8]);
@@ -307,9 +309,8 @@ fn each_reason_of_masquerade_has_a_packet_that_provokes_it() {
             let ran = m.k.run(Point::FromPod, &frame::eth(CLIENT_MAC, Mac::WEFT, packet)).expect("an ordinary frame");
             m.dropped(&ran, DropReason::FragmentOrder);
             // Translations of others, as many as there is room for.
-            let back = m.by_family(&schema::NAT_BACK4, &schema::NAT_BACK6);
             let map = m.k.datapath().map(back);
-            for n in 0..MAX_TRANSLATIONS {
+            for n in 0..room {
                 let mut key = vec![0xff; back.key_size as usize];
                 key[..4].copy_from_slice(&n.to_ne_bytes());
                 if map.update(&key, &vec![0xff; back.value_size as usize]).is_err() {

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use cni_agent::datapath::{Datapath, attach, object, programs};
+use cni_agent::datapath::{Datapath, RawMap, attach, object, programs, syscall};
 use cni_common::schema;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -102,6 +102,24 @@ fn a_pin_of_another_size_is_refused_before_anything_is_loaded() {
     let e = refused(&bpffs);
     assert!(e.contains("endpoints_v1") && e.contains("value 16 B") && e.contains("value 48 B"), "{e}");
     assert!(e.contains("remove the pin"), "no cure in: {e}");
+}
+
+#[test]
+fn a_table_of_flows_that_was_made_for_another_memory_is_taken_over_as_large_as_it_is() {
+    let bpffs = Bpffs::new("memory");
+    let new = bpffs.load().expect("loads").map(&schema::CT6).spec().max_entries;
+    let pin = bpffs.path.join(schema::CT4.name);
+    let [key, value] = [schema::CT4.key_size, schema::CT4.value_size].map(|n| n.to_string());
+    let sizes = ["key", &key, "value", &value, "entries", "8192", "flags", "1", "name", schema::CT4.name];
+    recreate(&pin, &[&["type", "hash"][..], &sizes].concat());
+    let there = RawMap::new(syscall::open_pin(&pin).expect("opens").expect("is there"), schema::CT4).expect("a map");
+    let again = bpffs.load().expect("loads again");
+    let (small, large) = (again.map(&schema::CT4), again.map(&schema::CT6));
+    assert_eq!((small.id(), small.spec().max_entries, large.spec().max_entries), (there.id(), 8192, new));
+    // What is said of it to the build that comes next is what it is.
+    let name: Vec<u8> = schema::CT4.name.bytes().chain([0; 16]).take(16).collect();
+    let record = again.map(&schema::LAYOUTS).lookup(&name).expect("reads").expect("a record");
+    assert!(String::from_utf8_lossy(&record).contains(" 8192 "), "{}", String::from_utf8_lossy(&record));
 }
 
 #[test]
