@@ -9,7 +9,7 @@ use crate::add::args::AddArgs;
 use crate::inline::Test;
 use crate::layout::{Family, LayoutName};
 use crate::masquerade::args::MasqueradeArgs;
-use crate::{agent, ct, interrupt, map_memory, nat, netns, packet_cost, path, report};
+use crate::{agent, ct, interrupt, map_memory, nat, netns, packet_cost, path, policy_cost, report};
 
 /// Measures Weft's datapath and CNI calls side by side with the physical limit and with peers.
 ///
@@ -30,6 +30,7 @@ enum Verb {
     Agent(AgentArgs),
     Ct(CtArgs),
     Masquerade(MasqueradeArgs),
+    Policy(PolicyArgs),
 }
 
 /// Cost of a packet's way, as a ratio to the physical limit of the same run.
@@ -180,6 +181,48 @@ impl CtArgs {
     }
 }
 
+/// What policies cost: a packet of a known flow, and a new flow, with policies of different sizes.
+///
+/// Both pods of a flow on one node are isolated. The loaded programs are given frames by BPF_PROG_TEST_RUN, 250 at a time, and all sizes in turn:
+/// 1, 100 and 10,000 entries in the rule set that decides, 1,000 and 50,000 identities in each pod's policy set; and without policies.
+///
+/// OUTPUT: one line a figure: `figure policy packet_ns SIZE X`, and `packet_ratio`, to the smallest size in the same round; `new_flow_ns` and
+/// `new_flow_ratio` likewise. Of both families it is the worse one. With --json one document instead.
+///
+/// EXIT STATUS: 0; 1 when something failed, or with --check when a packet grows by more than 1 %, or a new flow by more than 5 %; 2 for a wrong
+/// command line.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// Print one JSON document instead of the figures.
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 when the budget is broken.
+    #[arg(long)]
+    check: bool,
+    /// How often everything is measured; medians are taken over the rounds.
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+}
+
+impl PolicyArgs {
+    fn run(self) -> Result<bool> {
+        interrupt::watch()?;
+        let figures = policy_cost::measure(self.rounds)?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&figures).context("write the report as JSON")?);
+        } else {
+            for (name, value) in &figures {
+                println!("figure {name} {value:.3}");
+            }
+        }
+        let broken = policy_cost::broken(&figures);
+        if let Some(broken) = &broken {
+            eprintln!("weft-bench: over budget: {broken}");
+        }
+        Ok(!self.check || broken.is_none())
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Families {
     /// IPv4.
@@ -211,6 +254,7 @@ impl Cli {
             Verb::Agent(arguments) => arguments.run(),
             Verb::Ct(arguments) => arguments.run(),
             Verb::Masquerade(arguments) => arguments.run(),
+            Verb::Policy(arguments) => arguments.run(),
         }
     }
 }

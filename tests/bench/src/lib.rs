@@ -20,6 +20,7 @@ pub mod netns;
 pub mod no_tso;
 pub mod packet_cost;
 pub mod path;
+pub mod policy_cost;
 pub mod report;
 pub mod rounds;
 pub mod stats;

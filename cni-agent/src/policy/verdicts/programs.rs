@@ -162,7 +162,7 @@ impl Programs {
             return Ok(None);
         }
         let flow = (src, dst, probe);
-        let Some((pod, at)) = src.pod() else { return Ok(Some((true, self.reaches_pod(world, flow)?))) };
+        let Some((pod, at)) = src.pod() else { return Ok(Some((true, self.lets_in(world, flow)?))) };
         let is_here = dst.pod().is_some_and(|(_, node)| node == at);
         let egress = self.out_of_pod(world, flow, pod, at, false)?;
         Ok(Some(match (is_here, egress) {
@@ -170,7 +170,7 @@ impl Programs {
             (true, Some(DropReason::PolicyIngress)) => (true, false),
             // What the other side says is asked of a pod that nobody isolates.
             (true, Some(_)) => (false, self.out_of_pod(world, flow, pod, at, true)?.is_none()),
-            (false, denied) => (denied.is_none(), dst.pod().is_none() || self.reaches_pod(world, flow)?),
+            (false, denied) => (denied.is_none(), dst.pod().is_none() || self.lets_in(world, flow)?),
         }))
     }
 
@@ -206,7 +206,7 @@ impl Programs {
     }
 
     /// Whether the node of the pod that it is for lets a frame from elsewhere in.
-    fn reaches_pod(&mut self, world: &World, flow: (&End, &End, Probe)) -> Result<bool, ProgramsError> {
+    fn lets_in(&mut self, world: &World, flow: (&End, &End, Probe)) -> Result<bool, ProgramsError> {
         let (src, dst, probe) = flow;
         let Some((_, at)) = dst.pod() else { return Ok(true) };
         self.place(world, at, &[src, dst])?;
