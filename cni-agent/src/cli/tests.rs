@@ -39,7 +39,7 @@ async fn drift_is_listed_and_a_failure_and_its_absence_is_neither() {
     let served = Served::new(Fake::default());
     assert_eq!(weft(&served, &["status", "--verify"]).await.unwrap(), "The kernel holds what it should.\n");
     let mended = Item::new(Kind::Route, "10.0.0.0/8 on weft_host", "nothing", "MTU 1450");
-    let left = Item { failed: "no memory".into(), ..Item::new(Kind::Map, "local4_v1 10.0.0.1", "nothing", "{}") };
+    let left = Item { failed: "no memory".into(), ..Item::new(Kind::Map, "local4_v2 10.0.0.1", "nothing", "{}") };
     let verified = Verified { items: vec![mended, left], unread: vec![] };
     let served = Served::new(Fake { verified: verified.clone(), ..Fake::default() });
     assert!(matches!(weft(&served, &["status", "--verify"]).await, Err(Failure::Unwell)));

@@ -124,7 +124,7 @@ fn entries_of_every_map_that_are_changed_are_written_again() {
     let local = rig.map(&schema::LOCAL4);
     let (_, value) = local.dump().unwrap().into_iter().next().unwrap();
     local.update(&[203, 0, 113, 9], &value).unwrap();
-    rig.finds(&["local4_v1 203.0.113.9", "should  nothing"]);
+    rig.finds(&["local4_v2 203.0.113.9", "should  nothing"]);
     rig.lab.down().unwrap();
 }
 

@@ -47,7 +47,7 @@ fn assert_nothing_left(node: &Node) {
         let devices: Vec<_> = links.into_iter().map(|l| l.name).filter(|n| names::endpoint_of(n).is_some()).collect();
         let records = node.paths().records().unwrap().len();
         let ask = |path| node.ask(path).unwrap();
-        (ask("/v1/endpoints"), ask("/v1/maps/endpoints_v1"), ask("/v1/maps/local4_v1"), records, devices)
+        (ask("/v1/endpoints"), ask("/v1/maps/endpoints_v1"), ask("/v1/maps/local4_v2"), records, devices)
     };
     let empty = || Value::Array(vec![]);
     let nothing = (empty(), empty(), empty(), 0, vec![]);
