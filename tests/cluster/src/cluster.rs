@@ -34,6 +34,8 @@ pub const UP_LIMIT: Duration = Duration::from_secs(120);
 
 /// Names the directory of the CNI project's own programs.
 const REFERENCE: &str = "WEFT_CNI_REFERENCE";
+/// Keeps pods off a node that has no agent yet.
+pub const TAINT: &str = "weft.dev/agent-not-ready";
 /// The plugin that containerd 1.x calls itself for every pod, whoever makes the network: a node's distribution brings it.
 pub const LOOPBACK: &str = "loopback";
 /// Names the Helm chart that installs Weft.
@@ -245,6 +247,8 @@ impl Cluster {
 
     fn install_weft(&self) -> Result<()> {
         (1..=self.nodes).try_for_each(|number| self.install_plugins(number, &[LOOPBACK]).map(drop))?;
+        // As whoever makes nodes does it (docs/install.md); the agent takes it away.
+        self.kubectl(&["taint", "nodes", "--all", &format!("{TAINT}=:NoSchedule")])?;
         // Nothing serves Services here. And not every machine gives its containers CAP_SYS_RESOURCE, which new kernels do not ask for.
         let servers = format!("apiServers={{{}}}", api_server());
         let capabilities = "capabilities={BPF,PERFMON,NET_ADMIN,NET_RAW,SYS_ADMIN}";

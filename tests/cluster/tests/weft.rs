@@ -6,7 +6,7 @@ use std::{
 };
 
 use cluster::{
-    Cluster, Config, LOOPBACK, NAMESPACE, Network, chart, layout,
+    Cluster, Config, LOOPBACK, NAMESPACE, Network, TAINT, chart, layout,
     pods::{self, Workload, addresses, connect, run},
     until,
 };
@@ -56,6 +56,22 @@ fn pods_reach_each_other_and_probes_reach_pods() {
             connect(&cluster, from.name(), to.name()).unwrap();
         }
     }
+}
+
+#[test]
+fn a_node_is_opened_to_pods_by_its_agent() {
+    let cluster = up();
+    until("nodes without the taint", LIMIT, || {
+        let nodes = cluster.get(&["nodes"])?;
+        let open = |node: &serde_json::Value| {
+            let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+            let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            taints.iter().all(|t| t["key"] != TAINT)
+                && conditions.iter().any(|c| c["type"] == "NetworkUnavailable" && c["status"] == "False")
+        };
+        Ok(nodes["items"].as_array().is_some_and(|all| all.len() == 2 && all.iter().all(open)).then_some(()))
+    })
+    .unwrap();
 }
 
 #[test]
