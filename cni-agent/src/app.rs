@@ -94,7 +94,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         encap_l2_eth: features.has(features::ENCAP_L2_ETH),
         hz: ticks_per_second()?,
         // The manifest directory's objects need not be complete.
-        objects_are_all: false,
+        objects_are_all: settings.source == SourceKind::Kube,
         masquerade: (settings.masquerade == YesNo::Yes)
             .then(|| Masquerade { ports: settings.masquerade_ports, spared: settings.no_masquerade_cidr.clone() }),
     };
