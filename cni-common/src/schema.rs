@@ -130,8 +130,8 @@ pub const MAX_LEAVES: u32 = 256;
 pub const MAX_SPARED: u32 = 1024;
 /// Prefixes in a family that policies name.
 pub const MAX_BLOCKS: u32 = 65_536;
-/// What policy sets say of identities.
-pub const MAX_PEERS: u32 = 262_144;
+/// What policy sets say of identities that their default does not. An idle node pays 16 bytes for each, and has 32 MiB for all maps.
+pub const MAX_PEERS: u32 = 131_072;
 /// Entries of rule sets.
 pub const MAX_RULES: u32 = 131_072;
 /// Bytes of the event ring: 4,096 events.
