@@ -23,8 +23,11 @@ use crate::{
     tables::PodKey,
 };
 
-/// What a node's agent says of all flows of its pods: pod, direction, peer, probe → may it pass.
-fn verdicts(agent: &Agent, o: &Objects) -> Vec<((PodKey, Direction, IpAddr, usize), bool)> {
+/// A flow of a pod: direction, the pod's own address, its peer's, and the probe. A pod whose address has changed has other flows.
+type Flow = (PodKey, Direction, (IpAddr, IpAddr), usize);
+
+/// What a node's agent says of all flows of its pods: may it pass?
+fn verdicts(agent: &Agent, o: &Objects) -> Vec<(Flow, bool)> {
     let peers: Vec<IpAddr> = o
         .pods
         .values()
@@ -42,7 +45,7 @@ fn verdicts(agent: &Agent, o: &Objects) -> Vec<((PodKey, Direction, IpAddr, usiz
                     let what = (probe.number(own.is_ipv4()), probe.port);
                     for (direction, ends) in [(Direction::Egress, (own, *peer)), (Direction::Ingress, (*peer, own))] {
                         let ruling = agent.ruling(pod, direction, false, ends, what).unwrap();
-                        all.push(((pod.clone(), direction, *peer, n), ruling.is_allowed()));
+                        all.push(((pod.clone(), direction, (own, *peer), n), ruling.is_allowed()));
                     }
                 }
             }
