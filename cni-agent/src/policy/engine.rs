@@ -428,9 +428,9 @@ impl Engine {
         set.sees(identity, &self.criteria, &self.classes)
             .unwrap_or_else(|| (vec![false; set.criteria.len()], Vec::new()))
     }
-    /// The rule that a cookie names: its policy, its direction and its number in the object, from 0.
+    /// The rule that a cookie names: its policy, its direction and its number in the object, from 0. None of 0, which names what no rule allows.
     pub fn rule_of(&self, cookie: u32) -> Option<(&Revision, Direction, usize)> {
-        let (first, (revision, direction)) = self.cookies.range(1..=cookie).next_back()?;
+        let (first, (revision, direction)) = self.cookies.range(..=cookie).next_back()?;
         let n = usize::try_from(cookie - first).ok()?;
         (n < revision.policy.rules(*direction)?.len()).then_some((revision, *direction, n))
     }

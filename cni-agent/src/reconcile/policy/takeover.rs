@@ -37,6 +37,7 @@ impl Policies {
         (tables, desired): (&Tables, &mut Desired),
         target: &mut impl Target,
     ) -> BTreeMap<Row, String> {
+        let written = (self.writes, desired.delta.writes());
         let mut engine = Engine::after(&self.node, self.numbers(desired));
         self.feed.all(&tables.read(), &mut engine.store);
         engine.compile();
@@ -74,8 +75,10 @@ impl Policies {
                 problem = Some(e);
             }
         }
-        desired.raise_epoch(&tables.read());
-        failures.extend(desired.delta.flush(target));
+        if (self.writes, desired.delta.writes()) != written {
+            desired.raise_epoch(&tables.read());
+            failures.extend(desired.delta.flush(target));
+        }
         if problem.is_none() && failures.is_empty() {
             let kept: BTreeSet<EntryKey> = entries(self.engine.contents()).map(|(key, _)| key).collect();
             let left: Vec<EntryKey> = self.actual.keys().filter(|k| !kept.contains(k)).cloned().collect();
