@@ -35,6 +35,15 @@ pub struct EndpointSets {
     /// Of the egress direction; 0 when nothing isolates it.
     pub set_out: u32,
 }
+impl EndpointSets {
+    /// Of this direction.
+    pub fn of(self, direction: Direction) -> u32 {
+        match direction {
+            Direction::Ingress => self.set_in,
+            Direction::Egress => self.set_out,
+        }
+    }
+}
 
 /// One direction of a policy that is in force on this node.
 #[derive(Debug)]
@@ -428,9 +437,9 @@ impl Engine {
         set.sees(identity, &self.criteria, &self.classes)
             .unwrap_or_else(|| (vec![false; set.criteria.len()], Vec::new()))
     }
-    /// The rule that a cookie names: its policy, its direction and its number in the object, from 0.
+    /// The rule that a cookie names: its policy, its direction and its number in the object, from 0. 0 names none.
     pub fn rule_of(&self, cookie: u32) -> Option<(&Revision, Direction, usize)> {
-        let (first, (revision, direction)) = self.cookies.range(1..=cookie).next_back()?;
+        let (first, (revision, direction)) = self.cookies.range(..=cookie).next_back()?;
         let n = usize::try_from(cookie - first).ok()?;
         (n < revision.policy.rules(*direction)?.len()).then_some((revision, *direction, n))
     }
