@@ -35,6 +35,16 @@ pub struct Drifted {
     /// Its value as it was written, if it was.
     pub should: Option<Vec<u8>>,
 }
+impl Drifted {
+    /// The entries that a map holds otherwise than they were written.
+    pub(super) fn between(found: &BTreeMap<EntryKey, Vec<u8>>, written: &BTreeMap<EntryKey, Vec<u8>>) -> Vec<Self> {
+        let all: BTreeSet<&EntryKey> = found.keys().chain(written.keys()).collect();
+        let differ = all.into_iter().filter(|key| found.get(*key) != written.get(*key));
+        differ
+            .map(|key| Self { key: key.clone(), was: found.get(key).cloned(), should: written.get(key).cloned() })
+            .collect()
+    }
+}
 
 /// What rows ask for, what the kernel holds, and the difference.
 #[derive(Debug, Default)]
@@ -170,13 +180,7 @@ impl Delta {
     /// and what ought to be.
     pub fn verify(&mut self, target: &mut impl Target) -> io::Result<Vec<Drifted>> {
         let found: BTreeMap<EntryKey, Vec<u8>> = target.dump()?.into_iter().collect();
-        let all: BTreeSet<&EntryKey> = found.keys().chain(self.actual.keys()).collect();
-        let differs = |k: &&EntryKey| found.get(*k) != self.actual.get(*k);
-        let drifted: Vec<Drifted> = all
-            .into_iter()
-            .filter(differs)
-            .map(|k| Drifted { key: k.clone(), was: found.get(k).cloned(), should: self.actual.get(k).cloned() })
-            .collect();
+        let drifted = Drifted::between(&found, &self.actual);
         self.actual = found;
         self.pending.extend(drifted.iter().map(|d| d.key.clone()));
         Ok(drifted)

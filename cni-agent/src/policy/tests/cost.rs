@@ -176,3 +176,12 @@ fn the_pods_of_one_workload_share_their_set_and_rules() {
         (0..30).map(|n| e.sets_of(&PodKey::new("ns0", format!("p{n}"))).unwrap().set_in).collect();
     assert_eq!(sets.len(), 1);
 }
+
+#[test]
+fn what_no_rule_allows_is_nobodys_rule() {
+    let mut engine = cluster(4, 2);
+    assert!(engine.rule_of(0).is_none());
+    apply(&mut engine, policy("p", from_app("a")));
+    drop(engine.compile());
+    assert!(engine.rule_of(0).is_none());
+}

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     datapath::{Datapath, load::LoadError},
-    policy::change::{Change, Map},
+    policy::Change,
     tables::PodKey,
 };
 
@@ -263,18 +263,6 @@ fn underlay(node: u32, v4: bool) -> IpAddr {
     if v4 { Ipv4Addr::from(0xf000_0000 | node).into() } else { Ipv6Addr::from(0xfd00 << 112 | u128::from(node)).into() }
 }
 
-/// The map of a change.
-fn spec(map: Map) -> &'static MapSpec {
-    match map {
-        Map::Rules => &schema::POLICY_RULE,
-        Map::Peers => &schema::POLICY_PEER,
-        Map::Identities4 => &schema::IDENTITY4,
-        Map::Identities6 => &schema::IDENTITY6,
-        Map::Blocks4 => &schema::BLOCK4,
-        Map::Blocks6 => &schema::BLOCK6,
-    }
-}
-
 /// Maps that differ from case to case, those of policy first.
 const WRITTEN: [&MapSpec; 14] = [
     &schema::POLICY_RULE,
@@ -328,8 +316,8 @@ impl Node {
 
     fn apply(&self, change: Change) -> Result<(), ProgramsError> {
         match change {
-            Change::Entry { map, key, value: Some(value) } => self.put(spec(map), &key, &value),
-            Change::Entry { map, key, value: None } => self.delete(spec(map), &key),
+            Change::Entry { map, key, value: Some(value) } => self.put(map.spec(), &key, &value),
+            Change::Entry { map, key, value: None } => self.delete(map.spec(), &key),
             // Entries of endpoints are written when a frame asks for them.
             Change::Endpoint { .. } => Ok(()),
         }

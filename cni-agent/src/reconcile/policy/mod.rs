@@ -269,13 +269,7 @@ impl Policies {
     /// When the maps cannot be read.
     pub fn verify(&mut self, target: &mut impl Target) -> io::Result<(Vec<Drifted>, String)> {
         let found: BTreeMap<EntryKey, Vec<u8>> = target.dump_policy()?.into_iter().collect();
-        let all: BTreeSet<&EntryKey> = found.keys().chain(self.actual.keys()).collect();
-        let differs = |k: &&EntryKey| found.get(*k) != self.actual.get(*k);
-        let drifted: Vec<Drifted> = all
-            .into_iter()
-            .filter(differs)
-            .map(|k| Drifted { key: k.clone(), was: found.get(k).cloned(), should: self.actual.get(k).cloned() })
-            .collect();
+        let drifted = Drifted::between(&found, &self.actual);
         let mut failed = String::new();
         for d in &drifted {
             self.writes += 1;

@@ -286,6 +286,27 @@ fn an_agent_that_begins_takes_over_without_a_moment_between_and_leaves_nothing()
 }
 
 #[test]
+fn an_agent_that_begins_has_flows_judged_again_only_where_a_policy_is_or_was() {
+    let mut former = Rig::on(Memory::default());
+    former.cluster();
+    former.pass();
+    let begin = |kernel: &Memory| {
+        let mut next = Rig::on(kernel.clone());
+        next.cluster();
+        next.pass();
+        next
+    };
+    let next = begin(&former.kernel);
+    assert_eq!(next.epoch(), former.epoch(), "nobody was isolated, and nobody is");
+    assert!(next.kernel.log.iter().all(|(key, _)| key.map().id != schema::CT_CONFIG.id));
+
+    former.policy(into_web(of("near")));
+    former.pass();
+    let next = begin(&former.kernel);
+    assert!(next.epoch() > former.epoch(), "the policy went while no agent looked");
+}
+
+#[test]
 fn what_cannot_be_written_leaves_the_old_policy_whole_and_new_pods_isolated_until_it_can() {
     let mut rig = Rig::on(Memory::default());
     rig.cluster();
