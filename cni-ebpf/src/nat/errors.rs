@@ -7,10 +7,11 @@ use cni_common::{
 };
 use proptest::prelude::*;
 
+use super::Step;
 use super::rig::{ACK, Node, SYN, Tested, echo, pod, syn};
 use crate::{
     DropReason as D, Packet, Res,
-    ct::lifetime,
+    ct::{Ends, lifetime},
     fake::{
         Frame,
         frame::{self, Ip},
@@ -90,6 +91,7 @@ of_both_families! {
     an_error_of_a_pods_leaves_as_if_it_were_the_nodes
     what_is_no_error_about_a_masqueraded_packet_is_the_nodes_own
     a_pods_error_about_nothing_that_is_known_never_leaves
+    a_pods_error_about_a_flow_that_the_world_has_opened_leaves_as_it_is
     an_error_that_ends_too_early_stays_as_it_is
     an_error_belongs_to_the_flow_that_it_quotes
     bytes_behind_the_packet_are_nobodys
@@ -138,7 +140,7 @@ fn an_error_of_a_pods_leaves_as_if_it_were_the_nodes<F: Tested>() {
         for kind in kinds(F::IS_6) {
             for quoted in quoted_lengths::<F>() {
                 let mut f = error(me, out, kind, &here, quoted, b"");
-                assert_eq!(n.error_forth(&mut f), Ok(true));
+                assert_eq!(n.error_forth(&mut f), Ok(Step::Done));
                 assert_eq!(f.data, error(n.here(), out, kind, &came, quoted, b"").data, "{kind} {quoted}");
             }
         }
@@ -189,14 +191,33 @@ fn a_pods_error_about_nothing_that_is_known_never_leaves<F: Tested>() {
         assert_eq!((n.error_forth(&mut f), f.data), (Err(D::NatOrphan), before));
     }
     let mut f = error(me, out, kind, &came, 100, b"");
-    assert_eq!(n.error_forth(&mut f), Ok(true));
+    assert_eq!(n.error_forth(&mut f), Ok(Step::Done));
     let back = n.tables().back.replace(std::collections::BTreeMap::new());
     assert_eq!(n.error_forth(&mut error(me, out, kind, &came, 100, b"")), Err(D::NatOrphan), "half a translation");
     n.tables().back.replace(back);
     n.after(u64::from(lifetime::HANDSHAKE));
     assert_eq!(n.error_forth(&mut error(me, out, kind, &came, 100, b"")), Err(D::NatOrphan), "its flow is over");
     let mut f = Node::<F>::frame(me, out, echo(F::IS_6, 7, false));
-    assert_eq!(n.error_forth(&mut f), Ok(false), "no error");
+    assert_eq!(n.error_forth(&mut f), Err(D::NatOrphan), "no error");
+}
+
+fn a_pods_error_about_a_flow_that_the_world_has_opened_leaves_as_it_is<F: Tested>() {
+    // The pod is the end that comes first in the key of its flow, or the last.
+    for (n, me) in [11, 12].map(|id| (Node::<F>::new(), pod(F::IS_6, id))) {
+        let out = world::outside(F::IS_6);
+        for (question, _) in talks(F::IS_6) {
+            let came = Node::<F>::frame(out, me, question);
+            n.track(&mut came.clone(), Ends { from: 0, to: 11 }).expect("comes in");
+            for kind in kinds(F::IS_6) {
+                let mut f = error(me, out, kind, &came, 100, b"");
+                let before = f.data.clone();
+                assert_eq!((n.error_forth(&mut f), f.data), (Ok(Step::Itself), before));
+            }
+            n.after(20_000);
+            let mut late = error(me, out, kinds(F::IS_6)[0], &came, 100, b"");
+            assert_eq!(n.error_forth(&mut late), Err(D::NatOrphan), "its flow is over");
+        }
+    }
 }
 
 fn an_error_that_ends_too_early_stays_as_it_is<F: Tested>() {
@@ -290,7 +311,7 @@ impl<F: Tested> Node<F> {
             [11, 12].map(|n| pod(F::IS_6, n)).into_iter().find(|p| F::is_same(&a, &addr(*p))).expect("one of them")
         }))
     }
-    fn error_forth(&self, f: &mut Frame) -> Res<bool> {
+    fn error_forth(&self, f: &mut Frame) -> Res<Step> {
         F::error_forth_of(&self.w, f)
     }
     fn is_related(&self, f: &mut Frame) -> bool {
@@ -339,7 +360,7 @@ proptest! {
                 let before = f.data.clone();
                 // Nothing is known, so nothing is translated.
                 assert_eq!(n.error_back(&mut f), Ok(None));
-                assert!(matches!(n.error_forth(&mut f), Ok(false) | Err(D::NatOrphan)));
+                assert_eq!(n.error_forth(&mut f), Err(D::NatOrphan));
                 assert!(!n.is_related(&mut f));
                 assert_eq!(f.data, before);
             }

@@ -3,7 +3,7 @@
 //! What an error quotes is given back the form that its sender knows: REQ-4 a) and REQ-5 a) ask for the IP and transport headers. The quoted
 //! transport checksum, where the quote reaches that far, is adjusted as well: with it the headers are what was sent, byte for byte. It is not checked
 //! (REQ-3 c). Type and code stay. ICMP extensions (RFC 4884) lie behind what is changed.
-use cni_common::{net::Be16, wire::UDP};
+use cni_common::{maps::CT_HI_OPENED, net::Be16, wire::UDP};
 
 use super::{
     entry::{self, Pair, is_of, living, turned},
@@ -11,7 +11,7 @@ use super::{
     quote::{self, Quote},
     rewrite::{Cover, End, Layout, Mend, Side},
     sum::Diff,
-    table::NatSystem,
+    table::{NatSystem, Step},
 };
 use crate::{DropReason as D, Packet, Res, family::L3};
 
@@ -39,32 +39,34 @@ where
     Ok(Some(pod.addr))
 }
 
-/// An error of a pod's about a packet from the world. `false`: it is no error that quotes a packet.
+/// An error of a pod's about a packet from the world: translated with its flow, or itself, if the world has opened that by the pod's own address.
 ///
 /// # Errors
-/// [`NatOrphan`](D::NatOrphan): it is about no masqueraded flow, so there is no address under which it could leave.
+/// [`NatOrphan`](D::NatOrphan): it is about no flow that is known, or no error that quotes a packet; so there is no address under which it could leave.
 #[inline(always)]
-pub fn error_forth<F, P, S>(p: &mut P, s: &S, at: usize, ip: &L3<F>) -> Res<bool>
+pub fn error_forth<F, P, S>(p: &mut P, s: &S, at: usize, ip: &L3<F>) -> Res<Step>
 where
     F: NatFamily,
     P: Mend,
     S: NatSystem<F>,
 {
-    let Some(quote) = quote::read(p, ip, |n| s.blur(n, s.jiffies())) else { return Ok(false) };
+    let Some(quote) = quote::read(p, ip, |n| s.blur(n, s.jiffies())) else { return Err(D::NatOrphan) };
     if !F::is_same(&quote.ip.dst, &ip.src) {
         return Err(D::NatOrphan);
     }
     let pair = Pair::<F>::received(&quote.ip.dst, &quote.ip.src, quote.rest);
-    let (key, _) = pair.flow();
-    let node = match s.forth(&key) {
-        Some(said) if living::<F, S>(s, &key).is_some() => F::node_end(&said),
-        _ => return Err(D::NatOrphan),
-    };
+    let (key, is_hi) = pair.flow();
+    let Some(flow) = living::<F, S>(s, &key) else { return Err(D::NatOrphan) };
+    if (flow.verdicts.get() & CT_HI_OPENED != 0) != is_hi {
+        return Ok(Step::Itself);
+    }
+    let Some(said) = s.forth(&key) else { return Err(D::NatOrphan) };
+    let node = F::node_end(&said);
     if !is_of::<F, S>(s, &pair.key(&node), &pair.pod) {
         return Err(D::NatOrphan);
     }
     translate(p, at, ip, &quote, (Side::DESTINATION, Side::SOURCE), &node)?;
-    Ok(true)
+    Ok(Step::Done)
 }
 
 /// One end of the quoted packet, and the error's own other one, become `to`.

@@ -3,7 +3,7 @@ use std::{cell::Cell, net::IpAddr};
 
 use cni_common::{drop::Point, net::Mac, wire::ETH_LEN};
 
-use super::{End, NatFamily, Pair, Side, back, entry, error_back, error_forth, give_way, related, rewrite};
+use super::{End, NatFamily, Pair, Side, Step, back, entry, error_back, error_forth, give_way, related, rewrite};
 use crate::{
     Res,
     ct::{Ask, Ends, Granted, key::Rest, signal, track},
@@ -28,7 +28,7 @@ pub trait Tested: NatFamily<Addr: FromIp> {
     fn give_way(w: &Fake, node: &Self::Addr, world: &Self::Addr, rest: Rest);
     fn has_flow(w: &Fake, pair: &Pair<Self>) -> bool;
     fn error_back_of(w: &Fake, f: &mut Frame) -> Res<Option<Self::Addr>>;
-    fn error_forth_of(w: &Fake, f: &mut Frame) -> Res<bool>;
+    fn error_forth_of(w: &Fake, f: &mut Frame) -> Res<Step>;
     fn is_related(w: &Fake, f: &mut Frame) -> bool;
 }
 macro_rules! tested {
@@ -54,7 +54,7 @@ macro_rules! tested {
                 let ip = family::parse::<$family, _>(f, ETH_LEN, 8)?;
                 error_back(f, w, ETH_LEN, &ip)
             }
-            fn error_forth_of(w: &Fake, f: &mut Frame) -> Res<bool> {
+            fn error_forth_of(w: &Fake, f: &mut Frame) -> Res<Step> {
                 let ip = family::parse::<$family, _>(f, ETH_LEN, 8)?;
                 error_forth(f, w, ETH_LEN, &ip)
             }

@@ -76,11 +76,11 @@ fn unknown<F: NatFamily, P: Packet>(p: &P, ip: &L3<F>) -> Res<Step> {
 #[inline(always)]
 pub fn translate_error<F: NatFamily, P: Mend, S: NatNode<P, F>>(p: &mut P, s: &S, ask: &Ask) -> Res<Step> {
     let ip = ask.header::<F, P>(p)?;
-    if !error_forth(p, s, ask.l3(), &ip)? {
-        return Err(D::NatOrphan);
+    let step = error_forth(p, s, ask.l3(), &ip)?;
+    if step == Step::Done {
+        F::dec_ttl(p, ask.l3())?;
     }
-    F::dec_ttl(p, ask.l3())?;
-    Ok(Step::Done)
+    Ok(step)
 }
 
 /// A pod's packet as a pair, and the node's address by that device.

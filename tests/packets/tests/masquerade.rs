@@ -237,6 +237,27 @@ fn what_no_pod_has_asked_is_the_node_s() {
 }
 
 #[test]
+fn a_pod_s_error_about_a_flow_that_the_world_has_opened_leaves_as_it_is() {
+    each(
+        |_| {},
+        |mut m| {
+            let question = frame::udp(53, 40_000, b"question");
+            let packet = whole(m.world(), client(m.v6), &Ip::default(), question);
+            let (kind, proto) = if m.v6 { ([1, 4], 58) } else { ([3, 3], 1) };
+            let refusal = (proto, [&[kind[0], kind[1], 0, 0, 0, 0, 0, 0][..], &packet.1].concat());
+            // About nothing that is known.
+            let ran = m.sends(refusal.clone());
+            m.dropped(&ran, DropReason::NatOrphan);
+            let ran = m.k.run(Point::FromHost, &frame::eth(Mac::WEFT, Mac::WEFT, packet)).expect("an ordinary frame");
+            assert_eq!(ran.counted, [(Point::FromHost, Ok(Outcome::Peer))]);
+            let ran = m.sends(refusal.clone());
+            assert_eq!(ran.counted, [(Point::FromPod, Ok(Outcome::Host))]);
+            assert_eq!(ran.data[14..], whole(client(m.v6), m.world(), &Ip::default(), refusal).1);
+        },
+    );
+}
+
+#[test]
 fn whom_the_settings_spare_sees_the_pod() {
     each(
         |w| {
