@@ -18,7 +18,7 @@ const MACHINE_PATHS: [&str; 3] = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), 
 const UNSAFE_PLACES: [&str; 4] = [
     "cni-ebpf/src/kernel/",
     "cni-ebpf/src/main.rs",
-    "cni-agent/src/datapath/syscall.rs",
+    "cni-agent/src/datapath/syscall/",
     "cni-agent/src/netlink/netns.rs",
 ];
 /// Definitions of cni-common whose file may hold unsafe code.
