@@ -48,7 +48,7 @@ use crate::{
 /// Without options this is the whole matrix: each kernel in a machine of its own with all suites, then pairs of machines of
 /// different kernels as two nodes (--kernel A,B --suite two-node for one pair). A machine holds our
 /// programs as they ship, the test binaries, and a few tools; which suites there are, and which tests are in them, stands in
-/// tests/vm/suites.toml (--list shows both). What machines say is shown live, each line with its machine's name, and kept:
+/// tests/vm/suites.toml (--list shows both). Where they are many, two machines of a kernel share them: KERNEL#1 and KERNEL#2. What machines say is shown live, each line with its machine's name, and kept:
 /// target/vm/run/MACHINE/ has console.log, the kernel's messages and the agents' logs.
 ///
 /// Kernels come from Debian's archive, the newest of each line, when they are needed first and again with --refresh. They
@@ -172,10 +172,12 @@ pub fn run(ws: &Workspace, order: &Order<'_>, built: &Built, binaries: &[TestBin
     // A second run in this checkout would write into the same directories.
     let _alone = workspace::lock(&ws.target.join("vm/run.lock"))?;
     let [single, double] = &[image(ws, order.plan, built, binaries, 1)?, image(ws, order.plan, built, binaries, 2)?];
+    let images = single.as_ref().map_or_else(Vec::new, |i| i.deal(if i.steps().len() > MANY { 2 } else { 1 }));
     let mut jobs = Vec::new();
-    for (key, image) in order.kernels.iter().zip(single.iter().cycle()) {
+    for (key, (part, image)) in order.kernels.iter().flat_map(|key| images.iter().enumerate().map(move |i| (key, i))) {
         let kernel = kernel::get(ws, kernel::series(key)?)?;
-        let run = move || vec![Machine::run_to_end(host, key, kernel, image, Extra::default())];
+        let name = if images.len() == 1 { (*key).to_owned() } else { format!("{key}{MACHINE}{}", part + 1) };
+        let run = move || vec![Machine::run_to_end(host, &name, kernel, image, Extra::default())];
         jobs.push(Job { machines: 1, run: Box::new(run) });
     }
     let pairs = pair::choose(&Lists::read(ws)?.pairs, &order.kernels);
@@ -190,7 +192,25 @@ pub fn run(ws: &Workspace, order: &Order<'_>, built: &Built, binaries: &[TestBin
         Some(jobs) => usize::from(jobs),
         None => thread::available_parallelism().map_or(1, usize::from),
     };
-    Ok(jobs::run(jobs, slots).into_iter().flatten().collect())
+    Ok(joined(jobs::run(jobs, slots).into_iter().flatten()))
+}
+
+/// More test binaries of a kernel are shared by two machines: emulated, each has one processor, and the slowest kernel would end alone.
+const MANY: usize = 10;
+/// Between a kernel and the number of the machine, of those that share its work.
+const MACHINE: char = '#';
+
+/// One outcome for each kernel of which several machines have run.
+fn joined(outcomes: impl Iterator<Item = Outcome>) -> Vec<Outcome> {
+    let mut by_name: Vec<(String, Vec<Outcome>)> = Vec::new();
+    for outcome in outcomes {
+        let name = outcome.name.split(MACHINE).next().unwrap_or(&outcome.name).to_owned();
+        match by_name.last_mut().filter(|(last, _)| *last == name) {
+            Some((_, parts)) => parts.push(outcome),
+            None => by_name.push((name, vec![outcome])),
+        }
+    }
+    by_name.into_iter().filter_map(|(name, parts)| Outcome::join(&name, parts)).collect()
 }
 
 /// Prints the table of all machines, and gives their tests' counts.
@@ -220,7 +240,8 @@ fn image(
         }
         Plan::Verifier => {
             let binaries = with_tests(ws, binaries, "verified")?;
-            let step = |binary| Step { suite: "verifier".to_owned(), binary, filter: "verified" };
+            let step =
+                |binary| Step { suite: "verifier".to_owned(), binary, filter: "verified", seconds: suites::SECONDS };
             // To load programs the test binary is enough.
             let binaries = binaries.into_iter().filter(|b| b.package == "packets" && machines == 1);
             (binaries.map(step).collect(), None)
@@ -253,7 +274,7 @@ fn table(outcomes: &[Outcome]) -> String {
     let suites: BTreeSet<&str> = outcomes.iter().flat_map(|o| o.runs.iter().map(|r| r.suite.as_str())).collect();
     let mut header = vec!["machine", "kernel"];
     header.extend(&suites);
-    header.extend(["wall", "largest program", "load of all"]);
+    header.extend(["machine time", "largest program", "load of all"]);
     let cell = |outcome: &Outcome, suite: &str| {
         let mut counts = Counts::default();
         let mut seconds = 0.0;
@@ -319,5 +340,42 @@ mod tests {
         assert!(lines[1].contains("5 passed, 4 s") && lines[1].contains("3 passed, 1 FAILED, 8 s"), "{text}");
         assert!(lines[1].contains("b, 9 verified") && lines[1].contains("4 ms") && lines[1].contains("20 s"), "{text}");
         assert!(lines[2].split_whitespace().any(|cell| cell == "-"), "{text}");
+    }
+
+    #[test]
+    fn machines_that_shared_a_kernels_work_are_one_line() {
+        let outcome = |name: &str, broken: Option<&str>| Outcome {
+            name: name.to_owned(),
+            release: "5.10.0-46".to_owned(),
+            emulated: true,
+            verified: Vec::new(),
+            runs: vec![Run {
+                suite: "lab".to_owned(),
+                name: name.to_owned(),
+                counts: Counts { passed: 3, ..Counts::default() },
+                time: Duration::from_secs(4),
+            }],
+            wall: Duration::from_secs(20),
+            broken: broken.map(str::to_owned),
+        };
+        let parts = [
+            ("5.10#1", None),
+            ("5.10#2", Some("a crash")),
+            ("newest#1", None),
+            ("newest#2", None),
+            ("5.10-newest/1", None),
+        ];
+        let all = joined(parts.into_iter().map(|(name, broken)| outcome(name, broken)));
+        let said = |o: &Outcome| (o.name.clone(), o.runs.len(), o.wall.as_secs(), o.broken.clone());
+        let line =
+            |name: &str, runs, wall, broken: Option<&str>| (name.to_owned(), runs, wall, broken.map(str::to_owned));
+        assert_eq!(
+            all.iter().map(said).collect::<Vec<_>>(),
+            [
+                line("5.10", 2, 40, Some("machine 5.10#2: a crash")),
+                line("newest", 2, 40, None),
+                line("5.10-newest/1", 1, 20, None),
+            ]
+        );
     }
 }

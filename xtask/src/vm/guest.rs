@@ -13,7 +13,7 @@ use super::{
     cpio::Archive,
     kernel::Kernel,
     modules,
-    suites::{Lists, Step},
+    suites::{self, Lists, Step},
 };
 use crate::{
     build::{self, Built},
@@ -112,6 +112,12 @@ impl Image {
         }
         write(&archive, &fs::File::create(&file).with_context(|| format!("create {}", file.display()))?)?;
         Ok(Self { file, modules: lists.modules.clone(), steps })
+    }
+
+    /// The same for so many machines, which share the work.
+    pub fn deal(&self, machines: usize) -> Vec<Self> {
+        let part = |steps| Self { file: self.file.clone(), modules: self.modules.clone(), steps };
+        suites::deal(&self.steps, machines).into_iter().map(part).collect()
     }
 
     /// What the machines run.

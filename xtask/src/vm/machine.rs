@@ -244,6 +244,28 @@ fn oops(console: &str) -> Option<String> {
 }
 
 impl Outcome {
+    /// What came out of machines that have shared the work, as of one of this name; the time is that of all together.
+    pub fn join(name: &str, parts: Vec<Self>) -> Option<Self> {
+        let add = |mut all: Self, part: Self| {
+            all.verified.extend(part.verified);
+            all.runs.extend(part.runs);
+            all.wall += part.wall;
+            all.broken = match (all.broken, part.broken) {
+                (Some(one), Some(other)) => Some(format!("{one}; {other}")),
+                (one, other) => one.or(other),
+            };
+            all
+        };
+        let named = |part: Self| Self {
+            broken: part
+                .broken
+                .map(|why| if part.name == name { why } else { format!("machine {}: {why}", part.name) }),
+            name: name.to_owned(),
+            ..part
+        };
+        parts.into_iter().map(named).reduce(add)
+    }
+
     /// Why the run as a whole is a failure, if it is.
     pub fn failure(&self) -> Option<String> {
         let failed = |r: &&Run| r.counts.failed > 0;

@@ -1,6 +1,6 @@
 //! What is run in virtual machines: the lists of tests/vm/suites.toml.
 
-use std::{collections::BTreeMap, fs};
+use std::{cmp::Reverse, collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
@@ -24,6 +24,9 @@ pub struct Lists {
     pub suites: BTreeMap<String, Suite>,
     /// Test binaries that cannot run in a machine, and why.
     host_only: BTreeMap<String, String>,
+    /// Seconds that a binary takes, of those that take long.
+    #[serde(default)]
+    seconds: BTreeMap<String, u32>,
 }
 
 /// Test binaries that are asked for together.
@@ -58,6 +61,29 @@ pub struct Step {
     pub binary: TestBinary,
     /// Only tests whose name has this; empty: all.
     pub filter: &'static str,
+    /// Seconds that it takes, about.
+    pub seconds: u32,
+}
+
+/// What a binary takes that is not known to take long.
+pub const SECONDS: u32 = 15;
+
+/// Deals steps to so many machines of one kernel, each with about as much to do, and with its own in their order. None is left without.
+pub fn deal(steps: &[Step], machines: usize) -> Vec<Vec<Step>> {
+    let mut heaps = vec![(0, Vec::new()); machines.min(steps.len())];
+    let mut longest_first: Vec<usize> = (0..steps.len()).collect();
+    longest_first.sort_by_key(|&n| Reverse(steps[n].seconds));
+    for n in longest_first {
+        if let Some((seconds, heap)) = heaps.iter_mut().min_by_key(|(seconds, heap)| (*seconds, heap.len())) {
+            *seconds += steps[n].seconds;
+            heap.push(n);
+        }
+    }
+    let sorted = |(_, mut heap): (u32, Vec<usize>)| {
+        heap.sort_unstable();
+        heap.into_iter().map(|n| steps[n].clone()).collect()
+    };
+    heaps.into_iter().map(sorted).collect()
 }
 
 impl Step {
@@ -65,7 +91,7 @@ impl Step {
     #[cfg(test)]
     pub fn for_tests(package: &str, name: &str) -> Self {
         let binary = TestBinary { package: package.to_owned(), name: name.to_owned(), file: std::path::PathBuf::new() };
-        Self { suite: package.to_owned(), binary, filter: "" }
+        Self { suite: package.to_owned(), binary, filter: "", seconds: SECONDS }
     }
 
     /// `package/name`.
@@ -127,13 +153,17 @@ impl Lists {
                         bail!("{FILE}: {} is in {other} and in {suite}: it would run twice", full_name(binary));
                     }
                     if *needs == machines && chosen.contains(suite) {
-                        steps.push(Step { suite: suite.clone(), binary: binary.clone(), filter: "" });
+                        let seconds = self.seconds.get(&full_name(binary)).map_or(SECONDS, |s| *s);
+                        steps.push(Step { suite: suite.clone(), binary: binary.clone(), filter: "", seconds });
                     }
                 }
             }
         }
-        if let Some(name) = self.host_only.keys().find(|n| !binaries.iter().any(|b| full_name(b) == **n)) {
-            bail!("{FILE}: host_only lists {name}, and no test binary of that name has tests");
+        let named = self.host_only.keys().map(|n| ("host_only", n)).chain(self.seconds.keys().map(|n| ("seconds", n)));
+        for (list, name) in named {
+            if !binaries.iter().any(|b| full_name(b) == *name) {
+                bail!("{FILE}: {list} lists {name}, and no test binary of that name has tests");
+            }
         }
         if let Some(forgotten) = binaries.iter().map(full_name).find(|n| !listed.contains_key(n)) {
             bail!(
@@ -209,6 +239,30 @@ mod tests {
     fn a_binary_in_two_lists_is_an_error() {
         assert!(
             refusal(&LISTS.replace("lab/two_pods", "lab/*"), ALL).contains("lab/clients is in host_only and in lab")
+        );
+    }
+
+    #[test]
+    fn machines_of_a_kernel_share_the_work_and_do_theirs_in_order() {
+        let step = |(n, seconds): (usize, &u32)| Step { seconds: *seconds, ..Step::for_tests("lab", &n.to_string()) };
+        let steps: Vec<Step> = [15, 100, 15, 90, 15, 60].iter().enumerate().map(step).collect();
+        let names = |machines| {
+            let of = |heap: &Vec<Step>| heap.iter().map(|s| s.binary.name.clone()).collect::<Vec<_>>().join(" ");
+            deal(&steps, machines).iter().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(names(1), ["0 1 2 3 4 5"]);
+        assert_eq!(names(2), ["0 1 2 4", "3 5"]);
+        assert_eq!(names(9).len(), 6);
+    }
+
+    #[test]
+    fn a_time_of_what_is_no_binary_is_an_error() {
+        let timed = format!("{LISTS}[seconds]\n'lab/two_pods' = 30\n");
+        let lists = Lists::parse(&timed).unwrap();
+        let steps = lists.steps(&binaries(ALL), &lists.choose(&[]).unwrap(), 1).unwrap();
+        assert_eq!(steps.iter().map(|s| s.seconds).collect::<Vec<_>>(), [30, SECONDS, SECONDS]);
+        assert!(
+            refusal(&timed.replace("two_pods' = 30", "three_pods' = 30"), ALL).contains("seconds lists lab/three_pods")
         );
     }
 
