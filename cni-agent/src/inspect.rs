@@ -117,6 +117,8 @@ impl Inspector {
             identities: s.sizes.identities,
             epoch: epoch.and_then(|v| v.first_chunk().copied().map(u32::from_ne_bytes)).unwrap_or_default(),
             writes: s.writes,
+            waiting: s.waiting,
+            withheld: s.withheld,
         }
     }
 

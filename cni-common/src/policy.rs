@@ -63,6 +63,8 @@ map_types! {
 pub const SET_NONE: u32 = 0;
 /// The identity of every address that has no other: outside of the cluster and of every ipBlock. Under it stands each set's default.
 pub const IDENTITY_OTHER: u32 = 0;
+/// The identity of addresses of which it is not known what policy sets say: what goes between them and an isolated pod is dropped by name.
+pub const IDENTITY_UNKNOWN: u32 = u32::MAX;
 /// The rule set that allows all protocols and ports.
 pub const RULES_ALLOW_ALL: u32 = 1;
 /// The rule set that denies them.

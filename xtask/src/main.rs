@@ -16,6 +16,7 @@ mod image;
 mod lab;
 mod libtest;
 mod lint;
+mod mutants;
 mod reference;
 mod run;
 mod setup;
@@ -55,6 +56,7 @@ enum Verb {
     Verifier(verifier::Args),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
+    Mutants(mutants::Args),
     Accept(accept::Args),
 }
 
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Verb::Verifier(args) => verifier::main(&ws, &args),
         Verb::Bench(args) => bench::main(&ws, &args),
         Verb::Fuzz(args) => fuzz::main(&ws, &args),
+        Verb::Mutants(args) => mutants::main(&ws, &args),
         Verb::Accept(args) => accept::main(&ws, &args),
     });
     match outcome {

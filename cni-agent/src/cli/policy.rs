@@ -107,8 +107,13 @@ pub(super) async fn run(client: &Client, command: &Policy, out: &mut dyn Write) 
 fn list(all: &PolicyList) -> String {
     let mut table = Table::new(["POLICY", "DIRECTIONS", "TIER", ">PODS", ">SETS", "STATE"]);
     for p in &all.policies {
-        let state =
-            if p.flaws.is_empty() { p.kernel.clone() } else { format!("{}; {} flaws", p.kernel, p.flaws.len()) };
+        let mut state = p.kernel.clone();
+        if !p.waiting.is_empty() {
+            state.push_str(&format!("; no room for {} pods", p.waiting.len()));
+        }
+        if !p.flaws.is_empty() {
+            state.push_str(&format!("; {} flaws", p.flaws.len()));
+        }
         table.row([
             p.name.clone(),
             p.directions.join(","),
@@ -130,6 +135,12 @@ fn get(p: &PolicyStatus) -> String {
     let mut text = format!("{}: {}\n", p.name, p.kernel);
     p.tier.iter().for_each(|tier| text.push_str(&format!("tier {tier}\n")));
     text.push_str(&format!("directions: {}\npods here: {}\n", or_none(&p.directions), or_none(&p.pods)));
+    if !p.waiting.is_empty() {
+        text.push_str(&format!(
+            "! the maps have no room for the policies of {}: older ones are in force, and a new pod is isolated\n",
+            p.waiting.join(" ")
+        ));
+    }
     p.flaws.iter().for_each(|flaw| text.push_str(&format!("! {flaw}; this part matches nothing\n")));
     for set in &p.sets {
         text.push_str(&format!("\npolicy set {}, {}, of {}\n", set.id, set.direction, set.policies.join(", ")));

@@ -205,6 +205,18 @@ impl Scrape {
             "Changes that the kernel is behind",
             one(r.revision.saturating_sub(r.applied)),
         )?;
+        let p = &self.status.policy;
+        out.gauge("policy_in_force", "1 when the maps hold what the policies say", one(p.in_force.into()))?;
+        out.gauge(
+            "policy_waiting_pods",
+            "Pods for whose policies the maps have no room; older ones are in force for them, or they are isolated",
+            one(p.waiting as u64),
+        )?;
+        out.gauge(
+            "policy_withheld_peers",
+            "Classes of peers for which the maps have no room; isolated pods drop what they send",
+            one(p.withheld as u64),
+        )?;
         let drift = r.drift.iter().map(|(kind, n)| (vec![("kind", kind.to_string())], *n)).collect::<Vec<_>>();
         out.counter("drift_repairs", "What somebody else had changed in the kernel and the agent repaired", drift)?;
         let entries = self.maps.iter().filter_map(|m| Some((vec![("map", m.name.clone())], m.entries?)));

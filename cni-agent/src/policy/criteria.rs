@@ -176,6 +176,11 @@ impl Criteria {
             }
         }
     }
+    /// The sets that may say something of a class.
+    pub fn sets_of(&self, class: u32) -> BTreeSet<u32> {
+        let met = self.met.get(&class).into_iter().flatten();
+        met.filter_map(|id| self.slots.get(id)).flat_map(|slot| slot.sets.iter().copied()).collect()
+    }
     /// A class is gone; the sets that may have an entry for it.
     pub fn forget(&mut self, class: u32) -> BTreeSet<u32> {
         let mut sets = BTreeSet::new();

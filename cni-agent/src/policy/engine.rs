@@ -4,6 +4,7 @@
 //! of new policy sets, entries for new identities in all sets), then single entries that flip, then what nothing refers to any more. What
 //! tells peers apart only grows before pods get their new policy sets, and only shrinks after that, so each set meets identities that it can
 //! judge.
+mod room;
 mod spread;
 
 use std::{
@@ -15,6 +16,8 @@ use std::{
 use cni_common::policy::{IDENTITY_OTHER, SET_NONE};
 use ipnet::IpNet;
 
+pub use self::room::Room;
+use self::room::Waiting;
 use super::{
     change::Change,
     classes::{Class, Classes, Owner, Part, Parts, Seen},
@@ -91,6 +94,7 @@ pub struct Engine {
     fresh_sets: BTreeSet<u32>,
     rule_sets: RuleSets,
     endpoints: BTreeMap<PodKey, EndpointSets>,
+    waiting: Waiting,
 }
 
 impl Engine {
@@ -115,6 +119,7 @@ impl Engine {
             fresh_sets: BTreeSet::new(),
             rule_sets: RuleSets::default(),
             endpoints: BTreeMap::new(),
+            waiting: Waiting::default(),
         }
     }
 
@@ -141,32 +146,19 @@ impl Engine {
     /// The writes that make the maps follow all events since the last call, in the order in which they are to be done.
     pub fn compile(&mut self) -> Vec<Change> {
         let mut plan = Vec::new();
-        let mut grow = Vec::new();
-        let (mut moves, mut left) = (Vec::new(), Vec::new());
-        for pod in std::mem::take(&mut self.store.dirty.locals) {
-            let row = self.store.pod(&pod).filter(|p| p.local).cloned();
-            let new = row.map(|row| EndpointSets {
-                set_in: self.take_set(&row, Direction::Ingress, &mut grow),
-                set_out: self.take_set(&row, Direction::Egress, &mut grow),
-            });
-            let old = match new {
-                Some(new) => self.endpoints.insert(pod.clone(), new),
-                None => self.endpoints.remove(&pod),
-            };
-            left.extend(old);
-            if new != old {
-                moves.push(Change::Endpoint { pod, sets: new });
+        let pods = std::mem::take(&mut self.store.dirty.locals);
+        self.waiting.pods.retain(|pod| !pods.contains(pod));
+        if !self.exchange(&pods, &mut plan) {
+            // Some of them may fit.
+            for pods in self.by_asked(pods).into_values() {
+                if !self.exchange(&pods, &mut plan) {
+                    self.put_off(pods);
+                }
             }
         }
-        plan.append(&mut grow);
-        self.pass(&mut plan);
-        plan.append(&mut moves);
-        for old in left {
-            self.release_set(old.set_in, &mut plan);
-            self.release_set(old.set_out, &mut plan);
+        if !(self.waiting.pods.is_empty() && self.waiting.identities.is_empty()) {
+            self.resume(&mut plan);
         }
-        self.pass(&mut plan);
-        self.rule_sets.sweep(&mut plan);
         plan
     }
 
@@ -271,6 +263,7 @@ impl Engine {
             self.classes.release(id);
         }
         for identity in self.classes.sweep() {
+            self.waiting.identities.remove(&identity);
             for id in self.criteria.forget(identity) {
                 if let Some(rules) = self.sets.get_mut(&id).and_then(|s| s.peers.remove(&identity)) {
                     self.rule_sets.release(rules);
@@ -296,7 +289,7 @@ impl Engine {
             };
             left.extend(old);
             if new != old {
-                moves.push(Change::address(address, new));
+                moves.push(Change::address(address, new.map(|id| self.shown(id))));
             }
         }
         if self.groups.len() > 2 * self.store.group_count() + 64 {
@@ -348,6 +341,9 @@ impl Engine {
         let mut known = BTreeMap::new();
         let mut writes = Vec::new();
         for identity in identities {
+            if self.waiting.identities.contains(&identity) {
+                continue;
+            }
             let seen = set.sees(identity, &self.criteria, &self.classes);
             let new = seen.map(|view| match known.get(&view) {
                 Some(rules) => {
@@ -384,20 +380,22 @@ impl Engine {
             let others = set.peers.iter().map(|(identity, rules)| Change::peer(*id, *identity, Some(*rules)));
             std::iter::once(default).chain(others)
         });
-        let blocks = self.blocks.iter().map(|(net, id)| Change::block(*net, Some(*id)));
-        let addresses = self.identities.iter().map(|(address, id)| Change::address(*address, Some(*id)));
+        let blocks = self.blocks.iter().map(|(net, id)| Change::block(*net, Some(self.shown(*id))));
+        let addresses = self.identities.iter().map(|(address, id)| Change::address(*address, Some(self.shown(*id))));
         let endpoints =
             self.endpoints.iter().map(|(pod, sets)| Change::Endpoint { pod: pod.clone(), sets: Some(*sets) });
         self.rule_sets.contents().chain(peers).chain(blocks).chain(addresses).chain(endpoints)
     }
     /// The identity of an address, as the maps say it.
     pub fn identity_of(&self, address: IpAddr) -> u32 {
-        self.identities.get(&address).copied().unwrap_or_else(|| self.identity_of_prefix(address.into()))
+        let known = self.identities.get(&address).map(|id| self.shown(*id));
+        known.unwrap_or_else(|| self.identity_of_prefix(address.into()))
     }
     /// The identity of a prefix that no other one cuts through: that of the longest one that holds it.
     pub fn identity_of_prefix(&self, net: IpNet) -> u32 {
         let longest = (0..=net.prefix_len()).rev().filter_map(|bits| IpNet::new(net.network(), bits).ok());
-        longest.map(|n| n.trunc()).find_map(|n| self.blocks.get(&n).copied()).unwrap_or(IDENTITY_OTHER)
+        let known = longest.map(|n| n.trunc()).find_map(|n| self.blocks.get(&n));
+        known.map_or(IDENTITY_OTHER, |id| self.shown(*id))
     }
     /// Policy sets.
     pub fn sets(&self) -> impl Iterator<Item = (u32, &Set)> {

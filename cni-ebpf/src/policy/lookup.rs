@@ -1,7 +1,7 @@
 //! The look-up: from the ends of a flow to what policy says of it.
 use cni_common::{
     net::Be16,
-    policy::{IDENTITY_OTHER, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule, RuleKey, SET_NONE},
+    policy::{IDENTITY_OTHER, IDENTITY_UNKNOWN, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule, RuleKey, SET_NONE},
 };
 
 use super::{Ruling, Why};
@@ -46,16 +46,15 @@ pub trait Blame {
     fn blame(&self, at: u32, cookie: u32);
 }
 
-/// Who an address is; `None` when it must be a pod's and no pod is known to have it. A trie is asked only when the hash does not know it.
+/// Who an address is; `None` when it must be a pod's and no pod is known to have it, or when the maps have no room for what is said of it. A trie is asked only when the hash does not know it.
 #[inline(always)]
 pub fn identify<F: Family, S: Identities<F>>(s: &S, a: &F::Addr) -> Option<u32> {
-    if let Some(identity) = s.identity(a) {
-        return Some(identity);
-    }
-    if s.is_inside(a) {
-        return None;
-    }
-    Some(s.block(a).unwrap_or(IDENTITY_OTHER))
+    let found = match s.identity(a) {
+        Some(identity) => identity,
+        None if s.is_inside(a) => return None,
+        None => s.block(a).unwrap_or(IDENTITY_OTHER),
+    };
+    if found == IDENTITY_UNKNOWN { None } else { Some(found) }
 }
 
 /// Whether a pod of this node may open the flow: its egress policy. `set` is the pod's policy set of that direction.

@@ -4,8 +4,8 @@ use bytemuck::bytes_of;
 use cni_common::{
     net::{Be16, Ip4},
     policy::{
-        IDENTITY_OTHER, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL, RULES_FIRST, Rule,
-        RuleKey, SET_NONE, VERDICT_ALLOW, VERDICT_DENY,
+        IDENTITY_OTHER, IDENTITY_UNKNOWN, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL,
+        RULES_FIRST, Rule, RuleKey, SET_NONE, VERDICT_ALLOW, VERDICT_DENY,
     },
 };
 use proptest::prelude::*;
@@ -111,6 +111,19 @@ fn the_own_node_gets_in_and_nobody_who_only_has_its_address_does() {
     assert_eq!(answer(ingress(&m, SET, true, &flow(OUTSIDE, POD, TCP, 1))), (false, Why::Whole, 0));
     // The other way is as written.
     assert_eq!(answer(egress(&m, SET, &flow(POD, NODE, TCP, 1))), (false, Why::Whole, 0));
+}
+
+#[test]
+fn an_address_of_which_the_maps_cannot_tell_is_unknown_whoever_the_default_lets_in() {
+    let mut m = maps();
+    m.peers.insert((SET, IDENTITY_OTHER), RULES_ALLOW_ALL);
+    m.identities.insert(PEER.bytes, IDENTITY_UNKNOWN);
+    m.blocks.push((32, OUTSIDE.bytes, IDENTITY_UNKNOWN));
+    for peer in [PEER, OUTSIDE] {
+        assert_eq!(answer(egress(&m, SET, &flow(POD, peer, TCP, 80))), (false, Why::UnknownPeer, 0));
+        assert_eq!(answer(ingress(&m, SET, false, &flow(peer, POD, TCP, 80))), (false, Why::UnknownPeer, 0));
+        assert_eq!(answer(egress(&m, SET_NONE, &flow(POD, peer, TCP, 80))), (true, Why::NotIsolated, 0));
+    }
 }
 
 #[test]

@@ -230,7 +230,7 @@ fn a_running_connection_is_cut_when_it_is_revoked_and_an_allowed_one_runs_on() {
 
 #[test]
 fn flips_lose_nothing_that_both_versions_allow_and_let_nothing_through_that_both_deny() {
-    const FLIPS: usize = 200;
+    const FLIPS: usize = 1000;
     let rig = Rig::new();
     let versions = [
         into_web(json!([{"from": [of("near")]}])),

@@ -14,6 +14,12 @@ pub struct PolicySummary {
     pub isolated: usize,
     /// Endpoints that are isolated because it is not known yet which policies hold for them.
     pub unknown: usize,
+    /// Pods of this node for whose policies the maps have no room: older ones are in force for them, or they are isolated.
+    #[serde(default)]
+    pub waiting: usize,
+    /// Classes of peers for which they have none: isolated pods drop what they send as `PolicyUnknown`.
+    #[serde(default)]
+    pub withheld: usize,
     /// Entries of all policy maps.
     pub entries: usize,
     /// Identities.
@@ -46,8 +52,11 @@ pub struct PolicyStatus {
     pub tier: Option<String>,
     /// Parts of it that match nothing, as the API server would have refused them.
     pub flaws: Vec<String>,
-    /// Pods of this node that it selects.
+    /// Pods of this node for which a version of it is in force.
     pub pods: Vec<String>,
+    /// Pods of this node that it selects and for whose policies the maps have no room: older ones are in force, or the pod is isolated.
+    #[serde(default)]
+    pub waiting: Vec<String>,
     /// The policy sets that it is part of.
     pub sets: Vec<PolicySet>,
     /// How far the kernel is with it.

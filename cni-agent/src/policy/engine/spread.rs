@@ -47,7 +47,7 @@ impl Engine {
             self.prefix_comes(net);
             let id = self.classes.take(Class { block: Some(net), ..Class::OTHER });
             self.blocks.insert(net, id);
-            moves.push(Change::block(net, Some(id)));
+            moves.push(Change::block(net, Some(self.shown(id))));
         }
         for net in go {
             if let Some(id) = self.blocks.remove(&net) {

@@ -24,10 +24,10 @@ use crate::{
 };
 
 /// A flow of a pod: direction, the pod's own address, its peer's, and the probe. A pod whose address has changed has other flows.
-type Flow = (PodKey, Direction, (IpAddr, IpAddr), usize);
+pub type Flow = (PodKey, Direction, (IpAddr, IpAddr), usize);
 
 /// What a node's agent says of all flows of its pods: may it pass?
-fn verdicts(agent: &Agent, o: &Objects) -> Vec<(Flow, bool)> {
+pub fn verdicts(agent: &Agent, o: &Objects) -> Vec<(Flow, bool)> {
     let peers: Vec<IpAddr> = o
         .pods
         .values()
@@ -128,7 +128,7 @@ fn needed_only(changes: &[Change]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn tell(agent: &mut Agent, op: &Op) {
+pub fn tell(agent: &mut Agent, op: &Op) {
     match read(op).unwrap() {
         Told::Event(event) => agent.engine.store.handle(&event),
         Told::Policy(read) => {

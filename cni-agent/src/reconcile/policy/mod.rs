@@ -1,7 +1,8 @@
 //! The maps of policy follow the rows: what an event changes, in the order in which the engine has it written.
 //!
-//! A plan that does not fit is refused before anything of it is written, and one of which a write fails ends there: the old policies stay
-//! whole, and pods that are new stay isolated, until all of it can be written beside what is there ([`takeover`]). That is also how an agent begins.
+//! A policy set that does not fit concerns its own pods alone: the engine plans without it, and tries it again when there is room. A plan of which a
+//! write fails all the same ends there: the old policies stay whole, and pods that are new stay isolated, until all of it can be written beside what is
+//! there ([`takeover`]). That is also how an agent begins.
 mod feed;
 mod takeover;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use crate::{
     policy::{
         Change, Engine,
         change::Map,
-        engine::{Floors, Sizes},
+        engine::{Floors, Room, Sizes},
     },
     tables::{Contents, PodKey, Row, Tables},
 };
@@ -59,6 +60,10 @@ pub struct Policies {
     writes: u64,
     /// Why the maps do not hold what the objects say.
     problem: Option<String>,
+    /// What the maps can hold.
+    room: Room,
+    /// Pods and identities of which it was told that they wait for room.
+    told: (BTreeSet<PodKey>, usize),
 }
 
 /// How policy is on this node.
@@ -72,6 +77,10 @@ pub struct Summary {
     pub sizes: Sizes,
     /// Writes and deletes since the agent started.
     pub writes: u64,
+    /// Pods whose policies do not fit into the maps: they keep older ones, or stay isolated.
+    pub waiting: usize,
+    /// Classes of peers of which the maps cannot be told: isolated pods drop what they send.
+    pub withheld: usize,
 }
 
 impl Policies {
@@ -94,6 +103,8 @@ impl Policies {
             state: State::Before,
             writes: 0,
             problem: None,
+            room: Room::of_maps(),
+            told: (BTreeSet::new(), 0),
         })
     }
 
@@ -107,8 +118,48 @@ impl Policies {
     }
     /// How it goes.
     pub fn summary(&self) -> Summary {
-        let (in_force, problem) = (self.are_in_force(), self.problem.clone());
-        Summary { in_force, problem, sizes: self.engine.sizes(), writes: self.writes }
+        let (waiting, withheld) = (self.engine.waiting().len(), self.engine.withheld().len());
+        Summary {
+            in_force: self.are_in_force() && waiting + withheld == 0,
+            problem: self.problem.clone().or_else(|| self.wants_room()),
+            sizes: self.engine.sizes(),
+            writes: self.writes,
+            waiting,
+            withheld,
+        }
+    }
+    /// What does not fit, in words.
+    fn wants_room(&self) -> Option<String> {
+        const NAMED: usize = 3;
+        let (pods, identities) = (self.engine.waiting(), self.engine.withheld().len());
+        let mut words = Vec::new();
+        if !pods.is_empty() {
+            let named: Vec<String> = pods.iter().take(NAMED).map(ToString::to_string).collect();
+            let more = if pods.len() > NAMED { " and others" } else { "" };
+            words.push(format!(
+                "the policies of {} pods ({}{more}): they keep what was in force for them, and new ones stay isolated",
+                pods.len(),
+                named.join(", ")
+            ));
+        }
+        if identities > 0 {
+            words.push(format!("{identities} classes of peers: isolated pods drop what they send as PolicyUnknown"));
+        }
+        let (peers, rules) = (Map::Peers.spec(), Map::Rules.spec());
+        (!words.is_empty())
+            .then(|| format!("maps {} and {} have no room for {}", peers.name, rules.name, words.join("; for ")))
+    }
+    /// Says in the log what waits for room now, and what no longer does.
+    fn tell(&mut self) {
+        let now = (self.engine.waiting().clone(), self.engine.withheld().len());
+        if now == self.told {
+            return;
+        }
+        match self.wants_room() {
+            Some(problem) => warn!(problem, "policies do not fit"),
+            None => info!("the policies of all pods fit"),
+        }
+        self.told = now;
     }
 
     /// Brings the maps up to date with rows that have changed, once it is known what there is; `again`: what failed may be tried anew.
@@ -131,6 +182,9 @@ impl Policies {
             State::Live => {
                 let floors = self.engine.floors();
                 self.feed.rows(rows, &tables.read(), &mut self.engine.store);
+                if again {
+                    self.engine.try_again();
+                }
                 let plan = self.engine.compile();
                 self.carry_out(plan, floors, (tables, desired), target)
             }
@@ -139,6 +193,7 @@ impl Policies {
             }
             State::Before | State::Stale => BTreeMap::new(),
         };
+        self.tell();
         if let Some(problem) = &self.problem {
             let policies = rows.iter().filter(|row| matches!(row, Row::Policy(_)));
             failures.extend(policies.map(|row| (row.clone(), problem.clone())));
@@ -181,8 +236,9 @@ impl Policies {
                     let grows = value.is_some() && is_fresh(map, &key, before);
                     let key = EntryKey::of_policy(map, key);
                     match self.write(&key, value.as_deref(), target) {
-                        Ok(()) if grows => fresh.push(key),
-                        Ok(()) => takes_effect = true,
+                        Ok(false) => {}
+                        Ok(true) if grows => fresh.push(key),
+                        Ok(true) => takes_effect = true,
                         Err(problem) => {
                             if !takes_effect {
                                 self.take_back(&fresh, target);
@@ -202,23 +258,26 @@ impl Policies {
         failures
     }
 
-    /// Whether the maps have room for what is added before anything goes.
+    /// Whether the maps have room at each write, in this order.
     fn fits<'a>(&self, plan: impl IntoIterator<Item = &'a Change>) -> Result<(), String> {
-        let mut added: BTreeMap<u32, (&'static str, u32, usize)> = BTreeMap::new();
+        // What a map will hold otherwise than now.
+        let mut there: BTreeMap<EntryKey, bool> = BTreeMap::new();
+        let mut counts = self.counts.clone();
         for change in plan {
-            let Change::Entry { map, key, value: Some(_) } = change else { continue };
-            let spec = map.spec();
-            if !self.actual.contains_key(&EntryKey::of_policy(*map, key.clone())) {
-                added.entry(spec.id).or_insert((spec.name, spec.max_entries, 0)).2 += 1;
+            let Change::Entry { map, key, value } = change else { continue };
+            let key = EntryKey::of_policy(*map, key.clone());
+            let was = there.get(&key).copied().unwrap_or_else(|| self.actual.contains_key(&key));
+            let count = counts.entry(map.spec().id).or_default();
+            match (was, value.is_some()) {
+                (false, true) => *count += 1,
+                (true, false) => *count -= 1,
+                _ => continue,
             }
-        }
-        for (id, (name, max, more)) in added {
-            let there = self.counts.get(&id).copied().unwrap_or_default();
-            if there + more > max as usize {
-                return Err(format!(
-                    "map {name} holds {there} entries of {max}, and {more} more are needed: policies stay as they were"
-                ));
+            let (name, max) = (map.spec().name, map.spec().max_entries);
+            if *count > max as usize {
+                return Err(format!("map {name} holds {max} entries, and more are needed: policies stay as they were"));
             }
+            there.insert(key, value.is_some());
         }
         Ok(())
     }
@@ -239,11 +298,11 @@ impl Policies {
         self.state = State::Live;
     }
 
-    /// Writes or deletes an entry that is another in the map.
-    fn write(&mut self, key: &EntryKey, value: Option<&[u8]>, target: &mut impl Target) -> Result<(), String> {
+    /// Writes or deletes an entry if it is another in the map; whether it was.
+    fn write(&mut self, key: &EntryKey, value: Option<&[u8]>, target: &mut impl Target) -> Result<bool, String> {
         let there = self.actual.get(key).map(Vec::as_slice);
         if there == value {
-            return Ok(());
+            return Ok(false);
         }
         self.writes += 1;
         let count = self.counts.entry(key.map().id).or_default();
@@ -253,7 +312,7 @@ impl Policies {
             }),
             None => target.delete(key).map(|()| *count -= usize::from(self.actual.remove(key).is_some())),
         };
-        done.map_err(|error| full(key.map(), &error))
+        done.map(|()| true).map_err(|error| full(key.map(), &error))
     }
     fn take_back(&mut self, fresh: &[EntryKey], target: &mut impl Target) {
         for key in fresh {

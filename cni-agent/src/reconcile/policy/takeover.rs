@@ -11,7 +11,7 @@ use std::{
 use bytemuck::{pod_read_unaligned, try_pod_read_unaligned};
 use cni_common::{
     maps::{Endpoint, Local},
-    policy::{Identity, PeerKey, PeerRules, RULES_DENY_ALL, Rule, RuleKey},
+    policy::{IDENTITY_UNKNOWN, Identity, PeerKey, PeerRules, RULES_DENY_ALL, Rule, RuleKey},
     schema,
 };
 use ipnet::IpNet;
@@ -25,7 +25,7 @@ use crate::{
     policy::{
         Change, Engine,
         change::Map,
-        engine::{EndpointSets, Floors},
+        engine::{EndpointSets, Floors, Room},
     },
     tables::{PodKey, Row, Tables},
 };
@@ -39,8 +39,21 @@ impl Policies {
     ) -> BTreeMap<Row, String> {
         let written = desired.delta.writes();
         let mut engine = Engine::after(&self.node, self.numbers(desired));
+        let held = |map: Map| self.counts.get(&map.spec().id).copied().unwrap_or_default();
+        let beside = Room {
+            peers: self.room.peers.saturating_sub(held(Map::Peers)),
+            rules: self.room.rules.saturating_sub(held(Map::Rules)),
+        };
+        let is_first = held(Map::Peers) == 0;
+        engine.set_room(beside);
         self.feed.all(&tables.read(), &mut engine.store);
         engine.compile();
+        // Where pods have policies, none of them may become another's or nobody's.
+        if !(is_first || engine.waiting().is_empty() && engine.withheld().is_empty()) {
+            self.fail("the maps have no room for all policies beside those that a former agent wrote, or that could not be changed: these stay".into());
+            return BTreeMap::new();
+        }
+        engine.set_room(self.room);
         let mut plan = Plan::of(&engine);
         plan.sets.extend(self.bridges(&engine));
         let all = || plan.sets.iter().chain(&plan.identities);
@@ -51,7 +64,7 @@ impl Policies {
         let mut fresh = Vec::new();
         for (key, value) in entries(plan.sets) {
             match self.write(&key, value.as_deref(), target) {
-                Ok(()) => fresh.push(key),
+                Ok(_) => fresh.push(key),
                 Err(problem) => {
                     self.take_back(&fresh, target);
                     self.fail(problem);
@@ -112,7 +125,9 @@ impl Policies {
                     n.cookie = n.cookie.max(cookie);
                     n.rules = n.rules.max(try_pod_read_unaligned(k).map_or(0, |k: RuleKey| k.rules));
                 }
-            } else if let Ok(Identity { identity }) = try_pod_read_unaligned(value) {
+            } else if let Ok(Identity { identity }) = try_pod_read_unaligned(value)
+                && identity != IDENTITY_UNKNOWN
+            {
                 n.identity = n.identity.max(identity);
             }
         }
@@ -137,6 +152,10 @@ impl Policies {
         let mut now: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         for (key, value) in self.actual.iter().filter(|(key, _)| is_identity(key)) {
             let Ok(Identity { identity }) = try_pod_read_unaligned(value) else { continue };
+            // It is no set's.
+            if identity == IDENTITY_UNKNOWN {
+                continue;
+            }
             let Some(net) = prefix(key) else { continue };
             let is_address = net.prefix_len() == net.max_prefix_len() && !is_block(key);
             let new = if is_address { engine.identity_of(net.addr()) } else { engine.identity_of_prefix(net) };

@@ -330,6 +330,46 @@ fn what_cannot_be_written_leaves_the_old_policy_whole_and_new_pods_isolated_unti
 }
 
 #[test]
+fn policies_that_do_not_fit_wait_by_name_and_freeze_no_others() {
+    let mut rig = Rig::on(Memory::default());
+    rig.policies.room = Room { peers: 100, rules: 12 };
+    rig.cluster();
+    rig.policy(into_web(of("near")));
+    rig.pass();
+    let (set, epoch) = (rig.set(), rig.epoch());
+    let mut wide = into_web(of("far"));
+    wide["spec"]["ingress"][0]["ports"] = (0..20).map(|n| json!({"port": 80 + 2 * n})).collect();
+    rig.policy(wide.clone());
+    assert_eq!((rig.pass(), rig.set(), rig.epoch()), (0, set, epoch));
+    assert!(allows(&rig.kernel.entries, NEAR) && !allows(&rig.kernel.entries, FAR));
+    let summary = rig.policies.summary();
+    assert_eq!((summary.in_force, summary.waiting, summary.withheld), (false, 1, 0));
+    assert!(summary.problem.is_some_and(|p| p.contains("policy_rule_v1") && p.contains("shop/web")));
+    assert!(rig.policies.are_in_force(), "it is nothing that a further try would change");
+    let shown = rig.policies.describe(&objects::network_policy(wide.clone()).unwrap(), "in force".into());
+    assert_eq!((shown.pods, shown.waiting), (vec!["shop/web".to_owned()], vec!["shop/web".to_owned()]));
+    // Another pod's policy changes meanwhile.
+    rig.policy(json!({"metadata": {"namespace": "shop", "name": "near"}, "spec": {"podSelector": {"matchLabels": {"app": "near"}}}}));
+    assert!(rig.pass() > 0);
+    assert_eq!(rig.policies.summary().waiting, 1);
+    let near = rig.policies.engine.sets_of(&PodKey::new("shop", "near")).unwrap();
+    assert_ne!(near.set_in, 0);
+    // An agent that begins leaves what it cannot write beside.
+    let mut next = Rig::on(rig.kernel.clone());
+    next.policies.room = rig.policies.room;
+    next.cluster();
+    next.policy(wide);
+    next.pass();
+    assert_eq!(next.set(), set);
+    assert!(!next.policies.are_in_force() && next.policies.summary().problem.is_some());
+    // Room again.
+    rig.policy(into_web(of("far")));
+    rig.pass();
+    assert!(rig.policies.summary().in_force && rig.policies.summary().problem.is_none());
+    assert!(!allows(&rig.kernel.entries, NEAR) && allows(&rig.kernel.entries, FAR));
+}
+
+#[test]
 fn a_denied_packet_is_told_with_its_ends_and_the_policies_that_isolate() {
     let mut rig = Rig::on(Memory::default());
     rig.cluster();

@@ -44,6 +44,10 @@ impl Policies {
             },
             flaws: read.flaws.iter().map(ToString::to_string).collect(),
             pods: self.engine.endpoints().filter(|(_, sets)| has(sets)).map(|(pod, _)| pod.to_string()).collect(),
+            waiting: {
+                let waits = |pod: &&PodKey| self.engine.awaited(pod).any(|r| r.policy.name == policy.name);
+                self.engine.waiting().iter().filter(waits).map(ToString::to_string).collect()
+            },
             sets,
             kernel,
         }

@@ -1,0 +1,79 @@
+//! Policies that are applied to a lab and wait until they are in force, and whether somebody gets through.
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use lab::{
+    Lab,
+    pair::until,
+    probe::{Family, Place},
+};
+use serde_json::{Value, json};
+
+/// A packet that has not come by then was dropped.
+pub const GONE: Duration = Duration::from_millis(300);
+
+/// Pods of the namespace `shop` with this label `app`.
+pub fn of(app: &str) -> Value {
+    json!({"podSelector": {"matchLabels": {"app": app}}})
+}
+/// A NetworkPolicy of the namespace `shop`.
+pub fn policy(name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "shop", "name": name}, "spec": spec,
+    })
+}
+
+/// Waits until no row of the agents waits for the kernel.
+pub fn settle(lab: &Lab) {
+    for node in lab.nodes() {
+        until("the agents have applied everything", || {
+            let status = node.ask("/v1/status").unwrap();
+            status["reconciler"]["pending"] == 0 && status["reconciler"]["applied"] == status["reconciler"]["revision"]
+        })
+        .unwrap();
+    }
+}
+
+/// Policies that are new: shown to all agents, and in force. One of another text than before must have another name.
+pub fn apply(lab: &Lab, policies: &[Value]) {
+    lab.apply(policies).unwrap();
+    for node in lab.nodes() {
+        until("the policies are known", || {
+            let all = node.ask("/v1/policies").unwrap();
+            policies.iter().all(|p| {
+                let end = format!("shop/{}", p["metadata"]["name"].as_str().unwrap());
+                let is_it = |k: &&Value| k["name"].as_str().is_some_and(|n| n.ends_with(&end));
+                all["policies"].as_array().unwrap().iter().find(is_it).is_some_and(|k| k["kernel"] == "in force")
+            })
+        })
+        .unwrap();
+    }
+    settle(lab);
+}
+
+/// They are gone, for all agents.
+#[allow(dead_code, reason = "not all tests take policies back")]
+pub fn delete(lab: &Lab, policies: &[Value]) {
+    lab.delete(policies).unwrap();
+    for node in lab.nodes() {
+        until("the policies are gone", || {
+            let all = node.ask("/v1/policies").unwrap();
+            policies.iter().all(|p| {
+                let end = format!("shop/{}", p["metadata"]["name"].as_str().unwrap());
+                all["policies"].as_array().unwrap().iter().all(|k| !k["name"].as_str().unwrap().ends_with(&end))
+            })
+        })
+        .unwrap();
+    }
+    settle(lab);
+}
+
+/// Whether a connection to this port is made.
+pub fn connects(from: &Place, to: &Place, family: Family, port: u16) -> bool {
+    let _listener = to.run(|| TcpListener::bind(SocketAddr::new(family.any(), port))).unwrap();
+    let address = SocketAddr::new(to.address(family).unwrap(), port);
+    from.run(|| TcpStream::connect_timeout(&address, GONE)).is_ok()
+}
