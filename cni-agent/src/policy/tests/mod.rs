@@ -4,3 +4,4 @@ mod moments;
 mod naive;
 mod properties;
 mod random;
+mod senders;
