@@ -19,12 +19,21 @@ pub const UNKNOWN: u32 = 0;
 
 /// The hash of a class: 24 bits, host order, never [`UNKNOWN`].
 pub fn label_class(namespace: &str, labels: &BTreeMap<String, String>) -> u32 {
+    class_of(namespace, labels.len(), labels.iter())
+}
+
+/// The same of so many labels, in the order of their keys.
+pub fn class_of(
+    namespace: &str,
+    count: usize,
+    labels: impl Iterator<Item = (impl AsRef<str>, impl AsRef<str>)>,
+) -> u32 {
     let mut hash = Sha256::new();
     text(&mut hash, namespace);
-    number(&mut hash, labels.len());
+    number(&mut hash, count);
     for (key, value) in labels {
-        text(&mut hash, key);
-        text(&mut hash, value);
+        text(&mut hash, key.as_ref());
+        text(&mut hash, value.as_ref());
     }
     let [a, b, c, ..] = <[u8; 32]>::from(hash.finalize());
     u32::from_be_bytes([0, a, b, c]).max(1)

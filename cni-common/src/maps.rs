@@ -184,7 +184,7 @@ map_types! {
         /// 0: moves all that follows, as in [`Endpoint`].
         #[cfg(feature = "test-layout")]
         pub moved: u64,
-        /// Both verdicts, who opened, and the policy epoch (lower 32 bits) of that judgement: `CT_*` bits.
+        /// Both verdicts, who opened, the policy epoch (lower 32 bits) of that judgement, and the opener's label class (upper 24 bits): `CT_*` bits.
         pub verdicts: u64,
         /// When a packet was seen, jiffies (`bpf_jiffies64`); written once a second at most.
         pub seen: u64,
@@ -396,6 +396,10 @@ pub const CT_LO_ALLOWED: u64 = 1 << 32;
 pub const CT_HI_ALLOWED: u64 = 1 << 33;
 /// `hi` opened the flow; else `lo`.
 pub const CT_HI_OPENED: u64 = 1 << 34;
+/// `CtEntry::verdicts`: from this bit on, the label class that the tunnel named as the opener's when the flow was judged; 0: none.
+pub const CT_CLASS_SHIFT: u32 = 40;
+/// The bits of it.
+pub const CT_CLASS: u64 = 0xff_ffff << CT_CLASS_SHIFT;
 
 /// `CtEntry::lo_sent` and `hi_sent`: a packet that opens: TCP SYN without ACK, SCTP INIT.
 pub const CT_SENT_OPEN: u8 = 1;

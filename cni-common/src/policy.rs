@@ -4,7 +4,8 @@
 //!
 //! | map | key → value |
 //! |---|---|
-//! | identities (HASH, for each family) | address → [`Identity`]; asked first |
+//! | identities (HASH, for each family) | address → [`Holder`]; asked first |
+//! | senders (LPM) | [`SenderKey`], of [`SENDER_BITS`] or more bits → [`Identity`]; asked about what comes through the tunnel when the label class that it names is not the address's |
 //! | blocks (LPM, for each family) | prefix → [`Identity`]; asked when the hash does not know the address |
 //! | peers (HASH) | [`PeerKey`] → [`PeerRules`]; a peer without an entry has that of [`IDENTITY_OTHER`] |
 //! | rules (LPM) | [`RuleKey`], of [`RULE_BITS`], [`RULE_PROTO_BITS`] or more bits → [`Rule`]; what no entry covers is denied |
@@ -15,13 +16,31 @@
 //! Plain `repr(C)`, no hidden padding, no enum, no bool. Numbers are in host order unless their type says otherwise.
 use bytemuck::{Pod, Zeroable};
 
-use crate::maps::map_types;
+use crate::{maps::map_types, net::Ip6};
 
 map_types! {
     /// What an address is to the policies of this node: a class of addresses that none of them tells apart.
     pub struct Identity {
         /// Node-local identity. Numbers come from a growing counter.
         pub identity: u32,
+    }
+
+    /// Who has an address.
+    pub struct Holder {
+        /// As in [`Identity`].
+        pub identity: u32,
+        /// Hash of the pod's label class, 24 bits, as the tunnel's VNI names it; 0 of what is no pod.
+        pub class: u32,
+    }
+
+    /// What is looked up of a pod of another node that is known by its label class, behind the prefix length that every LPM key begins with.
+    pub struct SenderKey {
+        /// The pod's node: index in the tunnel map.
+        pub node: u32,
+        /// Hash of the label class, 24 bits: of exactly one class among the pods of that node, else there is no entry.
+        pub class: u32,
+        /// Its address, or a prefix of it, IPv4 as `::ffff:a.b.c.d`: a pod CIDR of the node, or what policies name inside of one.
+        pub addr: Ip6,
     }
 
     /// Names what a policy set says of an identity.
@@ -77,6 +96,9 @@ pub const VERDICT_ALLOW: u32 = 1;
 /// It may not. 0 is no verdict.
 pub const VERDICT_DENY: u32 = 2;
 
+/// Bits of a [`SenderKey`] before the address.
+pub const SENDER_BITS: u32 = 64;
+
 /// Bits of a key's prefix that name the rule set: the entry holds for every protocol.
 pub const RULE_BITS: u32 = 32;
 /// Bits that name the rule set and the protocol: the entry holds for every port. Each further bit is one of the port, up to [`RULE_PORT_BITS`].
@@ -85,6 +107,7 @@ pub const RULE_PROTO_BITS: u32 = 40;
 pub const RULE_PORT_BITS: u32 = 56;
 
 const _: () = assert!(size_of::<RuleKey>() == 8 && core::mem::offset_of!(RuleKey, proto) == 4);
+const _: () = assert!(core::mem::offset_of!(SenderKey, addr) * 8 == SENDER_BITS as usize);
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,7 @@ use crate::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, MAX_NODES, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
-    policy::{Identity, PeerKey, PeerRules, Rule, RuleKey},
+    policy::{Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SenderKey},
 };
 
 /// Kernel map types that we use; numbers of `enum bpf_map_type`.
@@ -130,6 +130,8 @@ pub const MAX_LEAVES: u32 = 256;
 pub const MAX_SPARED: u32 = 1024;
 /// Prefixes in a family that policies name.
 pub const MAX_BLOCKS: u32 = 65_536;
+/// Label classes of other nodes' pods, in each pod CIDR of theirs and in what policies name inside of it.
+pub const MAX_SENDERS: u32 = 2 * MAX_REMOTES;
 /// What policy sets say of identities that their default does not. An idle node pays 16 bytes for each, and has 32 MiB for all maps.
 pub const MAX_PEERS: u32 = 131_072;
 /// Entries of rule sets.
@@ -248,8 +250,9 @@ maps! {
     NAT_HELD6 37 State "nat_held6_v1" Hash(4 => 8; MAX_HOLDERS, NO_PREALLOC) &[("flows", 0, 8)], "endpoint id → masqueraded IPv6 flows on its account";
     FRAGS4 38 Scratch "frags4_v1" LruHash(size_of::<FragKey4>() => size_of::<Fragments>(); MAX_FRAGMENTED, 0) Fragments::LAYOUT, "IPv4 datagram in fragments → its ports";
     FRAGS6 39 Scratch "frags6_v1" LruHash(size_of::<FragKey6>() => size_of::<Fragments>(); MAX_FRAGMENTED, 0) Fragments::LAYOUT, "IPv6 datagram in fragments → its ports";
-    IDENTITY4 40 Derived "identity4_v1" Hash(ADDR4 => size_of::<Identity>(); MAX_REMOTES, NO_PREALLOC) Identity::LAYOUT, "IPv4 address → identity";
-    IDENTITY6 41 Derived "identity6_v1" Hash(ADDR6 => size_of::<Identity>(); MAX_REMOTES, NO_PREALLOC) Identity::LAYOUT, "IPv6 address → identity";
+    IDENTITY4 49 Derived "identity4_v2" Hash(ADDR4 => size_of::<Holder>(); MAX_REMOTES, NO_PREALLOC) Holder::LAYOUT, "IPv4 address → identity and label class";
+    IDENTITY6 50 Derived "identity6_v2" Hash(ADDR6 => size_of::<Holder>(); MAX_REMOTES, NO_PREALLOC) Holder::LAYOUT, "IPv6 address → identity and label class";
+    SENDERS 51 Derived "senders_v1" LpmTrie(4 + size_of::<SenderKey>() => size_of::<Identity>(); MAX_SENDERS, NO_PREALLOC) Identity::LAYOUT, "node, label class of one of its pods and prefix of the pod's address → identity";
     BLOCK4 42 Derived "block4_v1" LpmTrie(4 + ADDR4 => size_of::<Identity>(); MAX_BLOCKS, NO_PREALLOC) Identity::LAYOUT, "IPv4 prefix that a policy names → identity";
     BLOCK6 43 Derived "block6_v1" LpmTrie(4 + ADDR6 => size_of::<Identity>(); MAX_BLOCKS, NO_PREALLOC) Identity::LAYOUT, "IPv6 prefix that a policy names → identity";
     POLICY_PEER 44 Derived "policy_peer_v1" Hash(size_of::<PeerKey>() => size_of::<PeerRules>(); MAX_PEERS, NO_PREALLOC) PeerRules::LAYOUT, "policy set and identity → rule set";

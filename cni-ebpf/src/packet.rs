@@ -67,4 +67,6 @@ pub trait Packet {
     fn for_this_host(&mut self);
     /// The outer source that the VXLAN device recorded.
     fn tunnel_source(&self) -> Option<TunnelEnd>;
+    /// The VNI that it recorded, 24 bits; 0: none.
+    fn tunnel_class(&self) -> u32;
 }

@@ -9,7 +9,7 @@ use cni_common::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
-    policy::{PeerKey, RULE_BITS, RULE_PROTO_BITS, Rule, RuleKey},
+    policy::{Holder, PeerKey, RULE_BITS, RULE_PROTO_BITS, Rule, RuleKey, SENDER_BITS, SenderKey},
     schema::{self, MapSpec, MapType},
 };
 use serde::Serialize;
@@ -25,6 +25,9 @@ pub fn key(spec: &MapSpec, key: &[u8]) -> Value {
     match (spec.kind, key) {
         (MapType::LpmTrie, [a, b, c, d, key @ ..]) if is(spec, &[schema::POLICY_RULE]) => {
             json!(rule_key(u32::from_ne_bytes([*a, *b, *c, *d]), key))
+        }
+        (MapType::LpmTrie, [a, b, c, d, key @ ..]) if is(spec, &[schema::SENDERS]) => {
+            json!(sender_key(u32::from_ne_bytes([*a, *b, *c, *d]), key))
         }
         (MapType::LpmTrie, [a, b, c, d, address @ ..]) => {
             json!(format!("{}/{}", address_text(address), u32::from_ne_bytes([*a, *b, *c, *d])))
@@ -61,6 +64,7 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
         id if id == schema::NAT_FORTH4.id => fields::<NatForth4>(bytes),
         id if id == schema::NAT_FORTH6.id => fields::<NatForth6>(bytes),
         _ if is(spec, &[schema::FRAGS4, schema::FRAGS6]) => fields::<Fragments>(bytes),
+        _ if is(spec, &[schema::IDENTITY4, schema::IDENTITY6]) => fields::<Holder>(bytes),
         id if id == schema::POLICY_RULE.id => fields::<Rule>(bytes),
         id if id == schema::TUNNELS.id => fields::<Tunnel>(bytes),
         id if id == schema::COUNTS.id => json!(counters::sum(bytes)),
@@ -90,6 +94,17 @@ fn rule_key(bits: u32, bytes: &[u8]) -> String {
         Some(0) => format!("{rules} {proto} any"),
         Some(16) => format!("{rules} {proto} {first}"),
         Some(n) => format!("{rules} {proto} {first}-{}", first | u16::MAX.checked_shr(n).unwrap_or(0)),
+    }
+}
+
+/// Node, label class as tcpdump prints a VNI, and prefix of the address: `3 7755439 10.244.2.0/24`.
+fn sender_key(bits: u32, bytes: &[u8]) -> String {
+    let Ok(key) = bytemuck::try_pod_read_unaligned::<SenderKey>(bytes) else { return format!("{bytes:02x?}") };
+    let address = Ipv6Addr::from(key.addr.bytes);
+    let bits = bits.saturating_sub(SENDER_BITS);
+    match address.to_ipv4_mapped() {
+        Some(v4) if bits >= 96 => format!("{} {} {v4}/{}", key.node, key.class, bits - 96),
+        _ => format!("{} {} {address}/{bits}", key.node, key.class),
     }
 }
 
@@ -172,6 +187,18 @@ mod tests {
     }
 
     /// Fields of keys and values, and what the map's layout calls them.
+    #[test]
+    fn a_sender_is_written_by_node_class_and_prefix() {
+        let key = |bits: u32, addr: [u8; 16]| {
+            let key = SenderKey { node: 3, class: 7_755_439, addr: cni_common::net::Ip6::new(addr) };
+            super::key(&schema::SENDERS, &[&bits.to_ne_bytes(), bytemuck::bytes_of(&key)].concat())
+        };
+        let mapped = Ipv4Addr::new(10, 244, 2, 0).to_ipv6_mapped().octets();
+        assert_eq!(key(64 + 96 + 24, mapped), "3 7755439 10.244.2.0/24");
+        let v6: Ipv6Addr = "fd10:244:0:2::".parse().unwrap();
+        assert_eq!(key(64 + 64, v6.octets()), "3 7755439 fd10:244:0:2::/64");
+    }
+
     #[test]
     fn every_map_of_more_than_a_number_shows_fields_by_name() {
         for spec in schema::ALL.iter().filter(|s| s.kind != MapType::RingBuf && s.role != schema::Role::Record) {

@@ -3,12 +3,15 @@ use std::net::IpAddr;
 
 use bytemuck::bytes_of;
 use cni_common::{
-    policy::{Identity, PeerKey, PeerRules, Rule, RuleKey, VERDICT_ALLOW, VERDICT_DENY},
+    net::Ip6,
+    policy::{
+        Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SENDER_BITS, SenderKey, VERDICT_ALLOW, VERDICT_DENY,
+    },
     schema::{self, MapSpec},
 };
 use ipnet::IpNet;
 
-use super::{engine::EndpointSets, flatten::Entry};
+use super::{engine::EndpointSets, flatten::Entry, senders::Sender};
 use crate::tables::PodKey;
 
 /// The policy maps.
@@ -26,11 +29,13 @@ pub enum Map {
     Blocks4,
     /// IPv6 prefix → identity: LPM.
     Blocks6,
+    /// Node, label class and prefix → identity: LPM.
+    Senders,
 }
 impl Map {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Rules, Self::Peers, Self::Identities4, Self::Identities6, Self::Blocks4, Self::Blocks6];
+    pub const ALL: [Self; 7] =
+        [Self::Rules, Self::Peers, Self::Identities4, Self::Identities6, Self::Blocks4, Self::Blocks6, Self::Senders];
 
     /// What it looks like in the kernel.
     pub fn spec(self) -> &'static MapSpec {
@@ -41,6 +46,7 @@ impl Map {
             Self::Identities6 => &schema::IDENTITY6,
             Self::Blocks4 => &schema::BLOCK4,
             Self::Blocks6 => &schema::BLOCK6,
+            Self::Senders => &schema::SENDERS,
         }
     }
 }
@@ -83,12 +89,24 @@ impl Change {
             value: rules.map(|rules| bytes_of(&PeerRules { rules }).to_vec()),
         }
     }
-    pub(super) fn address(address: IpAddr, identity: Option<u32>) -> Self {
+    pub(super) fn address(address: IpAddr, holder: Option<Holder>) -> Self {
         let (map, key) = match address {
             IpAddr::V4(a) => (Map::Identities4, a.octets().to_vec()),
             IpAddr::V6(a) => (Map::Identities6, a.octets().to_vec()),
         };
-        Self::Entry { map, key, value: identity.map(|identity| bytes_of(&Identity { identity }).to_vec()) }
+        Self::Entry { map, key, value: holder.map(|holder| bytes_of(&holder).to_vec()) }
+    }
+    pub(crate) fn sender(sender: &Sender, identity: Option<u32>) -> Self {
+        let (addr, before) = match sender.prefix.network() {
+            IpAddr::V4(a) => (Ip6::mapped(a.into()), SENDER_BITS + 96),
+            IpAddr::V6(a) => (a.into(), SENDER_BITS),
+        };
+        let key = SenderKey { node: sender.node, class: sender.class, addr };
+        Self::Entry {
+            map: Map::Senders,
+            key: prefixed(before + u32::from(sender.prefix.prefix_len()), bytes_of(&key)),
+            value: identity.map(|identity| bytes_of(&Identity { identity }).to_vec()),
+        }
     }
     pub(super) fn block(net: IpNet, identity: Option<u32>) -> Self {
         let bits = u32::from(net.prefix_len());

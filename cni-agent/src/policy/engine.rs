@@ -4,6 +4,7 @@
 //! of new policy sets, entries for new identities in all sets), then single entries that flip, then what nothing refers to any more. What
 //! tells peers apart only grows before pods get their new policy sets, and only shrinks after that, so each set meets identities that it can
 //! judge.
+mod name;
 mod room;
 mod spread;
 
@@ -13,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use cni_common::policy::{IDENTITY_OTHER, SET_NONE};
+use cni_common::policy::{Holder, IDENTITY_OTHER, SET_NONE};
 use ipnet::IpNet;
 
 pub use self::room::Room;
@@ -28,7 +29,7 @@ use super::{
     sets::{self, Set, SetKey},
     store::{PodRow, Revision, Store},
 };
-use crate::tables::PodKey;
+use crate::{identity, tables::PodKey};
 
 /// The policy sets of a pod of this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,7 +86,9 @@ pub struct Engine {
     /// What is seen in each group of pods.
     groups: BTreeMap<u32, Arc<Part>>,
     classes: Classes,
-    identities: BTreeMap<IpAddr, u32>,
+    identities: BTreeMap<IpAddr, Holder>,
+    /// By class on a node and prefix: the node's number in the maps, and the identity.
+    senders: BTreeMap<name::Place, (u32, u32)>,
     blocks: BTreeMap<IpNet, u32>,
     criteria: Criteria,
     sets: BTreeMap<u32, Set>,
@@ -111,6 +114,7 @@ impl Engine {
             groups: BTreeMap::new(),
             classes: Classes::default(),
             identities: BTreeMap::new(),
+            senders: BTreeMap::new(),
             blocks: BTreeMap::new(),
             criteria: Criteria::default(),
             sets: BTreeMap::new(),
@@ -240,6 +244,7 @@ impl Engine {
         let mut left = Vec::new();
         self.spread(&mut moves, &mut left);
         self.reclassify(&mut moves, &mut left);
+        self.name_senders(&mut moves, &mut left);
         let mut touched = Touched::new();
         let fresh: BTreeSet<u32> = self.classes.take_fresh().into_iter().collect();
         self.criteria.update(&self.classes, &fresh, &self.store.namespaces, &mut touched);
@@ -279,17 +284,19 @@ impl Engine {
     /// Gives dirty addresses their identities; `left` gets those that they had.
     fn reclassify(&mut self, moves: &mut Vec<Change>, left: &mut Vec<u32>) {
         for address in std::mem::take(&mut self.store.dirty.addresses) {
-            let class = self.classify(address);
+            let seen = self.classify(address);
             // What only its prefix says of it needs no entry.
-            let wanted = class.owner != Owner::Nobody || !class.domains.is_empty();
-            let new = wanted.then(|| self.classes.take(class));
+            let wanted = seen.owner != Owner::Nobody || !seen.domains.is_empty();
+            let pod = self.store.pod_at(address).and_then(|pod| self.store.group(pod.group));
+            let class = pod.map_or(identity::UNKNOWN, |group| group.class);
+            let new = wanted.then(|| Holder { identity: self.classes.take(seen), class });
             let old = match new {
-                Some(id) => self.identities.insert(address, id),
+                Some(holder) => self.identities.insert(address, holder),
                 None => self.identities.remove(&address),
             };
-            left.extend(old);
+            left.extend(old.map(|holder| holder.identity));
             if new != old {
-                moves.push(Change::address(address, new.map(|id| self.shown(id))));
+                moves.push(Change::address(address, new.map(|holder| self.shown_holder(holder))));
             }
         }
         if self.groups.len() > 2 * self.store.group_count() + 64 {
@@ -299,17 +306,7 @@ impl Engine {
     }
     fn classify(&mut self, address: IpAddr) -> Class {
         let owner = match self.store.pod_at(address).map(|p| p.group) {
-            Some(group) => {
-                let part = match self.groups.get(&group) {
-                    Some(part) => Arc::clone(part),
-                    None => {
-                        let part = self.part(group);
-                        self.groups.insert(group, Arc::clone(&part));
-                        part
-                    }
-                };
-                Owner::Pod { part, v4: address.is_ipv4() }
-            }
+            Some(group) => Owner::Pod { part: self.part_of(group), v4: address.is_ipv4() },
             None => {
                 let labels = self.store.node_at(address).map(|n| n.labels.clone());
                 let reduced = labels.and_then(|l| self.mentions.node_labels(&l, &mut self.store.texts));
@@ -319,7 +316,16 @@ impl Engine {
         let domains = self.mentions.domains(self.store.names_of(address));
         Class { owner, block: self.mentions.block(address), domains }
     }
-    /// What is seen in a group of pods.
+    /// What is seen in a group of pods, as it was told last.
+    fn part_of(&mut self, group: u32) -> Arc<Part> {
+        if let Some(part) = self.groups.get(&group) {
+            return Arc::clone(part);
+        }
+        let part = self.part(group);
+        self.groups.insert(group, Arc::clone(&part));
+        part
+    }
+    /// The same, as it is now.
     fn part(&mut self, group: u32) -> Arc<Part> {
         let alike = self.store.group(group).map(|g| Arc::clone(&g.alike)).unwrap_or_default();
         self.parts.share(Seen {
@@ -381,20 +387,21 @@ impl Engine {
             std::iter::once(default).chain(others)
         });
         let blocks = self.blocks.iter().map(|(net, id)| Change::block(*net, Some(self.shown(*id))));
-        let addresses = self.identities.iter().map(|(address, id)| Change::address(*address, Some(self.shown(*id))));
+        let addresses =
+            self.identities.iter().map(|(address, holder)| Change::address(*address, Some(self.shown_holder(*holder))));
+        let senders = self.senders().map(|(sender, id)| Change::sender(&sender, Some(id)));
         let endpoints =
             self.endpoints.iter().map(|(pod, sets)| Change::Endpoint { pod: pod.clone(), sets: Some(*sets) });
-        self.rule_sets.contents().chain(peers).chain(blocks).chain(addresses).chain(endpoints)
+        self.rule_sets.contents().chain(peers).chain(blocks).chain(addresses).chain(senders).chain(endpoints)
     }
     /// The identity of an address, as the maps say it.
     pub fn identity_of(&self, address: IpAddr) -> u32 {
-        let known = self.identities.get(&address).map(|id| self.shown(*id));
+        let known = self.identities.get(&address).map(|holder| self.shown(holder.identity));
         known.unwrap_or_else(|| self.identity_of_prefix(address.into()))
     }
     /// The identity of a prefix that no other one cuts through: that of the longest one that holds it.
     pub fn identity_of_prefix(&self, net: IpNet) -> u32 {
-        let longest = (0..=net.prefix_len()).rev().filter_map(|bits| IpNet::new(net.network(), bits).ok());
-        let known = longest.map(|n| n.trunc()).find_map(|n| self.blocks.get(&n));
+        let known = self.block_of(net).and_then(|net| self.blocks.get(&net));
         known.map_or(IDENTITY_OTHER, |id| self.shown(*id))
     }
     /// Policy sets.
@@ -442,7 +449,7 @@ impl Engine {
         };
         let peers: usize = self.sets.values().map(|s| s.peers.len() + 1).sum();
         Sizes {
-            entries: peers + self.rule_sets.entries() + self.identities.len() + self.blocks.len(),
+            entries: peers + self.rule_sets.entries() + self.identities.len() + self.senders.len() + self.blocks.len(),
             most_of_endpoint: self.endpoints.values().map(|e| of_set(e.set_in) + of_set(e.set_out)).max().unwrap_or(0),
             identities: self.classes.count(),
         }

@@ -7,7 +7,7 @@ use std::{
 use bytemuck::{bytes_of, pod_read_unaligned, try_from_bytes};
 use cni_common::{
     net::{Ip4, Ip6},
-    policy::{Identity, PeerKey, PeerRules, RULE_PORT_BITS, Rule, RuleKey},
+    policy::{Holder, Identity, PeerKey, PeerRules, RULE_PORT_BITS, Rule, RuleKey, SENDER_BITS, SenderKey},
 };
 use cni_ebpf::{
     family::{V4, V6},
@@ -36,6 +36,8 @@ pub struct Image {
     pub endpoints: BTreeMap<PodKey, EndpointSets>,
     /// The node's own addresses.
     pub own: BTreeSet<IpAddr>,
+    /// Numbers of other nodes, by the addresses of their pods.
+    pub nodes: BTreeMap<IpAddr, u32>,
 }
 
 impl Image {
@@ -84,6 +86,9 @@ impl Image {
     fn get<V: bytemuck::Pod>(&self, map: Map, key: Vec<u8>) -> Option<&V> {
         try_from_bytes(bytemuck::cast_slice(&self.maps.get(&(map, key))?.words)).ok()
     }
+    fn sender(&self, key: &SenderKey) -> Option<u32> {
+        self.longest(Map::Senders, bytes_of(key), SENDER_BITS + 128).map(|i: &Identity| i.identity)
+    }
     /// As an LPM trie answers: the longest prefix of `data`, of `max` bits at most.
     fn longest<V: bytemuck::Pod>(&self, map: Map, data: &[u8], max: u32) -> Option<&V> {
         self.lengths.range((map, 0)..=(map, max)).rev().find_map(|((_, bits), _)| {
@@ -98,7 +103,7 @@ impl Image {
 /// The length that a trie's key begins with; 0 for other maps.
 fn length(map: Map, key: &[u8]) -> (Map, u32) {
     match map {
-        Map::Rules | Map::Blocks4 | Map::Blocks6 => (map, key.get(..4).map_or(0, pod_read_unaligned)),
+        Map::Rules | Map::Blocks4 | Map::Blocks6 | Map::Senders => (map, key.get(..4).map_or(0, pod_read_unaligned)),
         Map::Peers | Map::Identities4 | Map::Identities6 => (map, 0),
     }
 }
@@ -118,8 +123,14 @@ impl Rules for Image {
     }
 }
 impl Identities<V4> for Image {
-    fn identity(&self, a: &Ip4) -> Option<u32> {
-        self.get(Map::Identities4, a.bytes.to_vec()).map(|i: &Identity| i.identity)
+    fn holder(&self, a: &Ip4) -> Option<&Holder> {
+        self.get(Map::Identities4, a.bytes.to_vec())
+    }
+    fn node(&self, a: &Ip4) -> Option<u32> {
+        self.nodes.get(&IpAddr::from(a.bytes)).copied()
+    }
+    fn sender(&self, key: &SenderKey) -> Option<u32> {
+        self.sender(key)
     }
     fn block(&self, a: &Ip4) -> Option<u32> {
         self.longest(Map::Blocks4, &a.bytes, 32).map(|i: &Identity| i.identity)
@@ -132,8 +143,14 @@ impl Identities<V4> for Image {
     }
 }
 impl Identities<V6> for Image {
-    fn identity(&self, a: &Ip6) -> Option<u32> {
-        self.get(Map::Identities6, a.bytes.to_vec()).map(|i: &Identity| i.identity)
+    fn holder(&self, a: &Ip6) -> Option<&Holder> {
+        self.get(Map::Identities6, a.bytes.to_vec())
+    }
+    fn node(&self, a: &Ip6) -> Option<u32> {
+        self.nodes.get(&IpAddr::from(a.bytes)).copied()
+    }
+    fn sender(&self, key: &SenderKey) -> Option<u32> {
+        self.sender(key)
     }
     fn block(&self, a: &Ip6) -> Option<u32> {
         self.longest(Map::Blocks6, &a.bytes, 128).map(|i: &Identity| i.identity)

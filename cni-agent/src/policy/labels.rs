@@ -19,6 +19,14 @@ impl Labels {
         let at = self.pairs.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
         Some(&self.pairs[at].1)
     }
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+    }
     /// Keys and values, by key.
     pub fn iter(&self) -> impl Iterator<Item = &(Arc<str>, Arc<str>)> {
         self.pairs.iter()

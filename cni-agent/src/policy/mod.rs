@@ -19,6 +19,7 @@ pub mod mentions;
 pub mod objects;
 pub mod ports;
 pub mod rulesets;
+pub mod senders;
 pub mod sets;
 pub mod store;
 #[cfg(test)]

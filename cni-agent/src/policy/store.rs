@@ -8,8 +8,12 @@ use std::{
 use super::{
     labels::{Labels, Texts},
     objects::{Direction, Policy, PolicyName, model},
+    senders::{Located, Senders},
 };
-use crate::tables::{NamedPort, Pod, PodKey};
+use crate::{
+    identity,
+    tables::{NamedPort, Pod, PodKey},
+};
 
 /// A version of a policy.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub struct Alike {
 pub struct Group {
     /// In this.
     pub alike: Arc<Alike>,
+    /// Hash of their label class.
+    pub class: u32,
     /// Their numbers.
     pods: BTreeSet<u32>,
 }
@@ -53,6 +59,8 @@ pub struct PodRow {
     pub ips: Box<[IpAddr]>,
     /// It is on this node.
     pub local: bool,
+    /// The place of its node, if that is another one.
+    pub place: Option<u32>,
 }
 impl PodRow {
     /// What names it.
@@ -101,6 +109,8 @@ pub struct Store {
     group_numbers: BTreeMap<Arc<Alike>, u32>,
     groups: BTreeMap<u32, Group>,
     last_group: u32,
+    /// Pods of other nodes, as the tunnel names them.
+    pub senders: Senders,
     locals: BTreeMap<Arc<str>, BTreeSet<u32>>,
     network: BTreeMap<String, BTreeMap<String, Arc<Revision>>>,
     cluster: BTreeMap<String, Arc<Revision>>,
@@ -127,6 +137,7 @@ impl Store {
             group_numbers: BTreeMap::new(),
             groups: BTreeMap::new(),
             last_group: 0,
+            senders: Senders::default(),
             locals: BTreeMap::new(),
             network: BTreeMap::new(),
             cluster: BTreeMap::new(),
@@ -210,10 +221,13 @@ impl Store {
             ports: pod.ports.iter().cloned().collect(),
         };
         let local = pod.node.as_deref() == Some(self.node.as_str());
+        let elsewhere = pod.node.as_deref().filter(|_| !local);
+        let place = elsewhere.and_then(|node| self.senders.place_of(node));
         if let Some(known) = self.pod(&key)
             && *known.alike == alike
             && *known.ips == *pod.ips
             && known.local == local
+            && known.place == place
         {
             return;
         }
@@ -231,7 +245,9 @@ impl Store {
             self.locals.entry(Arc::clone(&alike.namespace)).or_default().insert(number);
             self.dirty.locals.insert(key);
         }
-        self.pods.insert(number, PodRow { name, alike, group, ips: pod.ips.clone().into(), local });
+        let class = self.groups.get(&group).map_or(identity::UNKNOWN, |g| g.class);
+        let place = elsewhere.map(|node| self.senders.join(node, class, group));
+        self.pods.insert(number, PodRow { name, alike, group, ips: pod.ips.clone().into(), local, place });
     }
     /// Puts a pod to those that are like it.
     fn join(&mut self, alike: Alike, pod: u32) -> (u32, Arc<Alike>) {
@@ -242,7 +258,9 @@ impl Store {
         let group = self.groups.entry(number).or_insert_with(|| {
             let alike = Arc::new(alike);
             self.group_numbers.insert(Arc::clone(&alike), number);
-            Group { alike, pods: BTreeSet::new() }
+            let labels = &alike.labels;
+            let class = identity::class_of(&alike.namespace, labels.len(), labels.iter().map(|(k, v)| (k, v)));
+            Group { alike, class, pods: BTreeSet::new() }
         });
         group.pods.insert(pod);
         (number, Arc::clone(&group.alike))
@@ -267,6 +285,9 @@ impl Store {
                 }
             }
             self.dirty.addresses.insert(*a);
+        }
+        if let (Some(place), Some(group)) = (row.place, self.groups.get(&row.group)) {
+            self.senders.leave(place, group.class, row.group);
         }
         self.leave(row.group, number);
         if row.local {
@@ -394,6 +415,11 @@ impl Store {
             if alone { own.push(*a) } else { shared.push(*a) }
         }
         own
+    }
+    /// The label classes of a group's pods on other nodes.
+    pub fn located(&self, group: &Group) -> BTreeSet<Located> {
+        let rows = group.pods.iter().filter_map(|n| self.pods.get(n));
+        rows.filter_map(|row| Some((row.place?, group.class))).collect()
     }
     /// How many kinds of pods there are.
     pub fn group_count(&self) -> usize {

@@ -125,8 +125,8 @@ pub fn admit<F: Family, P, S: Track<P, F>>(
     let Tracked::Judge(direction) = s.track(p, ask, granted)? else { return Ok(()) };
     // What is heard of an ICMP error is what it quotes.
     let question = if ask.heard == NOTHING { s.about(p, ask) } else { Question::of(ask.heard, direction) };
-    s.judge(p, ask, question, sender, receiver)?;
-    s.track(p, ask, Granted::by(epoch))?;
+    let class = s.judge(p, ask, question, sender, receiver)?;
+    s.track(p, ask, Granted::by(epoch).under(class))?;
     Ok(())
 }
 
@@ -140,11 +140,11 @@ pub trait Track<P, F: Family> {
     /// Which flow an ICMP error is about: see [`policy::about`](crate::policy::about()).
     fn about(&self, p: &mut P, ask: Ask) -> Question;
     /// Asks the policies of the ends that are pods of this node about a packet of a flow that is not known, or not judged by them: see
-    /// [`policy::judge`](crate::policy::judge()).
+    /// [`policy::judge`](crate::policy::judge()), which has the answer.
     ///
     /// # Errors
     /// Which refuses it.
-    fn judge(&self, p: &mut P, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<()>;
+    fn judge(&self, p: &mut P, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<u32>;
     /// What a packet says: see [`fragment::heard`](super::fragment::heard).
     fn hear(&self, p: &mut P, ask: Ask) -> u64;
 }

@@ -1,7 +1,7 @@
 //! What conntrack asks of maps and of its callers.
 use cni_common::{
     drop::{Outcome, Point},
-    maps::{CtConfig, CtEntry, Fragments},
+    maps::{CT_CLASS, CT_CLASS_SHIFT, CtConfig, CtEntry, Fragments},
     schema::MAX_HELD,
 };
 
@@ -120,6 +120,16 @@ impl Granted {
     #[inline(always)]
     pub const fn packed(self) -> u64 {
         self.packed
+    }
+    /// The same, with the label class under which the flow's opener was judged; 0: none.
+    #[inline(always)]
+    pub const fn under(self, class: u32) -> Self {
+        Self { packed: self.packed | (class as u64) << CT_CLASS_SHIFT }
+    }
+    /// That class, where the verdict word has it.
+    #[inline(always)]
+    pub const fn class(self) -> u64 {
+        self.packed & CT_CLASS
     }
     /// Whether it was judged.
     #[inline(always)]

@@ -1,5 +1,8 @@
 //! The way of a packet: known and unchanged in a few loads, all else out of line.
-use cni_common::{drop::Outcome, maps::CtConfig};
+use cni_common::{
+    drop::Outcome,
+    maps::{CT_CLASS, CtConfig},
+};
 
 use super::{
     Ask, Flow,
@@ -129,7 +132,7 @@ where
         return Tracked::Judge(Direction::Forth);
     }
     if place == Place::First as u64 {
-        begin(s, cfg, granted.epoch(), now, seen, found, is_new);
+        begin(s, cfg, granted, now, seen, found, is_new);
     }
     Tracked::Known
 }
@@ -142,12 +145,16 @@ fn rejudged<F: Family, S: CtEnv>(s: &S, before: &View, epoch: u32, seen: &Seen<F
         return Some(before.verdicts);
     }
     let from_hi = seen.is_hi(s);
-    if granted.is_some() { Some(verdicts(granted.epoch(), needed, from_hi == before.is_opener(from_hi))) } else { None }
+    if !granted.is_some() {
+        return None;
+    }
+    let class = if granted.class() == 0 { before.verdicts & CT_CLASS } else { granted.class() };
+    Some(verdicts(granted.epoch(), needed, from_hi == before.is_opener(from_hi)) | class)
 }
 
 /// Enters a flow after its first packet, in the place of one that is over if there is any, and on its account.
 #[inline(always)]
-fn begin<F, S>(s: &S, cfg: &CtConfig, epoch: u32, now: u64, seen: &Seen<F>, over: Option<&Flow>, is_new: bool)
+fn begin<F, S>(s: &S, cfg: &CtConfig, granted: Granted, now: u64, seen: &Seen<F>, over: Option<&Flow>, is_new: bool)
 where
     F: Family,
     S: CtEnv + Flows<F>,
@@ -157,7 +164,7 @@ where
         None if seen.ask.ends.from != 0 => seen.ask.ends.from,
         None => seen.ask.ends.to,
     };
-    let word = verdicts(epoch, needed(s, seen), seen.is_hi(s));
+    let word = verdicts(granted.epoch(), needed(s, seen), seen.is_hi(s)) | granted.class();
     let view = View::first(cfg, seen.rest, seen.said, now, word, |n| s.blur(n.into(), seen.ask.what) as u32);
     let entry = entry::entry(&view, seen.is_hi(s), charged);
     if is_new {

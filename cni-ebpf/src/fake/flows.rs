@@ -232,7 +232,7 @@ where
     fn about(&self, p: &mut P, ask: Ask) -> Question {
         policy::about::<F, _, _>(p, self, &ask)
     }
-    fn judge(&self, p: &mut P, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<()> {
+    fn judge(&self, p: &mut P, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<u32> {
         policy::judge::<F, _, _>(p, self, ask, question, sender, receiver)
     }
 }

@@ -51,6 +51,8 @@ pub struct Frame {
     pub vlan: bool,
     /// What the VXLAN device recorded.
     pub tunnel: Option<TunnelEnd>,
+    /// The VNI that it recorded.
+    pub tunnel_class: u32,
     /// Marked as addressed to this host.
     pub this_host: bool,
     /// Whether `shrink` can change the family (Linux 6.3).
@@ -78,6 +80,7 @@ impl Frame {
             identification: 0,
             vlan: false,
             tunnel: None,
+            tunnel_class: 0,
             this_host: false,
             decap_l3: true,
             inner_l2: false,
@@ -181,6 +184,9 @@ impl Packet for Frame {
     }
     fn tunnel_source(&self) -> Option<TunnelEnd> {
         self.tunnel
+    }
+    fn tunnel_class(&self) -> u32 {
+        self.tunnel_class
     }
 }
 

@@ -9,8 +9,8 @@ use cni_common::{
     event::Blame as Said,
     net::{Ip4, Ip6},
     policy::{
-        IDENTITY_OTHER, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule, RuleKey,
-        VERDICT_ALLOW, VERDICT_DENY,
+        Holder, IDENTITY_OTHER, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule,
+        RuleKey, SenderKey, VERDICT_ALLOW, VERDICT_DENY,
     },
     wire::{TCP, UDP},
 };
@@ -19,6 +19,7 @@ use super::{Fake, holds};
 use crate::{
     Tables,
     family::{V4, V6},
+    flow::way_to,
     policy::{Blame, Identities, Rules},
 };
 
@@ -30,13 +31,15 @@ pub struct PolicyTables {
     /// Bits of a rule's key, the key and what it says.
     pub rules: Vec<(u32, RuleKey, Rule)>,
     /// IPv4 address → identity.
-    pub identities4: BTreeMap<Ip4, u32>,
+    pub identities4: BTreeMap<Ip4, Holder>,
     /// IPv6 address → identity.
-    pub identities6: BTreeMap<Ip6, u32>,
+    pub identities6: BTreeMap<Ip6, Holder>,
     /// Prefix length and IPv4 address → identity.
     pub blocks4: Vec<(u32, Ip4, u32)>,
     /// Prefix length and IPv6 address → identity.
     pub blocks6: Vec<(u32, Ip6, u32)>,
+    /// Bits of a sender's key, the key and its identity.
+    pub senders: Vec<(u32, SenderKey, u32)>,
     /// How often anybody was asked.
     pub asked: RefCell<u32>,
     /// What was said last of a packet that was dropped.
@@ -52,6 +55,7 @@ impl Default for PolicyTables {
             identities6: BTreeMap::new(),
             blocks4: Vec::new(),
             blocks6: Vec::new(),
+            senders: Vec::new(),
             asked: RefCell::default(),
             blame: Cell::new(bytemuck::Zeroable::zeroed()),
         }
@@ -78,8 +82,15 @@ impl Rules for Fake {
 macro_rules! identities {
     ($family:ty, $address:ty, $identities:ident, $blocks:ident) => {
         impl Identities<$family> for Fake {
-            fn identity(&self, a: &$address) -> Option<u32> {
-                self.policy.$identities.get(a).copied()
+            fn holder(&self, a: &$address) -> Option<&Holder> {
+                self.policy.$identities.get(a)
+            }
+            fn node(&self, a: &$address) -> Option<u32> {
+                way_to::<$family, _>(self, a).map(|(node, _)| node)
+            }
+            fn sender(&self, key: &SenderKey) -> Option<u32> {
+                let covering = self.policy.senders.iter().filter(|(bits, prefix, _)| holds(*bits, prefix, key));
+                covering.max_by_key(|(bits, ..)| *bits).map(|(.., identity)| *identity)
             }
             fn block(&self, a: &$address) -> Option<u32> {
                 let covering = self.policy.$blocks.iter().filter(|(bits, prefix, _)| holds(*bits, prefix, a));
@@ -113,6 +124,15 @@ pub const FAR: u32 = 72;
 pub const NODE: u32 = 73;
 /// See above.
 pub const WORLD: u32 = 74;
+
+/// Gives an address to who has this identity and label class.
+pub fn hold(w: &mut Fake, who: IpAddr, identity: u32, class: u32) {
+    let holder = Holder { identity, class };
+    match who {
+        IpAddr::V4(a) => w.policy.identities4.insert(a.into(), holder),
+        IpAddr::V6(a) => w.policy.identities6.insert(a.into(), holder),
+    };
+}
 
 /// Isolates both pods of [`world`](super::world::world()).
 ///
@@ -171,10 +191,7 @@ pub fn isolate(w: &mut Fake) {
             (underlay(v6, 1), NODE),
         ];
         for (who, identity) in known {
-            match who {
-                IpAddr::V4(a) => w.policy.identities4.insert(a.into(), identity),
-                IpAddr::V6(a) => w.policy.identities6.insert(a.into(), identity),
-            };
+            hold(w, who, identity, 0);
         }
         match outside(v6) {
             IpAddr::V4(a) => w.policy.blocks4.push((24, a.into(), WORLD)),

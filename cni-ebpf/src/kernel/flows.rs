@@ -156,15 +156,22 @@ fn tracked(code: i32) -> Res<Tracked> {
     }
 }
 
-/// Reasons that policy gives, from their numbers.
+/// What policy says in one number: the reason to drop the packet, or else the label class of the flow's opener above the lowest byte.
 #[inline(always)]
-fn refused(code: i32) -> Res<()> {
-    const EGRESS: i32 = D::PolicyEgress as i32;
-    const INGRESS: i32 = D::PolicyIngress as i32;
-    const UNKNOWN: i32 = D::PolicyUnknown as i32;
-    const ORDER: i32 = D::FragmentOrder as i32;
-    match code {
-        0 => Ok(()),
+fn said(ruling: Res<u32>) -> u32 {
+    match ruling {
+        Ok(class) => class << 8,
+        Err(reason) => reason as u32,
+    }
+}
+#[inline(always)]
+fn ruled(code: u32) -> Res<u32> {
+    const EGRESS: u32 = D::PolicyEgress as u32;
+    const INGRESS: u32 = D::PolicyIngress as u32;
+    const UNKNOWN: u32 = D::PolicyUnknown as u32;
+    const ORDER: u32 = D::FragmentOrder as u32;
+    match code & 0xff {
+        0 => Ok(code >> 8),
         EGRESS => Err(D::PolicyEgress),
         INGRESS => Err(D::PolicyIngress),
         UNKNOWN => Err(D::PolicyUnknown),
@@ -218,16 +225,13 @@ macro_rules! track {
         pub extern "C" fn $about(ctx: *mut __sk_buff, what: u64, of: u64) -> u64 {
             policy::about::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &Ask { what, heard: 0, ends: ends(of) }).word()
         }
-        /// [`policy::judge`] as a function of the kernel's: 0, or the reason to drop the packet. Arguments: [`Ask::what`], [`Question::word`].
+        /// [`policy::judge`] as a function of the kernel's: [`said`]. Arguments: [`Ask::what`], [`Question::word`].
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $judge(ctx: *mut __sk_buff, what: u64, question: u64, sender: u64, receiver: u64) -> i32 {
+        pub extern "C" fn $judge(ctx: *mut __sk_buff, what: u64, question: u64, sender: u64, receiver: u64) -> u32 {
             let (ask, question) = (Ask { what, heard: 0, ends: NOBODY }, Question::from_word(question));
             let (sender, receiver) = (end_sets(sender), end_sets(receiver));
-            match policy::judge::<$family, _, _>(&Skb::new(ctx), &Kernel, ask, question, sender, receiver) {
-                Ok(()) => 0,
-                Err(reason) => reason as i32,
-            }
+            said(policy::judge::<$family, _, _>(&Skb::new(ctx), &Kernel, ask, question, sender, receiver))
         }
         impl Track<Skb, $family> for Kernel {
             #[inline(always)]
@@ -243,8 +247,8 @@ macro_rules! track {
                 Question::from_word($about(p.context(), ask.what, packed(ask.ends)))
             }
             #[inline(always)]
-            fn judge(&self, p: &mut Skb, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<()> {
-                refused($judge(p.context(), ask.what, question.word(), packed_sets(sender), packed_sets(receiver)))
+            fn judge(&self, p: &mut Skb, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<u32> {
+                ruled($judge(p.context(), ask.what, question.word(), packed_sets(sender), packed_sets(receiver)))
             }
         }
     };

@@ -11,11 +11,11 @@ use cni_common::{
         Local, MAX_NODES, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
     net::{Ip4, Ip6},
-    policy::{Identity, PeerKey, PeerRules, Rule, RuleKey},
+    policy::{Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SenderKey},
     schema::{
         EVENT_BYTES, MAX_BLOCKS, MAX_CIDRS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTED, MAX_HOLDERS, MAX_LAYOUTS,
-        MAX_LEAVES, MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN, MAX_PEERS, MAX_REMOTES, MAX_RULES, MAX_SPARED, MAX_TRANSLATIONS,
-        NAME_BYTES, NO_PREALLOC, RECORD_BYTES,
+        MAX_LEAVES, MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN, MAX_PEERS, MAX_REMOTES, MAX_RULES, MAX_SENDERS, MAX_SPARED,
+        MAX_TRANSLATIONS, NAME_BYTES, NO_PREALLOC, RECORD_BYTES,
     },
 };
 
@@ -32,6 +32,7 @@ const LEAVE_SLOTS: usize = MAX_LEAVES as usize;
 const SPARED_SLOTS: usize = MAX_SPARED as usize;
 const FRAGMENTED_SLOTS: usize = MAX_FRAGMENTED as usize;
 const BLOCK_SLOTS: usize = MAX_BLOCKS as usize;
+const SENDER_SLOTS: usize = MAX_SENDERS as usize;
 const PEER_SLOTS: usize = MAX_PEERS as usize;
 const RULE_SLOTS: usize = MAX_RULES as usize;
 const SPARSE: usize = NO_PREALLOC as usize;
@@ -120,14 +121,16 @@ pub static NAT_HELD6: HashMap<u32, u64, HOLDER_SLOTS, SPARSE> = HashMap::new();
 pub static FRAGS4: LruHashMap<FragKey4, Fragments, FRAGMENTED_SLOTS> = LruHashMap::new();
 #[btf_map(name = "frags6_v1")]
 pub static FRAGS6: LruHashMap<FragKey6, Fragments, FRAGMENTED_SLOTS> = LruHashMap::new();
-#[btf_map(name = "identity4_v1")]
-pub static IDENTITY4: HashMap<Ip4, Identity, REMOTE_SLOTS, SPARSE> = HashMap::new();
-#[btf_map(name = "identity6_v1")]
-pub static IDENTITY6: HashMap<Ip6, Identity, REMOTE_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "identity4_v2")]
+pub static IDENTITY4: HashMap<Ip4, Holder, REMOTE_SLOTS, SPARSE> = HashMap::new();
+#[btf_map(name = "identity6_v2")]
+pub static IDENTITY6: HashMap<Ip6, Holder, REMOTE_SLOTS, SPARSE> = HashMap::new();
 #[btf_map(name = "block4_v1")]
 pub static BLOCK4: LpmTrie<Ip4, Identity, BLOCK_SLOTS> = LpmTrie::new();
 #[btf_map(name = "block6_v1")]
 pub static BLOCK6: LpmTrie<Ip6, Identity, BLOCK_SLOTS> = LpmTrie::new();
+#[btf_map(name = "senders_v1")]
+pub static SENDERS: LpmTrie<SenderKey, Identity, SENDER_SLOTS> = LpmTrie::new();
 #[btf_map(name = "policy_peer_v1")]
 pub static POLICY_PEER: HashMap<PeerKey, PeerRules, PEER_SLOTS, SPARSE> = HashMap::new();
 #[btf_map(name = "policy_rule_v1")]

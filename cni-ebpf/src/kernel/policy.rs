@@ -1,6 +1,6 @@
 //! The policy maps behind the traits of the logic.
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use cni_common::policy::{PeerKey, RULE_PORT_BITS, Rule, RuleKey};
+use cni_common::policy::{Holder, PeerKey, RULE_PORT_BITS, Rule, RuleKey, SENDER_BITS, SenderKey};
 use cni_ebpf::{
     Tables,
     family::{Family, V4, V6},
@@ -36,9 +36,20 @@ macro_rules! identities {
     ($family:ty, $bits:literal, $identity:ident, $block:ident) => {
         impl Identities<$family> for Kernel {
             #[inline(always)]
-            fn identity(&self, a: &<$family as Family>::Addr) -> Option<u32> {
+            fn holder(&self, a: &<$family as Family>::Addr) -> Option<&Holder> {
                 // SAFETY: as above.
-                unsafe { $identity.get(a) }.map(|found| found.identity)
+                unsafe { $identity.get(a) }
+            }
+            #[inline(always)]
+            fn node(&self, a: &<$family as Family>::Addr) -> Option<u32> {
+                match Tables::<$family>::remote(self, a) {
+                    Some(remote) => Some(remote.node),
+                    None => Tables::<$family>::cidr(self, a).map(|cidr| cidr.node),
+                }
+            }
+            #[inline(always)]
+            fn sender(&self, key: &SenderKey) -> Option<u32> {
+                SENDERS.get(&Key::new(SENDER_BITS + 128, *key)).map(|found| found.identity)
             }
             #[inline(always)]
             fn block(&self, a: &<$family as Family>::Addr) -> Option<u32> {

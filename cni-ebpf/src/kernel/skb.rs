@@ -249,6 +249,15 @@ impl Packet for Skb {
         let words: [u32; 4] = unsafe { remote_address(&key).cast::<[u32; 4]>().read() };
         Some(TunnelEnd::V6(bytemuck::must_cast(Words { words })))
     }
+    #[inline(always)]
+    fn tunnel_class(&self) -> u32 {
+        let key = match self.tunnel_key(0) {
+            Some(key) => Some(key),
+            None => self.tunnel_key(u64::from(BPF_F_TUNINFO_IPV6)),
+        };
+        // SAFETY: the helper wrote the first TUNNEL_KEY bytes, of which the number is the first.
+        key.map_or(0, |key| unsafe { key.as_ptr().cast::<u32>().read() } & 0xff_ffff)
+    }
 }
 
 /// The union of remote addresses.

@@ -6,30 +6,31 @@ use cni_common::{
     wire::{SCTP, TCP, UDP},
 };
 
-use super::{Blame, Flow, Identities, Question, Rules, Ruling, egress, ingress};
+use super::{Blame, Flow, Identities, Question, Rules, Ruling, egress, ingress_of, said};
 use crate::{
     DropReason as D, Packet, Res,
-    ct::{Ask, Direction, EndSets, signal},
+    ct::{Ask, Direction, EndSets, Flows, signal},
     family::Family,
 };
 
 /// Whether the policies of both ends allow the packet's flow, or that of the packet which it quotes: always asked as its opener would. What is of no flow
-/// has no ports. `sender` and `receiver`: policy sets of the packet that was met.
+/// has no ports. `sender` and `receiver`: policy sets of the packet that was met. In the answer is the label class under which the opener was judged, 0 for none: a flow
+/// that is remembered under it is judged again as it was, also by what is sent to the opener.
 ///
 /// # Errors
 /// [`PolicyEgress`](D::PolicyEgress), [`PolicyIngress`](D::PolicyIngress), [`PolicyUnknown`](D::PolicyUnknown); [`FragmentOrder`](D::FragmentOrder) of a
 /// fragment whose ports nobody knows.
 #[inline(always)]
-pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Blame>(
+pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     p: &P,
     s: &S,
     met: Ask,
     question: Question,
     sender: EndSets,
     receiver: EndSets,
-) -> Res<()> {
+) -> Res<u32> {
     if question == Question::NONE {
-        return Ok(());
+        return Ok(0);
     }
     let (ask, direction) = (question.packet(met), question.direction());
     // A quoted packet was sent by who gets this one.
@@ -37,7 +38,7 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Blame>(
     let sets = sets(direction, from, to);
     // Who is isolated in the other direction alone is not asked.
     if sets.egress | sets.ingress == SET_NONE {
-        return Ok(());
+        return Ok(0);
     }
     if ask.part().is_later() && question == Question::ITSELF {
         s.blame(met.l3() as u32, 0);
@@ -50,11 +51,18 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Blame>(
     if !ruling.is_allowed() {
         return Err(refused(s, &met, ruling, D::PolicyEgress));
     }
-    let ruling = ingress(s, sets.ingress, from_stack, &flow);
+    let class = if sets.ingress == SET_NONE {
+        0
+    } else if direction == Direction::Back || question.is_quoted() {
+        said::of_flow(s, &flow, ask.heard, direction)
+    } else {
+        said::of_packet(p, &met)
+    };
+    let ruling = ingress_of(s, sets.ingress, from_stack, &flow, class);
     if !ruling.is_allowed() {
         return Err(refused(s, &met, ruling, D::PolicyIngress));
     }
-    Ok(())
+    Ok(class)
 }
 
 /// The policy sets of a flow's ends that count.

@@ -1,7 +1,9 @@
 //! The look-up: from the ends of a flow to what policy says of it.
 use cni_common::{
     net::Be16,
-    policy::{IDENTITY_OTHER, IDENTITY_UNKNOWN, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule, RuleKey, SET_NONE},
+    policy::{
+        Holder, IDENTITY_OTHER, IDENTITY_UNKNOWN, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule, RuleKey, SET_NONE, SenderKey,
+    },
 };
 
 use super::{Ruling, Why};
@@ -30,8 +32,12 @@ pub trait Rules {
 
 /// The maps that say who an address is, of one family.
 pub trait Identities<F: Family> {
-    /// The identity of this very address: of every pod and node that is known.
-    fn identity(&self, a: &F::Addr) -> Option<u32>;
+    /// Who has this very address: of every pod and node that is known.
+    fn holder(&self, a: &F::Addr) -> Option<&Holder>;
+    /// The node behind the address of a pod that is elsewhere.
+    fn node(&self, a: &F::Addr) -> Option<u32>;
+    /// The identity of that node's pod with this label class, under the longest prefix that holds the address.
+    fn sender(&self, key: &SenderKey) -> Option<u32>;
     /// The identity of the longest prefix that holds the address, of those that policies name.
     fn block(&self, a: &F::Addr) -> Option<u32>;
     /// Whether only a pod can have the address: it is in a pod CIDR.
@@ -49,12 +55,40 @@ pub trait Blame {
 /// Who an address is; `None` when it must be a pod's and no pod is known to have it, or when the maps have no room for what is said of it. A trie is asked only when the hash does not know it.
 #[inline(always)]
 pub fn identify<F: Family, S: Identities<F>>(s: &S, a: &F::Addr) -> Option<u32> {
-    let found = match s.identity(a) {
-        Some(identity) => identity,
-        None if s.is_inside(a) => return None,
-        None => s.block(a).unwrap_or(IDENTITY_OTHER),
-    };
+    identify_sender(s, a, 0)
+}
+
+/// The same of who has sent something through the tunnel, under this label class; 0: under none.
+///
+/// A class that is the address's is the rule, and costs nothing. If the two differ, then the pod's object is known and its address is not yet, or is still thought to be
+/// that of the pod which had it before: a class that the sending node has pods of, and no other one with its hash, decides. Else the address does.
+#[inline(always)]
+pub fn identify_sender<F: Family, S: Identities<F>>(s: &S, a: &F::Addr, class: u32) -> Option<u32> {
+    let found = find(s, a, class)?;
     if found == IDENTITY_UNKNOWN { None } else { Some(found) }
+}
+
+#[inline(always)]
+fn find<F: Family, S: Identities<F>>(s: &S, a: &F::Addr, class: u32) -> Option<u32> {
+    let known = s.holder(a);
+    if let Some(holder) = known
+        && (class == 0 || holder.class == class)
+    {
+        return Some(holder.identity);
+    }
+    if class != 0
+        && let Some(node) = s.node(a)
+        && let Some(identity) = s.sender(&SenderKey { node, class, addr: F::widen(a) })
+    {
+        return Some(identity);
+    }
+    if let Some(holder) = known {
+        return Some(holder.identity);
+    }
+    if s.is_inside(a) {
+        return None;
+    }
+    Some(s.block(a).unwrap_or(IDENTITY_OTHER))
 }
 
 /// Whether a pod of this node may open the flow: its egress policy. `set` is the pod's policy set of that direction.
@@ -74,6 +108,18 @@ pub fn egress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Flow<
 /// stack; what the stack merely forwards has another source than the node's addresses, and is judged like any other.
 #[inline(always)]
 pub fn ingress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, from_stack: bool, flow: &Flow<F>) -> Ruling {
+    ingress_of(s, set, from_stack, flow, 0)
+}
+
+/// The same, of a flow whose opener was named by this label class in the tunnel; 0: by none.
+#[inline(always)]
+pub fn ingress_of<F: Family, S: Rules + Identities<F>>(
+    s: &S,
+    set: u32,
+    from_stack: bool,
+    flow: &Flow<F>,
+    class: u32,
+) -> Ruling {
     if set == SET_NONE {
         return Ruling::allowed(Why::NotIsolated);
     }
@@ -84,7 +130,7 @@ pub fn ingress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, from_stack:
     if from_stack && s.is_own(&flow.src) {
         return Ruling::allowed(Why::OwnNode);
     }
-    judge(s, set, identify(s, &flow.src), flow.proto, flow.port)
+    judge(s, set, identify_sender(s, &flow.src, class), flow.proto, flow.port)
 }
 
 /// What a policy set says of a peer, protocol and port.

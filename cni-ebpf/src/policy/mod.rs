@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `judge` | which flow a packet is of, and who is asked about it |
 //! | `about` | which flow an ICMP error is judged with |
+//! | `said` | what the tunnel says of who has opened a flow |
 //! | `lookup` | who is exempt, and in which maps the others are looked up |
 //! | `ruling` | what an answer holds |
 //!
@@ -14,12 +15,13 @@ pub mod lookup;
 #[cfg(test)]
 mod packets;
 pub mod ruling;
+pub mod said;
 #[cfg(test)]
 mod tests;
 
 pub use about::{Question, about};
 pub use judge::judge;
-pub use lookup::{Blame, Flow, Identities, Rules, egress, identify, ingress};
+pub use lookup::{Blame, Flow, Identities, Rules, egress, identify, identify_sender, ingress, ingress_of};
 pub use ruling::{Ruling, Why};
 
 /// The text of the look-up, whose digest says by which one verdicts were found.

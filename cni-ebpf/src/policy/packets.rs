@@ -3,8 +3,8 @@ use std::net::IpAddr;
 
 use cni_common::{
     drop::Point,
-    net::Mac,
-    policy::{RULE_PORT_BITS, RULES_ALLOW_ALL, RULES_FIRST, Rule, RuleKey, VERDICT_ALLOW},
+    net::{Ip6, Mac},
+    policy::{RULE_PORT_BITS, RULES_ALLOW_ALL, RULES_FIRST, Rule, RuleKey, SENDER_BITS, SenderKey, VERDICT_ALLOW},
     wire::{TCP, UDP},
 };
 
@@ -14,6 +14,7 @@ use crate::{
         Fake, Frame,
         frame::{self, Ip},
         nat::addr,
+        policy::hold,
         world::{self, *},
     },
     flow,
@@ -37,10 +38,7 @@ fn isolated() -> Fake {
     for v6 in [false, true] {
         let identities = [(client(v6), CLIENT), (pod(v6, 1, 1), FAR)];
         for (a, identity) in identities {
-            match a {
-                IpAddr::V4(_) => w.policy.identities4.insert(addr(a), identity),
-                IpAddr::V6(_) => w.policy.identities6.insert(addr(a), identity),
-            };
+            hold(&mut w, a, identity, 0);
         }
     }
     w.v4.local.get_mut(&addr(server(false))).expect("is there").set_in = IN;
@@ -80,9 +78,24 @@ fn as_server(w: &Fake, frame: Vec<u8>) -> Res<Verdict> {
 }
 /// Pod 1 of another node to the server, through the tunnel.
 fn from_far(w: &Fake, v6: bool, src: IpAddr, l4: (u8, Vec<u8>)) -> Res<Verdict> {
+    named(w, v6, false, src, 0, l4)
+}
+/// The same under a label class, over an underlay of either family.
+fn named(w: &Fake, v6: bool, outer6: bool, src: IpAddr, class: u32, l4: (u8, Vec<u8>)) -> Res<Verdict> {
     let inner = frame::eth(Mac::OVERLAY, Mac::WEFT, Ip::default().packet(src, server(v6), l4));
-    let outer = Ip::default().packet(underlay(false, 1), underlay(false, 0), frame::vxlan(PORT, 0, &inner));
+    let outer = Ip::default().packet(underlay(outer6, 1), underlay(outer6, 0), frame::vxlan(PORT, class, &inner));
     run(w, Point::FromNetdev, frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, outer))
+}
+/// What the kernel's device decapsulated, from node 1 over such an underlay.
+fn overlaid(w: &Fake, v6: bool, outer6: bool, src: IpAddr, class: u32, l4: (u8, Vec<u8>)) -> Res<Verdict> {
+    let packet = Ip::default().packet(src, server(v6), l4);
+    let from = match underlay(outer6, 1) {
+        IpAddr::V4(a) => TunnelEnd::V4(a.into()),
+        IpAddr::V6(a) => TunnelEnd::V6(a.into()),
+    };
+    let frame = frame::eth(Mac::OVERLAY, Mac::WEFT, packet);
+    let frame = Frame { tunnel: Some(from), tunnel_class: class, ..Frame::new(frame, VXLAN_IFINDEX) };
+    decap::from_overlay(&mut { frame }, w)
 }
 fn tcp(port: u16, flags: u8) -> (u8, Vec<u8>) {
     frame::tcp(40_000, port, flags, b"")
@@ -155,10 +168,7 @@ fn a_pod_that_is_isolated_for_egress_asks_whom_it_may_and_hears_who_has_asked_it
         w.v4.local.get_mut(&addr(client(false))).expect("is there").set_out = OUT;
         w.v6.local.get_mut(&addr(client(true))).expect("is there").set_out = OUT;
         assert_eq!(asks(&w, v6, frame::udp(40_000, 53, b"")), Err(D::PolicyUnknown));
-        match server(v6) {
-            IpAddr::V4(_) => w.policy.identities4.insert(addr(server(v6)), 72),
-            IpAddr::V6(_) => w.policy.identities6.insert(addr(server(v6)), 72),
-        };
+        hold(&mut w, server(v6), 72, 0);
         assert_eq!(asks(&w, v6, frame::udp(40_000, 53, b"")), Err(D::PolicyEgress));
         w.policy.peers.insert((OUT, 72), RULES_ALLOW_ALL);
         assert!(asks(&w, v6, frame::udp(40_000, 53, b"")).is_ok());
@@ -277,5 +287,81 @@ fn a_later_fragment_is_judged_with_its_first_and_dropped_without() {
         };
         let packet = out.packet(server(v6), client(v6), (UDP, vec![7; 16]));
         assert!(as_server(&w, frame::eth(SERVER_MAC, Mac::WEFT, packet)).is_ok());
+    }
+}
+
+/// The server's policies know pods of this label class on node 1, as who may, and of another, as who may not.
+fn classes(w: &mut Fake, v6: bool) -> (u32, u32) {
+    let (friend, stranger) = (0x12_3456, 0x12_3457);
+    let (addr, bits) = match pod(v6, 1, 0) {
+        IpAddr::V4(a) => (Ip6::mapped(a.into()), 96 + 24),
+        IpAddr::V6(a) => (a.into(), 64),
+    };
+    for (class, identity) in [(friend, FAR), (stranger, 79)] {
+        w.policy.senders.push((SENDER_BITS + bits, SenderKey { node: 1, class, addr }, identity));
+    }
+    (friend, stranger)
+}
+
+#[test]
+fn a_new_pods_first_packet_is_judged_by_the_label_class_that_the_tunnel_names() {
+    let into_server = Ok(Verdict::Peer(SERVER_IFINDEX));
+    for (v6, outer6) in [(false, false), (false, true), (true, false), (true, true)] {
+        for way in [named, overlaid] {
+            let mut w = isolated();
+            let (friend, stranger) = classes(&mut w, v6);
+            let (new, known) = (pod(v6, 1, 9), pod(v6, 1, 1));
+            assert_eq!(way(&w, v6, outer6, new, 0, tcp(443, SYN)), Err(D::PolicyUnknown));
+            assert_eq!(way(&w, v6, outer6, new, 99, tcp(443, SYN)), Err(D::PolicyUnknown), "a class of nobody's");
+            assert_eq!(way(&w, v6, outer6, new, stranger, tcp(443, SYN)), Err(D::PolicyIngress));
+            assert_eq!(way(&w, v6, outer6, new, friend, tcp(444, SYN)), Err(D::PolicyIngress));
+            assert_eq!(way(&w, v6, outer6, new, friend, tcp(443, SYN)), into_server);
+            // Of another node's pods nobody can say that he is one.
+            assert_eq!(way(&w, v6, outer6, pod(v6, 2, 9), friend, tcp(443, SYN)), Err(D::InnerSource));
+            // An address that another pod had before.
+            assert_eq!(way(&w, v6, outer6, known, stranger, frame::tcp(41_000, 443, SYN, b"")), Err(D::PolicyIngress));
+            assert_eq!(way(&w, v6, outer6, known, 99, frame::tcp(41_000, 443, SYN, b"")), into_server);
+        }
+    }
+}
+
+#[test]
+fn a_flow_that_was_judged_by_a_label_class_goes_on_before_its_address_is_known_and_after() {
+    for v6 in [false, true] {
+        for first in ["opener", "answer"] {
+            let mut w = isolated();
+            let (friend, _) = classes(&mut w, v6);
+            let new = pod(v6, 1, 9);
+            let forth = |w: &Fake| named(w, v6, false, new, friend, tcp(443, ACK));
+            let back = |w: &Fake| answers(w, v6, new, frame::tcp(443, 40_000, ACK, b""));
+            assert!(named(&w, v6, false, new, friend, tcp(443, SYN)).is_ok());
+            assert!(answers(&w, v6, new, frame::tcp(443, 40_000, SYN_ACK, b"")).is_ok());
+            let goes_on = |w: &Fake| {
+                let mut both: [&dyn Fn(&Fake) -> Res<Verdict>; 2] = [&forth, &back];
+                if first == "answer" {
+                    both.reverse();
+                }
+                both.map(|way| way(w)).into_iter().all(|r| r.is_ok())
+            };
+            // Some other policy has changed: each direction is judged again, by who met it first.
+            w.ct_config.epoch += 1;
+            assert!(goes_on(&w), "{first}, v6: {v6}");
+            // Its error, too.
+            let about_it = error(v6, (server(v6), new), frame::tcp(443, 40_000, ACK, b""));
+            w.ct_config.epoch += 1;
+            assert!(named(&w, v6, false, pod(v6, 1, 7), 0, about_it).is_ok());
+            // The address comes, and the class stays or goes.
+            hold(&mut w, new, FAR, friend);
+            w.ct_config.epoch += 1;
+            assert!(goes_on(&w));
+            w.policy.senders.clear();
+            w.ct_config.epoch += 1;
+            assert!(goes_on(&w));
+            // Revoked, it is cut in either direction.
+            w.policy.peers.remove(&(IN, FAR));
+            w.ct_config.epoch += 1;
+            assert_eq!(back(&w), Err(D::PolicyIngress));
+            assert_eq!(forth(&w), Err(D::PolicyIngress));
+        }
     }
 }

@@ -2,10 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::bytes_of;
 use cni_common::{
-    net::{Be16, Ip4},
+    net::{Be16, Ip4, Ip6},
     policy::{
-        IDENTITY_OTHER, IDENTITY_UNKNOWN, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL,
-        RULES_FIRST, Rule, RuleKey, SET_NONE, VERDICT_ALLOW, VERDICT_DENY,
+        Holder, IDENTITY_OTHER, IDENTITY_UNKNOWN, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL,
+        RULES_DENY_ALL, RULES_FIRST, Rule, RuleKey, SENDER_BITS, SET_NONE, SenderKey, VERDICT_ALLOW, VERDICT_DENY,
     },
 };
 use proptest::prelude::*;
@@ -20,13 +20,19 @@ const NODE: Ip4 = Ip4::new([192, 0, 2, 1]);
 const SET: u32 = 5;
 const PEER_ID: u32 = 7;
 const BLOCK_ID: u32 = 8;
+/// Hash of the peer's label class, and the peer's node.
+const CLASS: u32 = 0xab_cdef;
+const FAR_NODE: u32 = 3;
 const TCP: u32 = 6;
 const ICMP: u32 = 1;
 
 /// Maps as the kernel compares them: keys bit by bit.
 #[derive(Default)]
 struct Maps {
-    identities: BTreeMap<[u8; 4], u32>,
+    holders: BTreeMap<[u8; 4], Holder>,
+    /// Node behind each address.
+    nodes: BTreeMap<[u8; 4], u32>,
+    senders: Vec<(u32, SenderKey, u32)>,
     blocks: Vec<(u32, [u8; 4], u32)>,
     inside: BTreeSet<[u8; 4]>,
     own: BTreeSet<[u8; 4]>,
@@ -48,8 +54,15 @@ impl Rules for Maps {
     }
 }
 impl Identities<V4> for Maps {
-    fn identity(&self, a: &Ip4) -> Option<u32> {
-        self.identities.get(&a.bytes).copied()
+    fn holder(&self, a: &Ip4) -> Option<&Holder> {
+        self.holders.get(&a.bytes)
+    }
+    fn node(&self, a: &Ip4) -> Option<u32> {
+        self.nodes.get(&a.bytes).copied()
+    }
+    fn sender(&self, key: &SenderKey) -> Option<u32> {
+        let hits = self.senders.iter().filter(|(bits, k, _)| covers(*bits, bytes_of(k), bytes_of(key)));
+        hits.max_by_key(|(bits, ..)| *bits).map(|(.., id)| *id)
     }
     fn block(&self, a: &Ip4) -> Option<u32> {
         let hits = self.blocks.iter().filter(|(bits, p, _)| covers(*bits, p, &a.bytes));
@@ -72,7 +85,7 @@ fn maps() -> Maps {
         (bits, key, Rule { verdict, cookie })
     };
     Maps {
-        identities: BTreeMap::from([(PEER.bytes, PEER_ID)]),
+        holders: BTreeMap::from([(PEER.bytes, Holder { identity: PEER_ID, class: CLASS })]),
         blocks: vec![(24, [203, 0, 113, 0], BLOCK_ID)],
         peers: BTreeMap::from([((SET, IDENTITY_OTHER), RULES_DENY_ALL), ((SET, PEER_ID), RULES_FIRST)]),
         rules: vec![
@@ -117,7 +130,7 @@ fn the_own_node_gets_in_and_nobody_who_only_has_its_address_does() {
 fn an_address_of_which_the_maps_cannot_tell_is_unknown_whoever_the_default_lets_in() {
     let mut m = maps();
     m.peers.insert((SET, IDENTITY_OTHER), RULES_ALLOW_ALL);
-    m.identities.insert(PEER.bytes, IDENTITY_UNKNOWN);
+    m.holders.insert(PEER.bytes, Holder { identity: IDENTITY_UNKNOWN, class: 0 });
     m.blocks.push((32, OUTSIDE.bytes, IDENTITY_UNKNOWN));
     for peer in [PEER, OUTSIDE] {
         assert_eq!(answer(egress(&m, SET, &flow(POD, peer, TCP, 80))), (false, Why::UnknownPeer, 0));
@@ -152,7 +165,7 @@ fn an_address_is_known_by_itself_before_its_block() {
     let mut m = maps();
     m.peers.insert((SET, BLOCK_ID), RULES_ALLOW_ALL);
     assert_eq!(answer(egress(&m, SET, &flow(POD, OUTSIDE, TCP, 9))), (true, Why::Whole, 0));
-    m.identities.insert(OUTSIDE.bytes, PEER_ID);
+    m.holders.insert(OUTSIDE.bytes, Holder { identity: PEER_ID, class: 0 });
     assert_eq!(answer(egress(&m, SET, &flow(POD, OUTSIDE, TCP, 9))), (false, Why::NoEntry, 0));
 }
 
@@ -187,5 +200,62 @@ proptest! {
         let f = flow(Ip4::new(src), Ip4::new(dst), proto.into(), port);
         prop_assert_eq!(egress(&m, set, &f).is_allowed(), src == dst);
         prop_assert_eq!(ingress(&m, set, true, &f).is_allowed(), src == dst);
+    }
+}
+
+/// An address of a node's pod CIDR, as the key has it.
+fn sender(node: u32, class: u32, a: Ip4, bits: u32, identity: u32) -> (u32, SenderKey, u32) {
+    (SENDER_BITS + 96 + bits, SenderKey { node, class, addr: Ip6::mapped(a) }, identity)
+}
+
+#[test]
+fn a_label_class_names_a_pod_whose_address_is_not_known_and_where_it_is_a_longer_prefix_says() {
+    let new = Ip4::new([10, 1, 0, 9]);
+    let cut = Ip4::new([10, 1, 0, 200]);
+    let other = CLASS ^ 1;
+    let m = Maps {
+        nodes: BTreeMap::from([(new.bytes, FAR_NODE), (cut.bytes, FAR_NODE), (PEER.bytes, FAR_NODE)]),
+        inside: BTreeSet::from([new.bytes, cut.bytes, PEER.bytes]),
+        senders: vec![
+            sender(FAR_NODE, other, Ip4::new([10, 1, 0, 0]), 24, 70),
+            sender(FAR_NODE, other, Ip4::new([10, 1, 0, 192]), 26, 71),
+            sender(FAR_NODE + 1, CLASS, Ip4::new([10, 1, 0, 0]), 24, 72),
+        ],
+        ..maps()
+    };
+    assert_eq!(identify_sender(&m, &new, other), Some(70));
+    assert_eq!(identify_sender(&m, &cut, other), Some(71), "what policies name inside of the CIDR");
+    assert_eq!(identify_sender(&m, &new, CLASS), None, "a class of another node's pods");
+    assert_eq!(identify_sender(&m, &new, 0), None, "no class");
+    assert_eq!(identify_sender(&m, &PEER, CLASS), Some(PEER_ID), "they agree");
+    assert_eq!(identify_sender(&m, &PEER, other), Some(70), "an address that another pod has now");
+    assert_eq!(identify_sender(&m, &PEER, 0), Some(PEER_ID));
+    assert_eq!(identify_sender(&m, &PEER, 77), Some(PEER_ID), "a class that is not known, or is two");
+    assert_eq!(identify_sender(&m, &OUTSIDE, other), Some(BLOCK_ID), "of no node");
+}
+
+proptest! {
+    /// The rule on classes, written once more.
+    #[test]
+    fn agree_differ_or_say_nothing(
+        known in proptest::option::of((1_u32..4, 0_u32..4)), said in 0_u32..4, node in proptest::option::of(0_u32..3),
+        entries in proptest::collection::btree_map((0_u32..3, 1_u32..4), 10_u32..20, 0..6), inside: bool,
+    ) {
+        let a = PEER;
+        let m = Maps {
+            holders: known.map(|(identity, class)| (a.bytes, Holder { identity, class })).into_iter().collect(),
+            nodes: node.map(|n| (a.bytes, n)).into_iter().collect(),
+            inside: inside.then_some(a.bytes).into_iter().collect(),
+            senders: entries.iter().map(|((n, c), id)| sender(*n, *c, Ip4::new([10, 1, 0, 0]), 24, *id)).collect(),
+            ..Maps::default()
+        };
+        let by_class = node.filter(|_| said != 0).and_then(|n| entries.get(&(n, said)).copied());
+        let by_address = known.map(|(identity, _)| identity).or((!inside).then_some(IDENTITY_OTHER));
+        let expected = match known {
+            Some((identity, class)) if class == said => Some(identity),
+            _ => by_class.or(by_address),
+        };
+        prop_assert_eq!(identify_sender(&m, &a, said), expected);
+        prop_assert_eq!(identify(&m, &a), by_address);
     }
 }

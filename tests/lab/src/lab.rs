@@ -98,6 +98,8 @@ pub struct Lab {
     world: Option<World>,
     watch: Watch,
     takes_down: bool,
+    /// See [`Lab::hold_back`].
+    held_back: bool,
     _lock: Lock,
 }
 
@@ -144,7 +146,8 @@ impl Lab {
         };
         let nodes = nodes.into_iter().map(Node::new).collect();
         // From here on, dropping it removes what is there already.
-        let mut lab = Self { state, nodes, hostile: None, world: None, watch, takes_down: true, _lock: lock };
+        let mut lab =
+            Self { state, nodes, hostile: None, world: None, watch, takes_down: true, held_back: false, _lock: lock };
         lab.build()?;
         Ok(lab)
     }
@@ -204,7 +207,16 @@ impl Lab {
         let hostile = state.nodes.iter().find(|n| n.hostile);
         let hostile = hostile.map(|n| HostileNode::open(n, Router::of(state.underlay, n.number))).transpose()?;
         let world = state.world.then(World::open).transpose()?;
-        Ok(Self { state, nodes, hostile, world, watch: Watch::default(), takes_down: false, _lock: lock })
+        Ok(Self {
+            state,
+            nodes,
+            hostile,
+            world,
+            watch: Watch::default(),
+            takes_down: false,
+            held_back: false,
+            _lock: lock,
+        })
     }
 
     /// Leaves the lab standing when this is dropped, until [`down`](Self::down) or [`remove`](Self::remove).
@@ -397,6 +409,19 @@ impl Lab {
         manifest::read(text)
     }
 
+    /// From now on the addresses of new pods reach their own nodes only, as from an API server that is slow with their status. Or they reach all again, those that were
+    /// held back among them.
+    ///
+    /// # Errors
+    /// When an object cannot be written.
+    pub fn hold_back(&mut self, held_back: bool) -> Result<()> {
+        self.held_back = held_back;
+        if held_back {
+            return Ok(());
+        }
+        self.state.pods.iter().try_for_each(|pod| manifest::write_pod(pod, &self.state.nodes))
+    }
+
     /// Makes a pod as a kubelet and a container runtime do: its object appears, its namespace is made, the CNI plugin
     /// connects it, its object gets the addresses.
     ///
@@ -442,7 +467,8 @@ impl Lab {
         })?;
         let (result, cni) = answer.context("the CNI plugin gave no result")?;
         pod.addresses = addresses_in(&result)?;
-        step("write the addresses into the Pod object", &mut || manifest::write_pod(&pod, &state.nodes))?;
+        let readers: Vec<_> = state.nodes.iter().filter(|n| !self.held_back || n.name == pod.node).cloned().collect();
+        step("write the addresses into the Pod object", &mut || manifest::write_pod(&pod, &readers))?;
         Ok(Added { pod, result, cni, steps })
     }
 

@@ -294,10 +294,11 @@ fn an_agent_that_comes_back_loses_no_packet_that_is_allowed_and_lets_none_throug
     denied.set_nonblocking(true).unwrap();
     assert!(denied.recv(&mut [0; 8]).is_err(), "a denied packet got through");
     // Nothing of the former agents is left: as many entries as are compiled.
-    let entries: usize = ["identity4_v1", "identity6_v1", "block4_v1", "block6_v1", "policy_peer_v1", "policy_rule_v1"]
-        .iter()
-        .map(|m| rig.lab.node("node-1").unwrap().ask(&format!("/v1/maps/{m}")).unwrap().as_array().unwrap().len())
-        .sum();
+    let entries: usize =
+        ["identity4_v2", "identity6_v2", "senders_v1", "block4_v1", "block6_v1", "policy_peer_v1", "policy_rule_v1"]
+            .iter()
+            .map(|m| rig.lab.node("node-1").unwrap().ask(&format!("/v1/maps/{m}")).unwrap().as_array().unwrap().len())
+            .sum();
     assert_eq!(rig.policies("node-1")["summary"]["entries"], entries);
     rig.lab.down().unwrap();
 }
@@ -314,6 +315,83 @@ fn pods_whose_first_packet_is_a_connect_are_judged_rightly() {
         let new = PodSpec { namespace: "shop".into(), ..PodSpec::named(&name) };
         let new = new.label("app", if is_friend { "friend" } else { "stranger" });
         let pod = rig.lab.pod_add("node-1", &new).unwrap().pod.place().unwrap();
+        let patience = if is_friend { Duration::from_millis(900) } else { Duration::from_millis(50) };
+        let made = pod.run(|| TcpStream::connect_timeout(&target, patience));
+        assert_eq!(made.is_ok(), is_friend, "{name}: {made:?}");
+        rig.lab.pod_del(&name).unwrap();
+    }
+    rig.lab.down().unwrap();
+}
+
+/// A pod on node-2 whose address node-1 is not told.
+fn held_back(rig: &mut Rig, name: &str, app: &str) -> Place {
+    rig.lab.hold_back(true).unwrap();
+    let new = PodSpec { namespace: "shop".into(), ..PodSpec::named(name) }.label("app", app);
+    let pod = rig.lab.pod_add("node-2", &new).unwrap().pod.place().unwrap();
+    // Its object is older than its device.
+    rig.settle();
+    for (family, map) in [(Family::V4, "identity4_v2"), (Family::V6, "identity6_v2")] {
+        let address = pod.address(family).unwrap().to_string();
+        let known = rig.lab.node("node-1").unwrap().ask(&format!("/v1/maps/{map}")).unwrap();
+        assert!(known.as_array().unwrap().iter().all(|e| e["key"] != address.as_str()), "{address} is known");
+    }
+    pod
+}
+
+#[test]
+fn a_new_pod_of_another_node_is_judged_by_its_labels_before_its_address_is_known() {
+    let mut rig = Rig::new();
+    rig.apply(&[into_web(json!([{"from": [of("friend")], "ports": tcp_port(ALLOWED)}]))]);
+    let friend = held_back(&mut rig, "friend", "friend");
+    let stranger = held_back(&mut rig, "stranger", "stranger");
+    for family in Family::BOTH {
+        assert!(connects(&friend, &rig.web, family, ALLOWED), "{family}");
+        assert!(!connects(&friend, &rig.web, family, OTHER), "{family}: another port");
+        assert!(!connects(&stranger, &rig.web, family, ALLOWED), "{family}");
+    }
+    let drops = rig.lab.node("node-1").unwrap().ask("/v1/drops").unwrap();
+    let dropped = |reason: &str| {
+        let of_reason = drops["drops"].as_array().unwrap().iter().filter(|d| d["reason"] == reason);
+        of_reason.map(|d| d["packets"].as_u64().unwrap()).sum::<u64>()
+    };
+    assert!(dropped("PolicyIngress") > 0 && dropped("PolicyUnknown") == 0, "{drops}");
+    // What runs goes on when policies change, when the address comes, and when the other way round is the first to be judged.
+    rig.apply(&[into_web(json!([{"from": [of("friend")]}]))]);
+    rig.settle();
+    let mut flows = Family::BOTH.map(|family| Flow::open(&friend, &rig.web, family).unwrap());
+    flows.iter_mut().for_each(|f| f.exchange(10_000).unwrap());
+    for rules in [json!([{"from": [of("friend"), of("near")]}]), json!([{"from": [of("friend")]}])] {
+        rig.apply(&[into_web(rules)]);
+        rig.settle();
+        flows.iter_mut().for_each(|f| f.exchange(10_000).unwrap());
+    }
+    rig.lab.hold_back(false).unwrap();
+    rig.settle();
+    flows.iter_mut().for_each(|f| f.exchange(10_000).unwrap());
+    for family in Family::BOTH {
+        assert!(connects(&friend, &rig.web, family, OTHER), "{family}");
+        assert!(!connects(&stranger, &rig.web, family, ALLOWED), "{family}");
+    }
+    rig.apply(&[into_web(json!([]))]);
+    rig.settle();
+    flows.iter_mut().for_each(|f| assert!(f.push(1000).is_err(), "it is revoked"));
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn pods_of_another_node_whose_first_packet_is_a_connect_are_judged_rightly_with_the_api_held_back() {
+    let pods = std::env::var("WEFT_FIRST_CONNECTS").map_or(50, |n| n.parse().expect("how many pods"));
+    let mut rig = Rig::new();
+    rig.apply(&[into_web(json!([{"from": [of("friend")], "ports": tcp_port(ALLOWED)}]))]);
+    rig.lab.hold_back(true).unwrap();
+    let _listener = rig.web.run(|| TcpListener::bind(SocketAddr::new(Family::V4.any(), ALLOWED))).unwrap();
+    let target = SocketAddr::new(rig.web.address(Family::V4).unwrap(), ALLOWED);
+    for n in 0..pods {
+        let (name, is_friend) = (format!("pod-{n}"), n % 2 == 0);
+        let new = PodSpec { namespace: "shop".into(), ..PodSpec::named(&name) };
+        // Each of a label class of its own.
+        let new = new.label("app", if is_friend { "friend" } else { "stranger" }).label("n", &n.to_string());
+        let pod = rig.lab.pod_add("node-2", &new).unwrap().pod.place().unwrap();
         let patience = if is_friend { Duration::from_millis(900) } else { Duration::from_millis(50) };
         let made = pod.run(|| TcpStream::connect_timeout(&target, patience));
         assert_eq!(made.is_ok(), is_friend, "{name}: {made:?}");

@@ -34,13 +34,16 @@ pub fn fill(datapath: &Datapath, w: &Fake) {
     }
     macro_rules! identities {
         ($identities:ident, $identity:ident, $blocks:ident, $block:ident) => {
-            for (k, identity) in &w.policy.$identities {
-                put(&schema::$identity, bytes_of(k), &identity.to_ne_bytes());
+            for (k, holder) in &w.policy.$identities {
+                put(&schema::$identity, bytes_of(k), bytes_of(holder));
             }
             for (len, k, identity) in &w.policy.$blocks {
                 put(&schema::$block, &prefixed(len, bytes_of(k)), &identity.to_ne_bytes());
             }
         };
+    }
+    for (bits, key, identity) in &w.policy.senders {
+        put(&schema::SENDERS, &prefixed(bits, bytes_of(key)), &identity.to_ne_bytes());
     }
     identities!(identities4, IDENTITY4, blocks4, BLOCK4);
     identities!(identities6, IDENTITY6, blocks6, BLOCK6);

@@ -6,8 +6,8 @@ use bytemuck::bytes_of;
 use cni_common::{
     drop::{DropReason as D, Outcome, Point},
     maps::Endpoint,
-    net::Mac,
-    policy::{PeerKey, RULES_ALLOW_ALL},
+    net::{Ip6, Mac},
+    policy::{Holder, PeerKey, RULES_ALLOW_ALL, SENDER_BITS, SenderKey},
     schema,
     wire::{SCTP, TCP, UDP},
 };
@@ -149,6 +149,29 @@ impl Isolated {
         let ends = (underlay(self.v6, 1), underlay(self.v6, 0));
         let outer = whole(&Ip::default(), ends.0, ends.1, frame::vxlan(PORT, 0, &inner));
         self.fate(Point::FromNetdev, &frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, outer))
+    }
+    /// To the server under a label class, over an underlay of either family.
+    fn named(&mut self, outer6: bool, src: IpAddr, class: u32, l4: L4) -> Fate {
+        let inner = frame::eth(Mac::OVERLAY, Mac::WEFT, whole(&Ip::default(), src, self.server(), l4));
+        let ends = (underlay(outer6, 1), underlay(outer6, 0));
+        let outer = whole(&Ip::default(), ends.0, ends.1, frame::vxlan(PORT, class, &inner));
+        self.fate(Point::FromNetdev, &frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, outer))
+    }
+    /// Node 1 has pods of this label class, and no others with its hash.
+    fn name(&mut self, class: u32, identity: u32) {
+        let (addr, bits) = match pod(self.v6, 1, 0) {
+            IpAddr::V4(a) => (Ip6::mapped(a.into()), 96 + 24),
+            IpAddr::V6(a) => (a.into(), 64),
+        };
+        let key = [&(SENDER_BITS + bits).to_ne_bytes()[..], bytes_of(&SenderKey { node: 1, class, addr })].concat();
+        self.k.datapath().map(&schema::SENDERS).update(&key, &identity.to_ne_bytes()).expect("is written");
+    }
+    fn hold(&mut self, who: IpAddr, identity: u32, class: u32) {
+        let (map, key) = match who {
+            IpAddr::V4(a) => (&schema::IDENTITY4, a.octets().to_vec()),
+            IpAddr::V6(a) => (&schema::IDENTITY6, a.octets().to_vec()),
+        };
+        self.k.datapath().map(map).update(&key, bytes_of(&Holder { identity, class })).expect("is written");
     }
     fn from(&mut self, src: IpAddr, l4: L4) -> Fate {
         self.tunnelled(&Ip::default(), src, self.server(), l4)
@@ -450,16 +473,68 @@ fn whoever_becomes_known_is_let_in_as_its_policy_says() {
         let (stranger, me) = (n.stranger(), n.me());
         assert_eq!(n.from(stranger, tcp(443, SYN)), Err(D::PolicyUnknown));
         assert_eq!(n.to(stranger, tcp(443, SYN)), Err(D::PolicyUnknown));
-        let (map, key) = match stranger {
-            IpAddr::V4(a) => (&schema::IDENTITY4, a.octets().to_vec()),
-            IpAddr::V6(a) => (&schema::IDENTITY6, a.octets().to_vec()),
-        };
-        n.k.datapath().map(map).update(&key, &FAR.to_ne_bytes()).expect("is written");
+        n.hold(stranger, FAR, 0);
         assert_eq!(n.from(stranger, tcp(443, SYN)), IN);
         assert_eq!(n.to(stranger, tcp(443, SYN)), Ok(Outcome::Device));
         assert_eq!(n.tunnelled(&Ip::default(), stranger, me, tcp(53, SYN)), Err(D::PolicyIngress));
         // A set that the maps do not hold denies.
         n.revoke(CLIENT_IN, cni_common::policy::IDENTITY_OTHER);
         assert_eq!(n.by_stack(outside(n.v6), me, frame::udp(1, 53, b"")), Err(D::PolicyIngress));
+    });
+}
+
+/// Hashes of label classes: of pods that are let in, of others, and of nobody's.
+const FRIEND: u32 = 0x12_3456;
+const OTHERS: u32 = 0xff_fffe;
+const NOBODY: u32 = 0x00_0001;
+
+#[test]
+fn a_new_pods_first_packet_is_judged_by_the_label_class_that_the_tunnel_names() {
+    each(|mut n| {
+        n.name(FRIEND, FAR);
+        n.name(OTHERS, 99);
+        let (new, far) = (n.stranger(), n.far());
+        for outer6 in [false, true] {
+            let other_port = |flags| frame::tcp(50_000 + u16::from(outer6), 443, flags, b"");
+            for class in [0, NOBODY] {
+                assert_eq!(n.named(outer6, new, class, other_port(SYN)), Err(D::PolicyUnknown));
+            }
+            assert_eq!(n.named(outer6, new, OTHERS, other_port(SYN)), Err(D::PolicyIngress));
+            assert_eq!(n.named(outer6, new, FRIEND, tcp(444, SYN)), Err(D::PolicyIngress));
+            assert_eq!(n.named(outer6, new, FRIEND, other_port(SYN)), IN);
+            assert_eq!(n.named(outer6, pod(n.v6, 2, 9), FRIEND, tcp(443, SYN)), Err(D::InnerSource));
+            // An address that another pod had, as far as is known, and one of a class that is not known or not one.
+            assert_eq!(n.named(outer6, far, OTHERS, other_port(SYN)), Err(D::PolicyIngress));
+            assert_eq!(n.named(outer6, far, NOBODY, other_port(SYN)), IN);
+        }
+        // They agree: nothing else is asked.
+        n.hold(far, FAR, OTHERS);
+        assert_eq!(n.named(false, far, OTHERS, frame::tcp(50_009, 443, SYN, b"")), IN);
+    });
+}
+
+#[test]
+fn a_flow_that_was_judged_by_a_label_class_goes_on_before_its_address_is_known_and_after() {
+    each(|mut n| {
+        n.name(FRIEND, FAR);
+        let new = n.stranger();
+        assert_eq!(n.named(false, new, FRIEND, tcp(443, SYN)), IN);
+        assert_eq!(n.answers(new, back(443, SYN_ACK)), Ok(Outcome::Device));
+        for answer_first in [true, false] {
+            // Another policy has changed: whoever of both is met first is judged again, and the other one by that.
+            n.raise_epoch();
+            if answer_first {
+                assert_eq!(n.answers(new, back(443, ACK)), Ok(Outcome::Device));
+            }
+            assert_eq!(n.named(false, new, FRIEND, tcp(443, ACK)), IN);
+            assert_eq!(n.answers(new, back(443, ACK)), Ok(Outcome::Device));
+        }
+        n.hold(new, FAR, FRIEND);
+        n.raise_epoch();
+        assert_eq!(n.answers(new, back(443, ACK)), Ok(Outcome::Device));
+        n.revoke(SERVER_IN, FAR);
+        n.raise_epoch();
+        assert_eq!(n.answers(new, back(443, ACK)), Err(D::PolicyIngress));
+        assert_eq!(n.named(false, new, FRIEND, tcp(443, ACK)), Err(D::PolicyIngress));
     });
 }

@@ -5,12 +5,11 @@
 //! [`IDENTITY_UNKNOWN`] in the maps, so that isolated pods drop what comes from them by that name. Both are tried again when there is room.
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
 use bytemuck::try_pod_read_unaligned;
-use cni_common::policy::{IDENTITY_UNKNOWN, PeerKey, RuleKey};
+use cni_common::policy::{Holder, IDENTITY_UNKNOWN, PeerKey, RuleKey};
 use ipnet::IpNet;
 
 use super::{EndpointSets, Engine, Floors};
@@ -83,13 +82,9 @@ impl Engine {
     }
     /// Whether an address has this identity, be it withheld or not.
     #[cfg(test)]
-    pub(in crate::policy) fn has(&self, identity: u32, address: IpAddr) -> bool {
-        let block = || {
-            let longest =
-                (0..=IpNet::from(address).prefix_len()).rev().filter_map(|bits| IpNet::new(address, bits).ok());
-            longest.map(|n| n.trunc()).find_map(|n| self.blocks.get(&n)).copied()
-        };
-        self.identities.get(&address).copied().or_else(block) == Some(identity)
+    pub(in crate::policy) fn has(&self, identity: u32, address: std::net::IpAddr) -> bool {
+        let block = || self.block_of(address.into()).and_then(|net| self.blocks.get(&net).copied());
+        self.identities.get(&address).map(|holder| holder.identity).or_else(block) == Some(identity)
     }
     /// The policies of a pod that waits, in both directions.
     pub fn awaited(&self, pod: &PodKey) -> impl Iterator<Item = Arc<Revision>> {
@@ -221,10 +216,14 @@ impl Engine {
     fn shown_as(&self, identity: u32) -> Vec<Change> {
         let shown = Some(self.shown(identity));
         let blocks: Vec<&IpNet> = self.blocks.iter().filter(|(_, id)| **id == identity).map(|(net, _)| net).collect();
-        let addresses: Vec<&IpAddr> =
-            self.identities.iter().filter(|(_, id)| **id == identity).map(|(a, _)| a).collect();
+        let addresses = self.identities.iter().filter(|(_, holder)| holder.identity == identity);
         let blocks = blocks.into_iter().map(|net| Change::block(*net, shown));
-        blocks.chain(addresses.into_iter().map(|a| Change::address(*a, shown))).collect()
+        let addresses = addresses.map(|(a, holder)| Change::address(*a, Some(self.shown_holder(*holder))));
+        blocks.chain(addresses).chain(self.senders_with(identity).map(|s| Change::sender(&s, shown))).collect()
+    }
+    /// Who has an address, as the maps show it.
+    pub(super) fn shown_holder(&self, holder: Holder) -> Holder {
+        Holder { identity: self.shown(holder.identity), ..holder }
     }
 
     /// Gives pods the sets that they ask for. Without room for those that are new nothing changes but what events ask of the sets that are
@@ -304,14 +303,14 @@ fn net(part: Vec<Change>, before: Floors) -> Vec<Change> {
             Map::Peers => {
                 try_pod_read_unaligned(&key).is_ok_and(|k: PeerKey| k.set > before.set || k.identity > before.identity)
             }
-            Map::Identities4 | Map::Identities6 | Map::Blocks4 | Map::Blocks6 => false,
+            Map::Identities4 | Map::Identities6 | Map::Blocks4 | Map::Blocks6 | Map::Senders => false,
         };
         let place = match (map, &value) {
             (Map::Rules | Map::Peers, None) if is_new => continue,
             (Map::Rules, Some(_)) => 0,
             (Map::Peers, Some(_)) if is_new => 1,
             (Map::Peers, Some(_)) => 2,
-            (Map::Identities4 | Map::Identities6 | Map::Blocks4 | Map::Blocks6, _) => 3,
+            (Map::Identities4 | Map::Identities6 | Map::Blocks4 | Map::Blocks6 | Map::Senders, _) => 3,
             (Map::Peers, None) => 4,
             (Map::Rules, None) => 5,
         };

@@ -15,9 +15,21 @@ use super::{
         change::Change,
         classes::{Class, Owner, Part},
         mentions::Changed,
+        senders::Located,
     },
-    Engine,
+    Engine, name,
 };
+
+/// Who has an identity.
+enum User {
+    Address(IpAddr),
+    Sender(Located),
+}
+
+/// Those of senders that have one of these identities.
+fn located(senders: &[(name::Place, u32)], ids: &BTreeSet<u32>) -> impl Iterator<Item = Located> {
+    senders.iter().filter(|(_, id)| ids.contains(id)).map(|((place, class, _), _)| (*place, *class))
+}
 
 impl Engine {
     /// What is now told apart, or no longer is, touches classes: one that stays whole only gets another description, and its addresses keep
@@ -59,7 +71,7 @@ impl Engine {
     }
     fn spread_pods(&mut self, changed: &Changed) {
         // Addresses by the identity that they have, and what is seen in them now.
-        let mut tallies: BTreeMap<u32, BTreeMap<Arc<Part>, Vec<IpAddr>>> = BTreeMap::new();
+        let mut tallies: BTreeMap<u32, BTreeMap<Arc<Part>, Vec<User>>> = BTreeMap::new();
         let mut dirty = Vec::new();
         for (number, group) in self.store.groups() {
             if !changed.touches(&group.alike.labels, &group.alike.ports) || !self.groups.contains_key(&number) {
@@ -78,8 +90,18 @@ impl Engine {
                 if self.store.dirty.addresses.contains(&a) {
                     continue;
                 }
-                if let Some(id) = self.identities.get(&a) {
-                    tallies.entry(*id).or_default().entry(Arc::clone(&part)).or_default().push(a);
+                if let Some(holder) = self.identities.get(&a) {
+                    let of_id = tallies.entry(holder.identity).or_default();
+                    of_id.entry(Arc::clone(&part)).or_default().push(User::Address(a));
+                }
+            }
+            for located in self.store.located(group) {
+                if self.store.senders.dirty.contains(&located) || self.group_named(located) != Some(number) {
+                    continue;
+                }
+                for (_, id) in self.senders_of(located) {
+                    let of_id = tallies.entry(id).or_default();
+                    of_id.entry(Arc::clone(&part)).or_default().push(User::Sender(located));
                 }
             }
         }
@@ -97,17 +119,26 @@ impl Engine {
                     targets.remove(&part);
                 }
             }
-            self.store.dirty.addresses.extend(targets.into_values().flatten());
+            for user in targets.into_values().flatten() {
+                match user {
+                    User::Address(a) => drop(self.store.dirty.addresses.insert(a)),
+                    User::Sender(located) => drop(self.store.senders.dirty.insert(located)),
+                }
+            }
         }
     }
     /// The addresses in a prefix that are in no longer one have it as their block now.
     fn prefix_comes(&mut self, net: IpNet) {
         let parent = self.parent(net);
         let mut tally: BTreeMap<u32, Option<usize>> = BTreeMap::new();
-        let range = || self.identities.range(net.network()..=net.broadcast());
-        for (_, id) in range() {
-            let of_parent = || self.classes.get(*id).is_some_and(|c| c.block == parent);
-            if let Some(n) = tally.entry(*id).or_insert_with(|| of_parent().then_some(0)) {
+        let senders = self.senders_in(net);
+        let range = || {
+            let addresses = self.identities.range(net.network()..=net.broadcast());
+            addresses.map(|(a, holder)| (*a, holder.identity))
+        };
+        for id in range().map(|(_, id)| id).chain(senders.iter().map(|(_, id)| *id)) {
+            let of_parent = || self.classes.get(id).is_some_and(|c| c.block == parent);
+            if let Some(n) = tally.entry(id).or_insert_with(|| of_parent().then_some(0)) {
                 *n += 1;
             }
         }
@@ -122,13 +153,15 @@ impl Engine {
             }
         }
         if !split.is_empty() {
-            let touched: Vec<IpAddr> = range().filter(|(_, id)| split.contains(id)).map(|(a, _)| *a).collect();
+            let touched: Vec<IpAddr> = range().filter(|(_, id)| split.contains(id)).map(|(a, _)| a).collect();
             self.store.dirty.addresses.extend(touched);
+            self.store.senders.dirty.extend(located(&senders, &split));
         }
     }
     /// The addresses whose block it was have the next longer one that holds them; `own` is the prefix's identity.
     fn prefix_goes(&mut self, net: IpNet, own: u32) {
         let parent = self.parent(net);
+        let senders = self.senders_in(net);
         let of_net = self.classes.iter().filter(|(id, c)| c.block == Some(net) && *id != own);
         let touched: Vec<(u32, Class)> =
             of_net.map(|(id, c)| (id, Class { block: parent, ..Class::clone(c) })).collect();
@@ -142,8 +175,10 @@ impl Engine {
         }
         if !merged.is_empty() {
             let range = self.identities.range(net.network()..=net.broadcast());
-            let touched: Vec<IpAddr> = range.filter(|(_, id)| merged.contains(id)).map(|(a, _)| *a).collect();
+            let touched: Vec<IpAddr> =
+                range.filter(|(_, holder)| merged.contains(&holder.identity)).map(|(a, _)| *a).collect();
             self.store.dirty.addresses.extend(touched);
+            self.store.senders.dirty.extend(located(&senders, &merged));
         }
     }
     /// The longest prefix with an entry that holds another one.

@@ -5,3 +5,4 @@ mod naive;
 mod properties;
 mod random;
 mod room;
+mod senders;

@@ -1,17 +1,18 @@
 //! From rows to the engine's objects. Level-triggered: a row is compared with what the engine has of it.
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
+
 use crate::{
-    compile::Facts,
-    policy::store::Store,
+    compile::{Facts, NodeNumbers},
+    policy::{senders::Way, store::Store},
     tables::{Contents, Phase, Pod, PodKey, Row},
 };
 
 /// What of the rows the engine was told in another form.
 #[derive(Debug)]
 pub struct Feed {
-    node: String,
-    objects_are_all: bool,
+    facts: Facts,
     /// Pods of this node's endpoints.
     pods: BTreeMap<u16, PodKey>,
     endpoints: BTreeMap<PodKey, BTreeSet<u16>>,
@@ -19,16 +20,11 @@ pub struct Feed {
 
 impl Feed {
     pub(super) fn new(facts: &Facts) -> Self {
-        Self {
-            node: facts.node.clone(),
-            objects_are_all: facts.objects_are_all,
-            pods: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
-        }
+        Self { facts: facts.clone(), pods: BTreeMap::new(), endpoints: BTreeMap::new() }
     }
 
     /// All rows, to a store that knows nothing.
-    pub(super) fn all(&mut self, contents: &Contents, store: &mut Store) {
+    pub(super) fn all(&mut self, contents: &Contents, numbers: &mut NodeNumbers, store: &mut Store) {
         self.pods.clear();
         self.endpoints.clear();
         let rows = (contents.namespaces.keys().cloned().map(Row::Namespace))
@@ -37,12 +33,22 @@ impl Feed {
             .chain(contents.endpoints.keys().copied().map(Row::Endpoint))
             .chain(contents.policies.keys().cloned().map(Row::Policy))
             .collect();
-        self.rows(&rows, contents, store);
+        self.rows(&rows, contents, numbers, store);
     }
 
     /// Rows that may have changed.
-    pub(super) fn rows(&mut self, rows: &BTreeSet<Row>, contents: &Contents, store: &mut Store) {
+    pub(super) fn rows(
+        &mut self,
+        rows: &BTreeSet<Row>,
+        contents: &Contents,
+        numbers: &mut NodeNumbers,
+        store: &mut Store,
+    ) {
         let mut pods = BTreeSet::new();
+        // The family of all tunnels follows this node's.
+        if rows.contains(&Row::Node(self.facts.node.clone())) {
+            contents.nodes.keys().for_each(|name| self.way(name, contents, numbers, store));
+        }
         for row in rows {
             match row {
                 // Its pods and policies have rows of their own, and go with those.
@@ -53,10 +59,13 @@ impl Feed {
                     }
                     None => {}
                 },
-                Row::Node(name) => match contents.nodes.get(name) {
-                    Some(node) => store.apply_node(name, &node.labels, node.addresses.clone()),
-                    None => store.delete_node(name),
-                },
+                Row::Node(name) => {
+                    match contents.nodes.get(name) {
+                        Some(node) => store.apply_node(name, &node.labels, node.addresses.clone()),
+                        None => store.delete_node(name),
+                    }
+                    self.way(name, contents, numbers, store);
+                }
                 Row::Policy(name) => match contents.policies.get(name) {
                     Some(read) => store.apply_policy(read.policy.clone()),
                     None => store.delete_policy(name),
@@ -72,6 +81,18 @@ impl Feed {
                 None => store.delete_pod(&key),
             }
         }
+    }
+
+    /// How packets of another node's pods come in.
+    fn way(&self, name: &str, contents: &Contents, numbers: &mut NodeNumbers, store: &mut Store) {
+        let node = contents.nodes.get(name).filter(|_| name != self.facts.node);
+        let way = node.and_then(|node| {
+            let to = self.facts.tunnel_to(contents, &node.internal_ips)?;
+            // Without one, its row says why.
+            let number = numbers.number(to).ok()?;
+            Some(Way { number, cidrs: node.pod_cidrs.iter().map(IpNet::trunc).collect() })
+        });
+        store.senders.apply_way(name, way);
     }
 
     /// Notes whose endpoint it is; the pods that this is about.
@@ -100,13 +121,13 @@ impl Feed {
     fn pod(&self, key: &PodKey, contents: &Contents) -> Option<Pod> {
         let ids = self.endpoints.get(key);
         let endpoints = || ids.into_iter().flatten().filter_map(|id| contents.endpoints.get(id));
-        let here = || Some(self.node.clone());
+        let here = || Some(self.facts.node.clone());
         match contents.pods.get(key) {
-            Some(pod) if ids.is_some() || pod.node.as_deref() == Some(&self.node) => {
+            Some(pod) if ids.is_some() || pod.node.as_deref() == Some(&self.facts.node) => {
                 Some(Pod { node: here(), ips: endpoints().flat_map(|e| e.ips()).collect(), ..pod.clone() })
             }
             Some(pod) => Some(pod.clone()),
-            None if ids.is_some() && !self.objects_are_all => Some(Pod {
+            None if ids.is_some() && !self.facts.objects_are_all => Some(Pod {
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
                 node: here(),

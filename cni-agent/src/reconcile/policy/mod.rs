@@ -181,7 +181,7 @@ impl Policies {
         let mut failures = match self.state {
             State::Live => {
                 let floors = self.engine.floors();
-                self.feed.rows(rows, &tables.read(), &mut self.engine.store);
+                self.feed.rows(rows, &tables.read(), &mut desired.numbers, &mut self.engine.store);
                 if again {
                     self.engine.try_again();
                 }
@@ -233,8 +233,11 @@ impl Policies {
                 }
                 Change::Entry { map, key, value } => {
                     failures.extend(flip(&mut moved, (tables, desired), target));
-                    let grows = value.is_some() && is_fresh(map, &key, before);
+                    let fresh_by_itself = is_fresh(map, &key, before);
                     let key = EntryKey::of_policy(map, key);
+                    // Who was not known at all has no flow that could be judged otherwise now.
+                    let is_new = map == Map::Senders && !self.actual.contains_key(&key);
+                    let grows = value.is_some() && (fresh_by_itself || is_new);
                     match self.write(&key, value.as_deref(), target) {
                         Ok(false) => {}
                         Ok(true) if grows => fresh.push(key),
@@ -372,6 +375,6 @@ fn is_fresh(map: Map, key: &[u8], before: Floors) -> bool {
             let PeerKey { set, identity } = pod_read_unaligned(key);
             set > before.set || identity > before.identity
         }
-        Map::Peers | Map::Identities4 | Map::Identities6 | Map::Blocks4 | Map::Blocks6 => false,
+        Map::Peers | Map::Identities4 | Map::Identities6 | Map::Blocks4 | Map::Blocks6 | Map::Senders => false,
     }
 }

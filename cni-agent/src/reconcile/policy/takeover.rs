@@ -11,7 +11,7 @@ use std::{
 use bytemuck::{pod_read_unaligned, try_pod_read_unaligned};
 use cni_common::{
     maps::{Endpoint, Local},
-    policy::{IDENTITY_UNKNOWN, Identity, PeerKey, PeerRules, RULES_DENY_ALL, Rule, RuleKey},
+    policy::{IDENTITY_UNKNOWN, PeerKey, PeerRules, RULES_DENY_ALL, Rule, RuleKey},
     schema,
 };
 use ipnet::IpNet;
@@ -46,7 +46,7 @@ impl Policies {
         };
         let is_first = held(Map::Peers) == 0;
         engine.set_room(beside);
-        self.feed.all(&tables.read(), &mut engine.store);
+        self.feed.all(&tables.read(), &mut desired.numbers, &mut engine.store);
         engine.compile();
         // Where pods have policies, none of them may become another's or nobody's.
         if !(is_first || engine.waiting().is_empty() && engine.withheld().is_empty()) {
@@ -125,10 +125,8 @@ impl Policies {
                     n.cookie = n.cookie.max(cookie);
                     n.rules = n.rules.max(try_pod_read_unaligned(k).map_or(0, |k: RuleKey| k.rules));
                 }
-            } else if let Ok(Identity { identity }) = try_pod_read_unaligned(value)
-                && identity != IDENTITY_UNKNOWN
-            {
-                n.identity = n.identity.max(identity);
+            } else if identity_in(value) != IDENTITY_UNKNOWN {
+                n.identity = n.identity.max(identity_in(value));
             }
         }
         let of_pods = desired.delta.held_by_kernel(&schema::ENDPOINTS).filter_map(|value| {
@@ -150,16 +148,23 @@ impl Policies {
     /// so that something has changed meanwhile, it denies until they have the new ones.
     fn bridges(&self, engine: &Engine) -> Vec<Change> {
         let mut now: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        let senders = engine.senders().map(|(sender, id)| Change::sender(&sender, Some(id)));
+        let senders: BTreeMap<EntryKey, u32> =
+            entries(senders).map(|(key, value)| (key, value.map_or(0, |v| identity_in(&v)))).collect();
         for (key, value) in self.actual.iter().filter(|(key, _)| is_identity(key)) {
-            let Ok(Identity { identity }) = try_pod_read_unaligned(value) else { continue };
             // It is no set's.
-            if identity == IDENTITY_UNKNOWN {
+            if identity_in(value) == IDENTITY_UNKNOWN {
                 continue;
             }
-            let Some(net) = prefix(key) else { continue };
-            let is_address = net.prefix_len() == net.max_prefix_len() && !is_block(key);
-            let new = if is_address { engine.identity_of(net.addr()) } else { engine.identity_of_prefix(net) };
-            now.entry(identity).or_default().insert(new);
+            let new = if key.map().id == schema::SENDERS.id {
+                let Some(new) = senders.get(key) else { continue };
+                *new
+            } else {
+                let Some(net) = prefix(key) else { continue };
+                let is_address = net.prefix_len() == net.max_prefix_len() && !is_block(key);
+                if is_address { engine.identity_of(net.addr()) } else { engine.identity_of_prefix(net) }
+            };
+            now.entry(identity_in(value)).or_default().insert(new);
         }
         let mut bridges = Vec::new();
         for (id, set) in engine.sets() {
@@ -208,7 +213,11 @@ fn entries(changes: impl IntoIterator<Item = Change>) -> impl Iterator<Item = (E
 }
 
 fn is_identity(key: &EntryKey) -> bool {
-    [schema::IDENTITY4.id, schema::IDENTITY6.id].contains(&key.map().id) || is_block(key)
+    [schema::IDENTITY4.id, schema::IDENTITY6.id, schema::SENDERS.id].contains(&key.map().id) || is_block(key)
+}
+/// The identity that an entry gives: in all of these maps it comes first.
+fn identity_in(value: &[u8]) -> u32 {
+    value.first_chunk().copied().map_or(0, u32::from_ne_bytes)
 }
 fn is_block(key: &EntryKey) -> bool {
     [schema::BLOCK4.id, schema::BLOCK6.id].contains(&key.map().id)
