@@ -1,5 +1,5 @@
 //! `bpf(2)`, as far as aya does not cover it: maps as bytes (one writer for all of them), TCX links by interface index, the
-//! facts of a pinned map that must be known before aya opens it, and what [`features`](super::features) tries.
+//! facts of a pinned map that must be known before aya opens it, and what [`features`](super::features) tries. Beside it what the C library says of its heap.
 use std::{
     ffi::{CStr, CString},
     io,
@@ -598,4 +598,26 @@ pub fn link_facts(link: BorrowedFd<'_>) -> io::Result<LinkFacts> {
     // SAFETY: `info` points to a live object of the length given; of a TCX link nothing is copied elsewhere.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(facts)
+}
+
+/// Gives free pages of the heap back to the kernel.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the allocator's locks, and touches nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Bytes of the heap that are in use; 0 where the C library does not say.
+pub fn heap_in_use() -> usize {
+    #[cfg(target_env = "gnu")]
+    let bytes = {
+        // SAFETY: it takes the allocator's locks, and only reads.
+        let info = unsafe { libc::mallinfo2() };
+        info.uordblks + info.hblkhd
+    };
+    #[cfg(not(target_env = "gnu"))]
+    let bytes = 0;
+    bytes
 }

@@ -19,11 +19,12 @@ use tracing::{info, warn};
 
 use self::feed::Feed;
 use super::{
-    delta::{Drifted, Target, full},
+    delta::{Drifted, Target, full, kept},
     desired::Desired,
 };
 use crate::{
-    compile::{EntryKey, Facts},
+    compile::{EntryKey, Facts, Value},
+    memory::pack,
     policy::{
         Change, Engine,
         change::Map,
@@ -51,7 +52,7 @@ pub struct Policies {
     pub engine: Engine,
     feed: Feed,
     /// What the maps hold.
-    actual: BTreeMap<EntryKey, Vec<u8>>,
+    actual: BTreeMap<EntryKey, Value>,
     /// Entries of each map, by its id.
     counts: BTreeMap<u32, usize>,
     state: State,
@@ -80,7 +81,7 @@ impl Policies {
     /// # Errors
     /// When they cannot be read.
     pub fn adopt(facts: &Facts, target: &mut impl Target) -> io::Result<Self> {
-        let actual: BTreeMap<EntryKey, Vec<u8>> = target.dump_policy()?.into_iter().collect();
+        let actual = kept(target.dump_policy()?);
         let mut counts = BTreeMap::new();
         for key in actual.keys() {
             *counts.entry(key.map().id).or_default() += 1;
@@ -104,6 +105,11 @@ impl Policies {
     /// Whether the maps hold what the objects say.
     pub fn are_in_force(&self) -> bool {
         self.state == State::Live
+    }
+    /// Packs what is kept for each address of the cluster as closely as it goes.
+    pub fn pack(&mut self) {
+        pack(&mut self.actual);
+        self.engine.pack();
     }
     /// How it goes.
     pub fn summary(&self) -> Summary {
@@ -208,7 +214,7 @@ impl Policies {
         for change in plan {
             let Change::Entry { map, key, value: Some(_) } = change else { continue };
             let spec = map.spec();
-            if !self.actual.contains_key(&EntryKey::of_policy(*map, key.clone())) {
+            if !self.actual.contains_key(&EntryKey::of_policy(*map, key)) {
                 added.entry(spec.id).or_insert((spec.name, spec.max_entries, 0)).2 += 1;
             }
         }
@@ -241,7 +247,7 @@ impl Policies {
 
     /// Writes or deletes an entry that is another in the map.
     fn write(&mut self, key: &EntryKey, value: Option<&[u8]>, target: &mut impl Target) -> Result<(), String> {
-        let there = self.actual.get(key).map(Vec::as_slice);
+        let there = self.actual.get(key).map(|value| &**value);
         if there == value {
             return Ok(());
         }
@@ -249,7 +255,7 @@ impl Policies {
         let count = self.counts.entry(key.map().id).or_default();
         let done = match value {
             Some(value) => target.upsert(key, value).map(|()| {
-                *count += usize::from(self.actual.insert(key.clone(), value.to_vec()).is_none());
+                *count += usize::from(self.actual.insert(key.clone(), value.into()).is_none());
             }),
             None => target.delete(key).map(|()| *count -= usize::from(self.actual.remove(key).is_some())),
         };
@@ -268,7 +274,7 @@ impl Policies {
     /// # Errors
     /// When the maps cannot be read.
     pub fn verify(&mut self, target: &mut impl Target) -> io::Result<(Vec<Drifted>, String)> {
-        let found: BTreeMap<EntryKey, Vec<u8>> = target.dump_policy()?.into_iter().collect();
+        let found = kept(target.dump_policy()?);
         let drifted = Drifted::between(&found, &self.actual);
         let mut failed = String::new();
         for d in &drifted {
