@@ -68,6 +68,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut datapath = start_datapath(settings, &pin_dir).context("load the datapath; what ran before runs on")?;
     #[cfg(feature = "bpf-log")]
     datapath.follow_log().context("read the programs' log")?;
+    datapath.forget_code();
     let ring = datapath.take_events()?;
     let datapath = Arc::new(datapath);
     let mut socket = Socket::open()?;

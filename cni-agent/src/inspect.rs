@@ -228,7 +228,7 @@ impl Inspect for Inspector {
     fn endpoints(&self) -> Vec<EndpointStatus> {
         let all: Vec<_> = {
             let c = self.tables.read();
-            c.endpoints.values().map(|e| (e.clone(), c.pods.get(&e.pod()).cloned())).collect()
+            c.endpoints.values().map(|e| (e.clone(), c.pods.get(&e.pod()))).collect()
         };
         let status = |id| self.tables.status(&Row::Endpoint(id));
         all.iter().map(|(e, pod)| EndpointStatus::new(e, pod.as_ref(), status(e.id))).collect()
@@ -255,7 +255,7 @@ impl Inspect for Inspector {
     fn policies(&self) -> PolicyList {
         let known: Vec<_> = self.tables.read().policies.iter().map(|(n, r)| (n.clone(), Arc::clone(r))).collect();
         let summary = self.policy();
-        let kernel = |name: &PolicyName| match self.tables.status(&Row::Policy(name.clone())) {
+        let kernel = |name: &PolicyName| match self.tables.status(&Row::Policy(name.clone().into())) {
             Some(RowStatus::Failed { error, .. }) => format!("not in force: {error}"),
             Some(RowStatus::Pending) => "waits".to_owned(),
             _ => match &summary.problem {
@@ -270,7 +270,7 @@ impl Inspect for Inspector {
     }
 
     fn pods(&self) -> Vec<PodStatus> {
-        self.tables.read().pods.values().map(PodStatus::new).collect()
+        self.tables.read().pods.values().map(|pod| PodStatus::new(&pod)).collect()
     }
 
     fn ipam(&self) -> Vec<IpamAddress> {

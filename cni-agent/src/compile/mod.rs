@@ -1,4 +1,5 @@
 //! Compilers: pure functions from rows of the tables to entries of the maps and to routes. No clock, no kernel, no client.
+mod bytes;
 mod entries;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -18,6 +19,7 @@ use cni_common::{
 use ipnet::IpNet;
 
 pub use self::{
+    bytes::{Key, LONGEST_KEY, Value},
     heard::{Heard, is_whole},
     nodes::{NodeNumbers, TooManyNodes},
     routes::{ClusterRoute, cluster_routes, host_addresses},
@@ -129,24 +131,29 @@ const ORDER: [&MapSpec; 19] = [
 /// Names an entry; sorts in the order in which entries are written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EntryKey {
-    order: usize,
+    order: u8,
     /// The key's bytes.
-    pub key: Vec<u8>,
+    pub key: Key,
 }
 impl EntryKey {
-    /// In this map; `None` when the map is not the compilers' to fill.
-    pub fn new(map: &MapSpec, key: Vec<u8>) -> Option<Self> {
+    /// In this map; `None` when the map is not the compilers' to fill, or a key of that length not in it.
+    pub fn new(map: &MapSpec, key: impl AsRef<[u8]>) -> Option<Self> {
         let policy = Map::ALL.into_iter().map(Map::spec);
-        ORDER.into_iter().chain(policy).position(|m| m.id == map.id).map(|order| Self { order, key })
+        let order = ORDER.into_iter().chain(policy).position(|m| m.id == map.id)?;
+        Some(Self { order: u8::try_from(order).ok()?, key: Key::new(key.as_ref())? })
     }
     /// In a map of policy's, which has an order of its own.
-    pub fn of_policy(map: Map, key: Vec<u8>) -> Self {
-        let order = ORDER.len() + Map::ALL.iter().position(|m| *m == map).unwrap_or_default();
-        Self { order, key }
+    ///
+    /// # Panics
+    /// When the key is longer than any of theirs.
+    pub fn of_policy(map: Map, key: impl AsRef<[u8]>) -> Self {
+        // The test `no_key_is_too_long` holds that.
+        Self::new(map.spec(), key).unwrap_or_else(|| unreachable!("a key of map {} is too long", map.spec().name))
     }
     /// Its map.
     pub fn map(&self) -> &'static MapSpec {
-        ORDER.get(self.order).copied().unwrap_or_else(|| Map::ALL[self.order - ORDER.len()].spec())
+        let order = usize::from(self.order);
+        ORDER.get(order).copied().unwrap_or_else(|| Map::ALL[order - ORDER.len()].spec())
     }
 }
 
@@ -176,7 +183,7 @@ pub fn row(
             None => Vec::new(),
         },
         Row::Pod(key) => {
-            contents.pods.get(key).map_or_else(Vec::new, |pod| entries::pod(pod, contents, facts, numbers))
+            contents.pods.get(key).map_or_else(Vec::new, |pod| entries::pod(&pod, contents, facts, numbers))
         }
         Row::Endpoint(id) => contents
             .endpoints
@@ -216,15 +223,14 @@ pub fn dependents(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
         // Pods of a node go by its number; addresses of this one are marked that its object names.
         Row::Node(name) => contents
             .pods
-            .values()
-            .filter(|p| p.node.as_deref() == Some(name))
-            .map(|p| Row::Pod(p.key()))
+            .on_node(name)
+            .map(|key| Row::Pod(key.clone()))
             .chain((*name == facts.node).then_some(Row::NodeAddresses))
             .collect(),
         // The label class of a pod is in its endpoint's entry.
         Row::Pod(key) => endpoints_of(contents, key),
         // MAC and MTU of the way are in the node's tunnel entry.
-        Row::NextHop(to) => nodes_at(contents, facts, *to),
+        Row::NextHop(to) => nodes_at(contents, facts, **to),
         // A way that is not known is taken to be as wide as the devices.
         Row::Devices => contents
             .nodes
@@ -237,7 +243,7 @@ pub fn dependents(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
             .collect(),
         // A pod is isolated until its namespace is known.
         Row::Namespace(name) if facts.objects_are_all => {
-            contents.endpoints.values().filter(|e| e.namespace == *name).map(|e| Row::Endpoint(e.id)).collect()
+            contents.endpoints.values().filter(|e| *e.namespace == **name).map(|e| Row::Endpoint(e.id)).collect()
         }
         Row::Endpoint(_) | Row::NodeAddresses | Row::Namespace(_) | Row::Policy(_) => Vec::new(),
     }

@@ -58,10 +58,18 @@ fn compiled(t: &Tables, which: &Row) -> BTreeMap<(&'static str, Vec<u8>), Vec<u8
     // Nodes come first in the order of rows, as they do in the reconciler.
     row(&Row::Node("there".into()), &t.read(), &facts(), &InForce::default(), &mut numbers).expect("numbers are left");
     let entries = row(which, &t.read(), &facts(), &InForce::default(), &mut numbers).expect("numbers are left");
-    entries.into_iter().map(|(k, v)| ((k.map().name, k.key), v)).collect()
+    entries.into_iter().map(|(k, v)| ((k.map().name, k.key.to_vec()), v)).collect()
 }
 fn value<T: bytemuck::Pod>(entries: &BTreeMap<(&'static str, Vec<u8>), Vec<u8>>, map: &MapSpec, key: &[u8]) -> T {
     bytemuck::pod_read_unaligned(&entries[&(map.name, key.to_vec())])
+}
+
+#[test]
+fn no_key_is_too_long() {
+    let policy = crate::policy::change::Map::ALL.into_iter().map(|m| m.spec());
+    for map in maps().chain(policy) {
+        assert!(map.key_size as usize <= LONGEST_KEY, "{}", map.name);
+    }
 }
 
 #[test]
@@ -140,7 +148,7 @@ fn pods_of_other_nodes_are_remote_until_they_are_over() {
     let key = PodKey::new("default", "web");
     let entries = compiled(&t, &Row::Pod(key.clone()));
     assert_eq!(value::<Remote>(&entries, &schema::REMOTE4, &[10, 244, 2, 5]).node, 1);
-    let mut pod = t.read().pods[&key].clone();
+    let mut pod = t.read().pods.get(&key).unwrap();
     for change in [
         |p: &mut Pod| p.phase = Phase::Succeeded,
         |p: &mut Pod| p.host_network = true,
@@ -161,7 +169,7 @@ fn an_endpoint_carries_its_label_class_once_the_pod_object_is_known() {
         value(&compiled(t, &Row::Endpoint(9)), &schema::ENDPOINTS, &77_u32.to_ne_bytes())
     };
     assert_eq!((endpoint(&t).vni, endpoint(&t).mac), (0, POD_MAC));
-    let mut pod = t.read().pods[&PodKey::new("default", "web")].clone();
+    let mut pod = t.read().pods.get(&PodKey::new("default", "web")).unwrap();
     pod.name = "api".into();
     pod.node = Some("here".into());
     t.set_pod(pod.clone());
@@ -180,7 +188,7 @@ fn what_masquerade_is_told_stands_with_the_own_node_and_nothing_when_it_is_off()
     let entries = |facts: &Facts| -> BTreeMap<(&'static str, Vec<u8>), Vec<u8>> {
         let all = row(&Row::Node("here".into()), &t.read(), facts, &InForce::default(), &mut NodeNumbers::default())
             .expect("compiles");
-        all.into_iter().map(|(k, v)| ((k.map().name, k.key), v)).collect()
+        all.into_iter().map(|(k, v)| ((k.map().name, k.key.to_vec()), v)).collect()
     };
     let on = entries(&facts);
     let config: NatConfig = value(&on, &schema::NAT_CONFIG, &[0; 4]);

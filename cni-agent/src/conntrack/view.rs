@@ -271,7 +271,7 @@ fn addresses(c: &Contents, key: &PodKey) -> Option<BTreeSet<IpAddr>> {
     if here.is_empty() && object.is_none() {
         return None;
     }
-    let of_object = object.into_iter().filter(|pod| !pod.host_network).flat_map(|pod| pod.ips.iter().copied());
+    let of_object = object.into_iter().filter(|pod| !pod.host_network).flat_map(|pod| pod.ips);
     Some(here.into_iter().flat_map(|e| e.ips()).chain(of_object).collect())
 }
 
@@ -279,7 +279,7 @@ fn addresses(c: &Contents, key: &PodKey) -> Option<BTreeSet<IpAddr>> {
 fn pods(c: &Contents) -> BTreeMap<IpAddr, String> {
     let objects = c.pods.values().filter(|pod| !pod.host_network);
     let mut all: BTreeMap<IpAddr, String> =
-        objects.flat_map(|pod| pod.ips.iter().map(|ip| (*ip, pod.key().to_string()))).collect();
+        objects.flat_map(|pod| pod.ips.clone().into_iter().map(move |ip| (ip, pod.key().to_string()))).collect();
     for e in c.endpoints.values().filter(|e| !e.pod_name.is_empty()) {
         all.extend(e.ips().map(|ip| (ip, e.pod().to_string())));
     }

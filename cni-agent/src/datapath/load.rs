@@ -86,7 +86,7 @@ pub enum LoadError {
 /// Loaded programs and open maps.
 #[derive(Debug)]
 pub struct Datapath {
-    /// What was loaded; none when a former agent's programs run.
+    /// What was loaded; none when a former agent's programs run, or when nobody asks for it any more.
     ebpf: Option<Ebpf>,
     programs: BTreeMap<&'static str, Program>,
     maps: BTreeMap<&'static str, RawMap>,
@@ -272,6 +272,11 @@ impl Datapath {
     /// The aya program, for BPF_PROG_TEST_RUN and its facts: only of what was loaded.
     pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
         classifier(self.ebpf.as_mut().ok_or(LoadError::Missing(name))?, name)
+    }
+
+    /// Lets go of the code that was loaded, a megabyte and more that only tests look at: programs and maps stay open.
+    pub fn forget_code(&mut self) {
+        self.ebpf = None;
     }
 
     /// Hands what the programs log to `tracing`, on a thread that ends with the process. Only in debugging builds.

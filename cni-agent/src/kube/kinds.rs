@@ -1,15 +1,13 @@
 //! The kinds of objects that are followed: where they are, and what becomes of one.
 use std::{collections::BTreeSet, fmt::Debug};
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
-
 use super::{
     Shared,
     wire::{self, ObjectKey},
 };
 use crate::{
     policy::objects::{self as policies, Broken, PolicyName, Read},
-    sources::convert,
+    sources::{convert, objects},
     tables::{Contents, PodKey, Tables},
 };
 
@@ -94,7 +92,7 @@ fn keys(kind: &str, c: &Contents) -> Vec<ObjectKey> {
             };
             c.policies.keys().filter_map(named).collect()
         }
-        PODS => c.pods.keys().map(|pod| key(&pod.namespace, &pod.name)).collect(),
+        PODS => c.pods.keys().map(|pod| key(pod.namespace(), pod.name())).collect(),
         _ => Vec::new(),
     }
 }
@@ -118,7 +116,7 @@ impl Kind for Nodes {
         if key.name == shared.own.node {
             shared.own_object(object);
         }
-        let node = convert::node(&wire::object::<core::Node>(object)?).map_err(|e| e.to_string())?;
+        let node = convert::node(&wire::object::<objects::Node>(object)?).map_err(|e| e.to_string())?;
         shared.tables.set_node(node);
         Ok(Flaws::new())
     }
@@ -137,7 +135,7 @@ impl Kind for Namespaces {
         "/api/v1/namespaces"
     }
     fn take(&self, shared: &Shared, _: &ObjectKey, object: &str) -> Result<Flaws, String> {
-        let namespace = convert::namespace(&wire::object::<core::Namespace>(object)?).map_err(|e| e.to_string())?;
+        let namespace = convert::namespace(&wire::object::<objects::Namespace>(object)?).map_err(|e| e.to_string())?;
         shared.tables.set_namespace(namespace);
         Ok(Flaws::new())
     }
@@ -212,7 +210,7 @@ impl Kind for Pods {
         "fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed"
     }
     fn take(&self, shared: &Shared, _: &ObjectKey, object: &str) -> Result<Flaws, String> {
-        let pod = convert::pod(&wire::object::<core::Pod>(object)?).map_err(|e| e.to_string())?;
+        let pod = convert::pod(&wire::object::<objects::Pod>(object)?).map_err(|e| e.to_string())?;
         shared.tables.set_pod(pod);
         Ok(Flaws::new())
     }
@@ -238,7 +236,7 @@ impl Kind for ApiServers {
         Need::Never
     }
     fn take(&self, shared: &Shared, key: &ObjectKey, object: &str) -> Result<Flaws, String> {
-        let slice: discovery::EndpointSlice = wire::object(object)?;
+        let slice: objects::EndpointSlice = wire::object(object)?;
         shared.link.learned(&key.name, servers(&slice));
         Ok(Flaws::new())
     }
@@ -249,16 +247,14 @@ impl Kind for ApiServers {
 }
 
 /// URLs of the API servers behind a slice.
-fn servers(slice: &discovery::EndpointSlice) -> Vec<String> {
-    let ports = slice.ports.as_deref().unwrap_or_default().iter();
-    let port = ports.filter(|p| p.name.as_deref() == Some("https")).find_map(|p| p.port).unwrap_or(6443);
-    let ready = |e: &&discovery::Endpoint| e.conditions.as_ref().and_then(|c| c.ready) != Some(false);
-    let hosts = slice.endpoints.iter().flatten().filter(ready).flat_map(|e| &e.addresses);
-    hosts
-        .map(
-            |host| {
-                if host.contains(':') { format!("https://[{host}]:{port}") } else { format!("https://{host}:{port}") }
-            },
-        )
-        .collect()
+fn servers(slice: &objects::EndpointSlice) -> Vec<String> {
+    let mut https = slice.ports.iter().flatten().filter(|p| p.name.as_deref() == Some("https"));
+    let port = https.find_map(|p| p.port).unwrap_or(6443);
+    let ready = |e: &&objects::SliceEndpoint| e.conditions.as_ref().and_then(|c| c.ready) != Some(false);
+    let hosts = slice.endpoints.iter().flatten().filter(ready).flat_map(|e| e.addresses.iter().flatten());
+    let url = |host: &String| match host.contains(':') {
+        true => format!("https://[{host}]:{port}"),
+        false => format!("https://{host}:{port}"),
+    };
+    hosts.map(url).collect()
 }

@@ -133,11 +133,10 @@ impl Display for Refusal {
     }
 }
 
-/// Reads an object; the error names the field. By way of a value, as the manifest directory's are read: the code that reads a Pod is large, and is there
-/// once for each way.
+/// Reads an object; the error names the field.
 pub fn object<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
-    serde_path_to_error::deserialize(value).map_err(|e| format!("field {}: {}", e.path(), e.inner()))
+    let read = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text));
+    read.map_err(|e| format!("field {}: {}", e.path(), e.inner()))
 }
 
 /// Puts frames together to lines, and keeps no more than `most` bytes for it.

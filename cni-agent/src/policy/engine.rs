@@ -29,7 +29,7 @@ use super::{
     sets::{self, Set, SetKey},
     store::{PodRow, Revision, Store},
 };
-use crate::{identity, tables::PodKey};
+use crate::{identity, memory::pack, tables::PodKey};
 
 /// The policy sets of a pod of this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -438,6 +438,12 @@ impl Engine {
         let (first, (revision, direction)) = self.cookies.range(..=cookie).next_back()?;
         let n = usize::try_from(cookie - first).ok()?;
         (n < revision.policy.rules(*direction)?.len()).then_some((revision, *direction, n))
+    }
+    /// Packs what is kept for each address as closely as it goes.
+    pub fn pack(&mut self) {
+        self.store.pack();
+        pack(&mut self.identities);
+        pack(&mut self.groups);
     }
     /// How much there is.
     pub fn sizes(&self) -> Sizes {

@@ -1,5 +1,6 @@
 //! Labels and what selects by them.
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -39,27 +40,71 @@ impl FromIterator<(Arc<str>, Arc<str>)> for Labels {
     }
 }
 
-/// Texts that many objects have, each in memory once.
-#[derive(Debug, Default)]
-pub struct Texts {
-    known: BTreeSet<Arc<str>>,
+/// What many objects have, each in memory once.
+#[derive(Debug)]
+pub struct Shared<T: Ord + ?Sized> {
+    known: BTreeSet<Arc<T>>,
     /// How many there may be before those that nobody uses are looked for.
     limit: usize,
 }
-impl Texts {
+impl<T: Ord + ?Sized> Default for Shared<T> {
+    fn default() -> Self {
+        Self { known: BTreeSet::new(), limit: 0 }
+    }
+}
+impl<T: Ord + ?Sized> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self { known: self.known.clone(), limit: self.limit }
+    }
+}
+impl<T: Ord + ?Sized> Shared<T> {
     /// The shared copy.
-    pub fn share(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.known.get(text) {
+    pub fn share<'a, S: ?Sized>(&mut self, wanted: &'a S) -> Arc<T>
+    where
+        Arc<T>: Borrow<S>,
+        S: Ord,
+        &'a S: Into<Arc<T>>,
+    {
+        if let Some(known) = self.known.get(wanted) {
             return Arc::clone(known);
         }
+        self.add(wanted.into())
+    }
+    /// The shared copy of what the caller has no other use for.
+    pub fn keep(&mut self, wanted: T) -> Arc<T>
+    where
+        T: Sized,
+    {
+        match self.known.get(&wanted) {
+            Some(known) => Arc::clone(known),
+            None => self.add(Arc::new(wanted)),
+        }
+    }
+    fn add(&mut self, new: Arc<T>) -> Arc<T> {
         if self.known.len() >= self.limit {
             self.known.retain(|t| Arc::strong_count(t) > 1);
-            self.limit = 2 * self.known.len() + 1024;
+            self.limit = 2 * self.known.len() + 256;
         }
-        let text: Arc<str> = text.into();
-        self.known.insert(Arc::clone(&text));
-        text
+        self.known.insert(Arc::clone(&new));
+        new
     }
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+    /// Packs them as closely as it goes.
+    pub fn pack(&mut self) {
+        self.known = std::mem::take(&mut self.known).into_iter().collect();
+    }
+}
+
+/// Texts that many objects have, each in memory once.
+pub type Texts = Shared<str>;
+impl Texts {
     /// Labels of shared texts.
     pub fn labels(&mut self, labels: &BTreeMap<String, String>) -> Labels {
         labels.iter().map(|(k, v)| (self.share(k), self.share(v))).collect()

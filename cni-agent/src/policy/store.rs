@@ -6,13 +6,14 @@ use std::{
 };
 
 use super::{
-    labels::{Labels, Texts},
+    labels::{Labels, Shared, Texts},
     objects::{Direction, Policy, PolicyName, model},
     senders::{Located, Senders},
 };
 use crate::{
     identity,
-    tables::{NamedPort, Pod, PodKey},
+    memory::pack,
+    tables::{NamedPort, Pod, PodKey, pods::Ips},
 };
 
 /// A version of a policy.
@@ -49,25 +50,22 @@ pub struct Group {
 /// A pod that has, or will have, addresses of its own.
 #[derive(Clone, Debug)]
 pub struct PodRow {
-    /// Its name.
-    pub name: Arc<str>,
+    /// What names it.
+    pub key: PodKey,
     /// What it shares with others.
     pub alike: Arc<Alike>,
     /// The number of those that it shares it with.
     pub group: u32,
     /// Its addresses.
-    pub ips: Box<[IpAddr]>,
+    pub ips: Ips,
     /// It is on this node.
     pub local: bool,
     /// The place of its node, if that is another one.
     pub place: Option<u32>,
 }
-impl PodRow {
-    /// What names it.
-    pub fn key(&self) -> PodKey {
-        PodKey::new(&*self.alike.namespace, &*self.name)
-    }
-}
+
+/// In the place of a pod's number: several claim the address.
+const SEVERAL: u32 = 0;
 
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +94,7 @@ pub struct Store {
     node: String,
     /// Shared texts.
     pub texts: Texts,
+    ports: Shared<[NamedPort]>,
     /// Labels of namespaces.
     pub namespaces: BTreeMap<Arc<str>, Labels>,
     /// Nodes by name.
@@ -103,9 +102,11 @@ pub struct Store {
     nodes_at: BTreeMap<IpAddr, BTreeSet<String>>,
     /// Pods, by a number that is theirs as long as they are there.
     pub pods: BTreeMap<u32, PodRow>,
-    numbers: BTreeMap<Arc<str>, BTreeMap<Arc<str>, u32>>,
+    numbers: BTreeMap<PodKey, u32>,
     last_pod: u32,
-    pods_at: BTreeMap<IpAddr, Vec<u32>>,
+    pods_at: BTreeMap<IpAddr, u32>,
+    /// Who claims an address that several do: it is given anew before the former pod's object is gone.
+    claims: BTreeMap<IpAddr, Vec<u32>>,
     group_numbers: BTreeMap<Arc<Alike>, u32>,
     groups: BTreeMap<u32, Group>,
     last_group: u32,
@@ -127,6 +128,7 @@ impl Store {
         Self {
             node: node.to_owned(),
             texts: Texts::default(),
+            ports: Shared::default(),
             namespaces: BTreeMap::new(),
             nodes: BTreeMap::new(),
             nodes_at: BTreeMap::new(),
@@ -134,6 +136,7 @@ impl Store {
             numbers: BTreeMap::new(),
             last_pod: 0,
             pods_at: BTreeMap::new(),
+            claims: BTreeMap::new(),
             group_numbers: BTreeMap::new(),
             groups: BTreeMap::new(),
             last_group: 0,
@@ -159,9 +162,10 @@ impl Store {
     }
     /// A namespace is gone, and with it its pods and policies.
     pub fn delete_namespace(&mut self, name: &str) {
-        let names: Vec<Arc<str>> = self.numbers.get(name).map_or_else(Vec::new, |pods| pods.keys().cloned().collect());
-        for pod in names {
-            self.delete_pod(&PodKey::new(name, &*pod));
+        let from = self.numbers.range(PodKey::new(name, "")..).map(|(key, _)| key);
+        let pods: Vec<PodKey> = from.take_while(|key| key.namespace() == name).cloned().collect();
+        for pod in pods {
+            self.delete_pod(&pod);
         }
         self.network.remove(name);
         if let Some((name, _)) = self.namespaces.remove_entry(name) {
@@ -174,11 +178,11 @@ impl Store {
     }
     fn locals_of(&mut self, namespace: &str) {
         let pods = self.locals.get(namespace).into_iter().flatten();
-        self.dirty.locals.extend(pods.filter_map(|n| self.pods.get(n)).map(PodRow::key));
+        self.dirty.locals.extend(pods.filter_map(|n| self.pods.get(n)).map(|p| p.key.clone()));
     }
     fn all_locals(&mut self) {
         let pods = self.locals.values().flatten();
-        self.dirty.locals.extend(pods.filter_map(|n| self.pods.get(n)).map(PodRow::key));
+        self.dirty.locals.extend(pods.filter_map(|n| self.pods.get(n)).map(|p| p.key.clone()));
     }
 
     /// A node is there.
@@ -209,45 +213,51 @@ impl Store {
     }
 
     /// A pod is there. One that is over, or in the node's network, is nobody to policies.
-    pub fn apply_pod(&mut self, pod: &Pod) {
-        let key = pod.key();
+    pub fn apply_pod(&mut self, key: &PodKey, pod: &Pod) {
         if pod.host_network || pod.phase.is_over() {
-            self.delete_pod(&key);
+            self.delete_pod(key);
             return;
         }
         let alike = Alike {
             namespace: self.texts.share(&pod.namespace),
             labels: self.texts.labels(&pod.labels),
-            ports: pod.ports.iter().cloned().collect(),
+            ports: self.ports.share(&pod.ports.iter().cloned().collect::<Vec<_>>()[..]),
         };
         let local = pod.node.as_deref() == Some(self.node.as_str());
         let elsewhere = pod.node.as_deref().filter(|_| !local);
         let place = elsewhere.and_then(|node| self.senders.place_of(node));
-        if let Some(known) = self.pod(&key)
+        if let Some(known) = self.pod(key)
             && *known.alike == alike
-            && *known.ips == *pod.ips
+            && known.ips.as_slice() == pod.ips
             && known.local == local
             && known.place == place
         {
             return;
         }
-        self.delete_pod(&key);
+        self.delete_pod(key);
         self.last_pod += 1;
         let number = self.last_pod;
         let (group, alike) = self.join(alike, number);
         for a in &pod.ips {
-            self.pods_at.entry(*a).or_default().push(number);
+            match self.pods_at.insert(*a, number) {
+                None => {}
+                Some(other) => {
+                    self.pods_at.insert(*a, SEVERAL);
+                    let claims = self.claims.entry(*a).or_default();
+                    claims.extend([other].into_iter().filter(|other| *other != SEVERAL).chain([number]));
+                }
+            }
             self.dirty.addresses.insert(*a);
         }
-        let name: Arc<str> = pod.name.as_str().into();
-        self.numbers.entry(Arc::clone(&alike.namespace)).or_default().insert(Arc::clone(&name), number);
+        self.numbers.insert(key.clone(), number);
         if local {
             self.locals.entry(Arc::clone(&alike.namespace)).or_default().insert(number);
-            self.dirty.locals.insert(key);
+            self.dirty.locals.insert(key.clone());
         }
         let class = self.groups.get(&group).map_or(identity::UNKNOWN, |g| g.class);
         let place = elsewhere.map(|node| self.senders.join(node, class, group));
-        self.pods.insert(number, PodRow { name, alike, group, ips: pod.ips.clone().into(), local, place });
+        let ips = pod.ips.as_slice().into();
+        self.pods.insert(number, PodRow { key: key.clone(), alike, group, ips, local, place });
     }
     /// Puts a pod to those that are like it.
     fn join(&mut self, alike: Alike, pod: u32) -> (u32, Arc<Alike>) {
@@ -275,13 +285,17 @@ impl Store {
     }
     /// A pod is gone.
     pub fn delete_pod(&mut self, key: &PodKey) {
-        let Some(number) = self.number(key) else { return };
+        let Some(number) = self.numbers.remove(key) else { return };
         let Some(row) = self.pods.remove(&number) else { return };
-        for a in &row.ips {
-            if let Some(pods) = self.pods_at.get_mut(a) {
-                pods.retain(|n| *n != number);
-                if pods.is_empty() {
-                    self.pods_at.remove(a);
+        for a in row.ips.as_slice() {
+            match self.claims.get_mut(a) {
+                None => drop(self.pods_at.remove(a)),
+                Some(claims) => {
+                    claims.retain(|n| *n != number);
+                    if let [other] = claims[..] {
+                        self.claims.remove(a);
+                        self.pods_at.insert(*a, other);
+                    }
                 }
             }
             self.dirty.addresses.insert(*a);
@@ -294,19 +308,10 @@ impl Store {
             take_from(&mut self.locals, &row.alike.namespace, number);
             self.dirty.locals.insert(key.clone());
         }
-        if let Some(names) = self.numbers.get_mut(key.namespace.as_str()) {
-            names.remove(key.name.as_str());
-            if names.is_empty() {
-                self.numbers.remove(key.namespace.as_str());
-            }
-        }
-    }
-    fn number(&self, key: &PodKey) -> Option<u32> {
-        self.numbers.get(key.namespace.as_str())?.get(key.name.as_str()).copied()
     }
     /// A pod.
     pub fn pod(&self, key: &PodKey) -> Option<&PodRow> {
-        self.pods.get(&self.number(key)?)
+        self.pods.get(self.numbers.get(key)?)
     }
 
     /// A policy is there.
@@ -386,10 +391,21 @@ impl Store {
         }
     }
 
+    /// Packs what is kept for each pod as closely as it goes.
+    pub fn pack(&mut self) {
+        pack(&mut self.pods);
+        pack(&mut self.numbers);
+        pack(&mut self.pods_at);
+        pack(&mut self.groups);
+        pack(&mut self.group_numbers);
+        self.texts.pack();
+    }
+
     /// The pod that has an address. Should several claim it, the first by name: any choice must not depend on the order of events.
     pub fn pod_at(&self, address: IpAddr) -> Option<&PodRow> {
-        let claim = self.pods_at.get(&address)?.iter().filter_map(|n| self.pods.get(n));
-        claim.min_by(|a, b| (&a.alike.namespace, &a.name).cmp(&(&b.alike.namespace, &b.name)))
+        let only = self.pods_at.get(&address)?;
+        let claims = self.claims.get(&address).map_or(std::slice::from_ref(only), Vec::as_slice);
+        claims.iter().filter_map(|n| self.pods.get(n)).min_by(|a, b| a.key.cmp(&b.key))
     }
     /// The node that has an address.
     pub fn node_at(&self, address: IpAddr) -> Option<&NodeRow> {
@@ -410,8 +426,8 @@ impl Store {
     /// The addresses of a group's pods; those that another pod claims as well are left to `shared`.
     pub fn addresses_of(&self, group: &Group, shared: &mut Vec<IpAddr>) -> Vec<IpAddr> {
         let mut own = Vec::new();
-        for a in group.pods.iter().filter_map(|n| self.pods.get(n)).flat_map(|p| p.ips.iter()) {
-            let alone = self.pods_at.get(a).is_some_and(|pods| pods.len() == 1);
+        for a in group.pods.iter().filter_map(|n| self.pods.get(n)).flat_map(|p| p.ips.as_slice()) {
+            let alone = !self.claims.contains_key(a);
             if alone { own.push(*a) } else { shared.push(*a) }
         }
         own
@@ -473,7 +489,7 @@ impl Store {
             Event::Namespace(name, None) => self.delete_namespace(name),
             Event::Node(name, Some((labels, addresses))) => self.apply_node(name, labels, addresses.clone()),
             Event::Node(name, None) => self.delete_node(name),
-            Event::Pod(_, Some(pod)) => self.apply_pod(pod),
+            Event::Pod(key, Some(pod)) => self.apply_pod(key, pod),
             Event::Pod(key, None) => self.delete_pod(key),
             Event::Policy(_, Some(policy)) => self.apply_policy(policy.clone()),
             Event::Policy(name, None) => self.delete_policy(name),

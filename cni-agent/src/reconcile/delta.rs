@@ -7,8 +7,9 @@ use std::{
 use cni_common::schema::MapSpec;
 
 use crate::{
-    compile::{self, Entry, EntryKey},
+    compile::{self, Entry, EntryKey, Value},
     fault::{self, Point},
+    memory::pack,
     policy::change::Map,
     tables::Row,
 };
@@ -37,23 +38,101 @@ pub struct Drifted {
 }
 impl Drifted {
     /// The entries that a map holds otherwise than they were written.
-    pub(super) fn between(found: &BTreeMap<EntryKey, Vec<u8>>, written: &BTreeMap<EntryKey, Vec<u8>>) -> Vec<Self> {
+    pub(super) fn between(found: &BTreeMap<EntryKey, Value>, written: &BTreeMap<EntryKey, Value>) -> Vec<Self> {
         let all: BTreeSet<&EntryKey> = found.keys().chain(written.keys()).collect();
         let differ = all.into_iter().filter(|key| found.get(*key) != written.get(*key));
-        differ
-            .map(|key| Self { key: key.clone(), was: found.get(key).cloned(), should: written.get(key).cloned() })
-            .collect()
+        let bytes = |of: &BTreeMap<EntryKey, Value>, key| of.get(key).map(|value| value.to_vec());
+        differ.map(|key| Self { key: key.clone(), was: bytes(found, key), should: bytes(written, key) }).collect()
+    }
+}
+
+/// Entries as the agent keeps them.
+pub(super) fn kept(entries: Vec<Entry>) -> BTreeMap<EntryKey, Value> {
+    entries.into_iter().map(|(key, value)| (key, Value::from(&*value))).collect()
+}
+
+/// Who asks for an entry, and for which value.
+#[derive(Debug)]
+enum Asked {
+    /// One row, as for nearly all.
+    By(Row, Value),
+    /// Several, at least one.
+    ByMore(Box<BTreeMap<Row, Value>>),
+}
+impl Asked {
+    fn set(&mut self, row: &Row, value: Value) {
+        match self {
+            Self::By(known, held) if known == row => *held = value,
+            Self::By(known, held) => {
+                let both = BTreeMap::from([(known.clone(), held.clone()), (row.clone(), value)]);
+                *self = Self::ByMore(Box::new(both));
+            }
+            Self::ByMore(all) => drop(all.insert(row.clone(), value)),
+        }
+    }
+    /// Whether nobody asks any more.
+    fn unset(&mut self, row: &Row) -> bool {
+        match self {
+            Self::By(known, _) => known == row,
+            Self::ByMore(all) => {
+                all.remove(row);
+                if all.len() == 1
+                    && let Some((row, value)) = all.pop_first()
+                {
+                    *self = Self::By(row, value);
+                }
+                false
+            }
+        }
+    }
+    /// The value that wins: that of the last row in order, the same each time.
+    fn value(&self) -> Option<&Value> {
+        match self {
+            Self::By(_, value) => Some(value),
+            Self::ByMore(all) => all.values().next_back(),
+        }
+    }
+    fn rows(&self) -> Vec<&Row> {
+        match self {
+            Self::By(row, _) => vec![row],
+            Self::ByMore(all) => all.keys().collect(),
+        }
+    }
+}
+
+/// An entry that is asked for.
+#[derive(Debug)]
+struct Wanted {
+    asked: Asked,
+    /// The kernel holds the value that wins.
+    written: bool,
+}
+
+/// The entries that a row asks for.
+#[derive(Debug)]
+enum Keys {
+    /// One, as nearly all do.
+    One(EntryKey),
+    /// Another number of them, in order.
+    More(Box<[EntryKey]>),
+}
+impl Keys {
+    fn as_slice(&self) -> &[EntryKey] {
+        match self {
+            Self::One(key) => std::slice::from_ref(key),
+            Self::More(keys) => keys,
+        }
     }
 }
 
 /// What rows ask for, what the kernel holds, and the difference.
 #[derive(Debug, Default)]
 pub struct Delta {
-    /// Who asks for an entry, and for which value. Two rows may name one entry (an address given to the next pod before the former
-    /// one's object is gone): the last row in order wins, the same each time.
-    desired: BTreeMap<EntryKey, BTreeMap<Row, Vec<u8>>>,
-    by_row: BTreeMap<Row, BTreeSet<EntryKey>>,
-    actual: BTreeMap<EntryKey, Vec<u8>>,
+    /// Two rows may name one entry: an address is given to the next pod before the former one's object is gone.
+    desired: BTreeMap<EntryKey, Wanted>,
+    by_row: BTreeMap<Row, Keys>,
+    /// What the kernel holds and is not as wanted: another value, or one that nobody asks for.
+    other: BTreeMap<EntryKey, Value>,
     pending: BTreeSet<EntryKey>,
     /// What a former agent wrote and this one has not written since.
     adopted: BTreeSet<EntryKey>,
@@ -66,38 +145,81 @@ pub struct Delta {
 impl Delta {
     /// Takes over what the kernel holds.
     pub fn adopt(&mut self, target: &mut impl Target) -> io::Result<()> {
-        self.actual = target.dump()?.into_iter().collect();
-        self.adopted = self.actual.keys().cloned().collect();
+        let found = kept(target.dump()?);
+        self.adopted = found.keys().cloned().collect();
+        self.learn(found);
         self.pending.extend(self.desired.keys().cloned());
         Ok(())
     }
 
-    /// Replaces what a row asks for.
-    pub fn set_row(&mut self, row: &Row, entries: Vec<Entry>) {
-        let entries: BTreeMap<EntryKey, Vec<u8>> = entries.into_iter().collect();
-        for key in self.by_row.remove(row).unwrap_or_default() {
-            if !entries.contains_key(&key) {
-                if let Some(askers) = self.desired.get_mut(&key) {
-                    askers.remove(row);
-                    if askers.is_empty() {
-                        self.desired.remove(&key);
-                    }
-                }
-                self.pending.insert(key);
+    /// This is all that the kernel holds.
+    fn learn(&mut self, mut found: BTreeMap<EntryKey, Value>) {
+        for (key, wanted) in &mut self.desired {
+            wanted.written = found.get(key) == wanted.asked.value();
+            if wanted.written {
+                found.remove(key);
             }
         }
-        if !entries.is_empty() {
-            self.by_row.insert(row.clone(), entries.keys().cloned().collect());
+        self.other = found;
+    }
+
+    /// All that the kernel holds.
+    fn actual(&self) -> impl Iterator<Item = (&EntryKey, &Value)> {
+        let written = self.desired.iter().filter(|(_, wanted)| wanted.written);
+        written.filter_map(|(key, wanted)| Some((key, wanted.asked.value()?))).chain(&self.other)
+    }
+
+    /// What is asked for under a key is about to change: what the kernel holds there is not what is wanted, until that is seen to.
+    fn unsettle(&mut self, key: &EntryKey) {
+        if let Some(wanted) = self.desired.get_mut(key).filter(|wanted| wanted.written) {
+            wanted.written = false;
+            self.other.extend(wanted.asked.value().map(|value| (key.clone(), value.clone())));
+        }
+    }
+    /// The kernel holds what is wanted under a key.
+    fn settle(&mut self, key: &EntryKey) {
+        if let Some(wanted) = self.desired.get_mut(key) {
+            wanted.written = true;
+            self.other.remove(key);
+        }
+    }
+
+    /// Replaces what a row asks for.
+    pub fn set_row(&mut self, row: &Row, entries: Vec<Entry>) {
+        let entries = kept(entries);
+        let before = self.by_row.remove(row);
+        for key in before.iter().flat_map(Keys::as_slice).filter(|key| !entries.contains_key(key)) {
+            self.unsettle(key);
+            if self.desired.get_mut(key).is_some_and(|wanted| wanted.asked.unset(row)) {
+                self.desired.remove(key);
+            }
+            self.pending.insert(key.clone());
+        }
+        let mut keys = entries.keys().cloned();
+        match (keys.next(), entries.len()) {
+            (None, _) => {}
+            (Some(key), 1) => drop(self.by_row.insert(row.clone(), Keys::One(key))),
+            (Some(first), _) => {
+                let all = [first].into_iter().chain(keys).collect();
+                self.by_row.insert(row.clone(), Keys::More(all));
+            }
         }
         for (key, value) in entries {
-            self.desired.entry(key.clone()).or_default().insert(row.clone(), value);
-            self.pending.insert(key);
+            self.pending.insert(key.clone());
+            self.unsettle(&key);
+            match self.desired.get_mut(&key) {
+                Some(wanted) => wanted.asked.set(row, value),
+                None => {
+                    let wanted = Wanted { asked: Asked::By(row.clone(), value), written: false };
+                    self.desired.insert(key, wanted);
+                }
+            }
         }
     }
 
     /// Holds back what a row asks for where a former agent's entry stands, or lets it go.
     pub fn hold(&mut self, row: &Row, held: bool) {
-        for key in self.by_row.get(row).into_iter().flatten() {
+        for key in self.by_row.get(row).into_iter().flat_map(Keys::as_slice) {
             if held {
                 self.held.insert(key.clone());
             } else if self.held.remove(key) {
@@ -108,17 +230,18 @@ impl Delta {
 
     /// Entries that a former agent left and of which it is known that nobody will ask for them become pending.
     pub fn forget(&mut self, which: impl Fn(&EntryKey, &[u8]) -> bool) {
-        let forgotten = self.actual.iter().filter(|(key, value)| which(key, value)).map(|(key, _)| key.clone());
+        let forgotten: Vec<EntryKey> =
+            self.actual().filter(|(key, value)| which(key, value)).map(|(key, _)| key.clone()).collect();
         self.pending.extend(forgotten);
     }
 
     /// What the kernel holds and no row asks for becomes pending: only when every source is in sync.
     pub fn prune(&mut self) {
-        self.pending.extend(self.actual.keys().filter(|k| !self.desired.contains_key(*k)).cloned());
+        self.pending.extend(self.other.keys().filter(|k| !self.desired.contains_key(*k)).cloned());
     }
 
-    fn wanted(&self, key: &EntryKey) -> Option<&Vec<u8>> {
-        self.desired.get(key).and_then(|askers| askers.values().next_back())
+    fn wanted(&self, key: &EntryKey) -> Option<&Value> {
+        self.desired.get(key).and_then(|wanted| wanted.asked.value())
     }
 
     /// Writes what is pending: additions in the maps' order, then deletions in the opposite one. What fails stays pending, and its rows
@@ -129,7 +252,8 @@ impl Delta {
         let (writes, deletes): (Vec<_>, Vec<_>) = pending.into_iter().partition(|k| self.desired.contains_key(k));
         for key in writes {
             let Some(value) = self.wanted(&key).cloned() else { continue };
-            if self.actual.get(&key) == Some(&value) {
+            if self.desired.get(&key).is_some_and(|wanted| wanted.written) || self.other.get(&key) == Some(&value) {
+                self.settle(&key);
                 continue;
             }
             if self.held.contains(&key) && self.adopted.contains(&key) {
@@ -141,13 +265,13 @@ impl Delta {
                 Ok(()) => {
                     fault::pass(Point::MapWritten);
                     self.adopted.remove(&key);
-                    self.actual.insert(key, value);
+                    self.settle(&key);
                 }
                 Err(e) => self.failed(key, &e, &mut failures),
             }
         }
         for key in deletes.into_iter().rev() {
-            if !self.actual.contains_key(&key) {
+            if !self.other.contains_key(&key) {
                 continue;
             }
             self.writes += 1;
@@ -155,7 +279,7 @@ impl Delta {
                 Ok(()) => {
                     fault::pass(Point::MapDeleted);
                     self.adopted.remove(&key);
-                    self.actual.remove(&key);
+                    self.other.remove(&key);
                 }
                 Err(e) => self.failed(key, &e, &mut failures),
             }
@@ -165,7 +289,7 @@ impl Delta {
 
     fn failed(&mut self, key: EntryKey, error: &io::Error, failures: &mut BTreeMap<Row, String>) {
         let text = full(key.map(), error);
-        for row in self.desired.get(&key).into_iter().flat_map(BTreeMap::keys) {
+        for row in self.desired.get(&key).into_iter().flat_map(|wanted| wanted.asked.rows()) {
             failures.insert(row.clone(), text.clone());
         }
         self.pending.insert(key);
@@ -179,9 +303,11 @@ impl Delta {
     /// Compares with the kernel: entries that differ from what the agent believes become pending, and are the answer, each with what is there
     /// and what ought to be.
     pub fn verify(&mut self, target: &mut impl Target) -> io::Result<Vec<Drifted>> {
-        let found: BTreeMap<EntryKey, Vec<u8>> = target.dump()?.into_iter().collect();
-        let drifted = Drifted::between(&found, &self.actual);
-        self.actual = found;
+        let found = kept(target.dump()?);
+        let written = self.actual().map(|(key, value)| (key.clone(), value.clone())).collect();
+        let drifted = Drifted::between(&found, &written);
+        drop(written);
+        self.learn(found);
         self.pending.extend(drifted.iter().map(|d| d.key.clone()));
         Ok(drifted)
     }
@@ -189,12 +315,22 @@ impl Delta {
     /// The values that a map holds.
     pub fn held_by_kernel(&self, map: &MapSpec) -> impl Iterator<Item = &[u8]> {
         let id = map.id;
-        self.actual.iter().filter(move |(key, _)| key.map().id == id).map(|(_, value)| value.as_slice())
+        self.actual().filter(move |(key, _)| key.map().id == id).map(|(_, value)| &**value)
     }
 
     /// Writes and deletes so far.
     pub fn writes(&self) -> u64 {
         self.writes
+    }
+
+    /// Packs the entries as closely as they go; `final_word`: nothing will be a stand-in any more.
+    pub fn pack(&mut self, final_word: bool) {
+        if final_word && self.held.is_empty() {
+            self.adopted.clear();
+        }
+        pack(&mut self.desired);
+        pack(&mut self.by_row);
+        pack(&mut self.other);
     }
 }
 

@@ -2,6 +2,8 @@
 pub mod delta;
 mod desired;
 mod hooks;
+#[cfg(test)]
+mod memory_tests;
 pub mod policy;
 mod retries;
 mod routes;
@@ -24,12 +26,15 @@ use crate::{
     datapath::{Datapath, attach::How},
     drift,
     fault::{self, Point},
+    memory,
     netlink::NetlinkError,
     tables::{Endpoint, Row, Source, Tables},
 };
 
 /// After the start: to what nobody leads by then, nobody does.
 const WAYS_WITHIN: Duration = Duration::from_secs(5);
+/// Rows that have changed after which what is kept is packed again, beside a part of what there is.
+const MANY: usize = 1000;
 /// What the reconciler tells others.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -61,6 +66,26 @@ pub struct Reconciler {
     verify_every: Duration,
     verified: Instant,
     retries: Retries,
+    packing: Packing,
+}
+
+/// When what is kept is packed: once all has come in, and whenever much has changed.
+#[derive(Debug, Default)]
+struct Packing {
+    /// Rows that changed since.
+    changed: usize,
+    once: bool,
+}
+impl Packing {
+    /// So many rows have changed, of so many; whether it is time.
+    fn is_due(&mut self, changed: usize, synced: bool, rows: usize) -> bool {
+        self.changed += changed;
+        let due = synced && (!self.once || self.changed >= MANY.max(rows / 4));
+        if due {
+            *self = Self { changed: 0, once: true };
+        }
+        due
+    }
 }
 
 /// The reconciler cannot begin.
@@ -114,6 +139,7 @@ impl Reconciler {
             began: Instant::now(),
             verified: Instant::now(),
             retries: Retries::default(),
+            packing: Packing::default(),
         })
     }
 
@@ -194,6 +220,10 @@ impl Reconciler {
             if !self.datapath.waits() {
                 self.tables.applied_except(revision, &failures);
             }
+            let known = self.tables.read().pods.len();
+            if self.packing.is_due(rows.len(), synced, known) {
+                self.pack();
+            }
             self.tell();
             let stale = self.desired.heard.objects && !in_force;
             let unfinished = self.desired.delta.has_pending() || self.datapath.waits() || stale;
@@ -202,6 +232,14 @@ impl Reconciler {
                 warn!(%row, error, again_in = ?wait, "cannot apply");
             }
         }
+    }
+
+    /// Packs what is kept for each pod of the cluster, and gives back what it took to get there.
+    fn pack(&mut self) {
+        self.tables.pack();
+        self.desired.delta.pack(self.desired.heard == Heard::EVERYTHING);
+        self.lock_policies().pack();
+        memory::give_back();
     }
 
     fn lock_policies(&self) -> MutexGuard<'_, Policies> {
@@ -342,4 +380,19 @@ fn adopt_numbers(datapath: &Datapath) -> std::io::Result<NodeNumbers> {
         }
     }
     Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_packed_once_all_is_there_and_when_much_has_changed() {
+        let mut packing = Packing::default();
+        assert!(!packing.is_due(50_000, false, 50_000), "there is more to come");
+        assert!(packing.is_due(1, true, 50_000));
+        assert!(!packing.is_due(MANY, true, 50_000), "a small part of all");
+        assert!(packing.is_due(50_000, true, 50_000));
+        assert!(!packing.is_due(MANY - 1, true, 20) && packing.is_due(1, true, 20));
+    }
 }

@@ -5,8 +5,8 @@ use std::{
 };
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as core;
 
+use super::objects::{self, Metadata};
 use crate::tables::{NamedPort, Namespace, Node, Phase, Pod, Protocol};
 
 /// An object that the tables cannot take.
@@ -35,8 +35,8 @@ pub enum ConvertError {
 }
 
 /// Takes a Node object over.
-pub fn node(object: &core::Node) -> Result<Node, ConvertError> {
-    let name = named("Node", object.metadata.name.as_deref())?;
+pub fn node(object: &objects::Node) -> Result<Node, ConvertError> {
+    let name = named("Node", object.metadata.as_ref())?;
     let bad = |field, value: &str, expected| ConvertError::Value {
         object: format!("Node {name}"),
         field,
@@ -56,30 +56,31 @@ pub fn node(object: &core::Node) -> Result<Node, ConvertError> {
     }
     let addresses = object.status.as_ref().and_then(|s| s.addresses.as_deref()).unwrap_or_default();
     let mut internal_ips = Vec::new();
-    for address in addresses.iter().filter(|a| a.type_ == "InternalIP") {
-        let ip = ip(&address.address).ok_or_else(|| bad("status.addresses", &address.address, "an IP address"))?;
-        push_new(&mut internal_ips, ip);
+    for address in addresses.iter().filter(|a| a.kind.as_deref() == Some("InternalIP")) {
+        let text = address.address.as_deref().unwrap_or_default();
+        push_new(&mut internal_ips, ip(text).ok_or_else(|| bad("status.addresses", text, "an IP address"))?);
     }
     Ok(Node {
         name: name.to_owned(),
         pod_cidrs,
         internal_ips,
-        labels: labels(object.metadata.labels.as_ref()),
+        labels: labels(object.metadata.as_ref()),
         // Names are among them too.
-        addresses: addresses.iter().filter_map(|a| ip(&a.address)).collect(),
+        addresses: addresses.iter().filter_map(|a| ip(a.address.as_deref()?)).collect(),
     })
 }
 
 /// Takes a Namespace object over.
-pub fn namespace(object: &core::Namespace) -> Result<Namespace, ConvertError> {
-    let name = named("Namespace", object.metadata.name.as_deref())?;
-    Ok(Namespace { name: name.to_owned(), labels: labels(object.metadata.labels.as_ref()) })
+pub fn namespace(object: &objects::Namespace) -> Result<Namespace, ConvertError> {
+    let name = named("Namespace", object.metadata.as_ref())?;
+    Ok(Namespace { name: name.to_owned(), labels: labels(object.metadata.as_ref()) })
 }
 
 /// Takes a Pod object over.
-pub fn pod(object: &core::Pod) -> Result<Pod, ConvertError> {
-    let name = named("Pod", object.metadata.name.as_deref())?;
-    let namespace = object.metadata.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
+pub fn pod(object: &objects::Pod) -> Result<Pod, ConvertError> {
+    let metadata = object.metadata.as_ref();
+    let name = named("Pod", metadata)?;
+    let namespace = metadata.and_then(|m| m.namespace.as_deref()).filter(|n| !n.is_empty()).unwrap_or("default");
     let bad = |field, value: String, expected| ConvertError::Value {
         object: format!("Pod {namespace}/{name}"),
         field,
@@ -87,7 +88,7 @@ pub fn pod(object: &core::Pod) -> Result<Pod, ConvertError> {
         expected,
     };
     let (spec, status) = (object.spec.as_ref(), object.status.as_ref());
-    let listed = status.and_then(|s| s.pod_ips.as_deref()).unwrap_or_default().iter().map(|p| &p.ip);
+    let listed = status.and_then(|s| s.pod_ips.as_deref()).unwrap_or_default().iter().filter_map(|p| p.ip.as_ref());
     let single = status.and_then(|s| s.pod_ip.as_ref());
     let mut ips = Vec::new();
     // Both fields have the first address; an object written by hand may have either.
@@ -98,10 +99,9 @@ pub fn pod(object: &core::Pod) -> Result<Pod, ConvertError> {
     for port in spec.into_iter().flat_map(container_ports) {
         let Some(port_name) = port.name.clone().filter(|n| !n.is_empty()) else { continue };
         let field = "spec.containers[].ports[]";
-        let number = u16::try_from(port.container_port)
-            .ok()
-            .filter(|n| *n != 0)
-            .ok_or_else(|| bad(field, port.container_port.to_string(), "a port from 1 to 65535"))?;
+        let written = port.container_port.unwrap_or_default();
+        let number = u16::try_from(written).ok().filter(|n| *n != 0);
+        let number = number.ok_or_else(|| bad(field, written.to_string(), "a port from 1 to 65535"))?;
         let protocol = match port.protocol.as_deref() {
             None | Some("" | "TCP") => Protocol::Tcp,
             Some("UDP") => Protocol::Udp,
@@ -114,7 +114,7 @@ pub fn pod(object: &core::Pod) -> Result<Pod, ConvertError> {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
         node: spec.and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty()),
-        labels: labels(object.metadata.labels.as_ref()),
+        labels: labels(metadata),
         ips,
         phase: match status.and_then(|s| s.phase.as_deref()) {
             None | Some("" | "Pending") => Phase::Pending,
@@ -129,18 +129,19 @@ pub fn pod(object: &core::Pod) -> Result<Pod, ConvertError> {
 }
 
 /// The ports that a pod's traffic can go to: those of containers, and of init containers that go on running beside them.
-fn container_ports(spec: &core::PodSpec) -> impl Iterator<Item = &core::ContainerPort> {
-    let sidecar = |c: &&core::Container| c.restart_policy.as_deref() == Some("Always");
-    let sidecars = spec.init_containers.as_deref().unwrap_or_default().iter().filter(sidecar);
-    spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.as_deref().unwrap_or_default())
+fn container_ports(spec: &objects::PodSpec) -> impl Iterator<Item = &objects::ContainerPort> {
+    let sidecar = |c: &&objects::Container| c.restart_policy.as_deref() == Some("Always");
+    let sidecars = spec.init_containers.iter().flatten().filter(sidecar);
+    spec.containers.iter().flatten().chain(sidecars).flat_map(|c| c.ports.as_deref().unwrap_or_default())
 }
 
-fn named<'a>(kind: &'static str, name: Option<&'a str>) -> Result<&'a str, ConvertError> {
-    name.filter(|n| !n.is_empty()).ok_or(ConvertError::Missing { kind, field: "metadata.name" })
+fn named<'a>(kind: &'static str, metadata: Option<&'a Metadata>) -> Result<&'a str, ConvertError> {
+    let name = metadata.and_then(|m| m.name.as_deref()).filter(|n| !n.is_empty());
+    name.ok_or(ConvertError::Missing { kind, field: "metadata.name" })
 }
 
-fn labels(labels: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
-    labels.cloned().unwrap_or_default()
+fn labels(metadata: Option<&Metadata>) -> BTreeMap<String, String> {
+    metadata.and_then(|m| m.labels.clone()).unwrap_or_default()
 }
 
 /// An address in its one form: what a packet carries is IPv4, however the object writes it.
@@ -231,6 +232,15 @@ mod tests {
     }
 
     #[test]
+    fn null_is_what_an_absent_field_is() {
+        let (spec, status) = (json!({"containers": null, "nodeName": null}), json!({"podIPs": null, "phase": null}));
+        let pod = convert_pod(json!({"metadata": {"name": "web", "labels": null}, "spec": spec, "status": status}));
+        assert_eq!(pod, convert_pod(json!({"metadata": {"name": "web"}})));
+        assert!(pod.is_ok());
+        assert_eq!(convert_node(json!({"metadata": {"name": "n"}, "spec": null, "status": null})).unwrap().name, "n");
+    }
+
+    #[test]
     fn a_value_that_makes_no_sense_is_named_with_its_object() {
         let cases = [
             (convert_node(json!({"metadata": {}})).unwrap_err(), "a Node has no metadata.name: give it one"),
@@ -263,14 +273,10 @@ mod tests {
     fn with_port(port: Value) -> Value {
         json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "ports": [port]}]}})
     }
-    fn convert_node(mut object: Value) -> Result<Node, ConvertError> {
-        object["apiVersion"] = "v1".into();
-        object["kind"] = "Node".into();
+    fn convert_node(object: Value) -> Result<Node, ConvertError> {
         node(&serde_json::from_value(object).unwrap())
     }
-    fn convert_pod(mut object: Value) -> Result<Pod, ConvertError> {
-        object["apiVersion"] = "v1".into();
-        object["kind"] = "Pod".into();
+    fn convert_pod(object: Value) -> Result<Pod, ConvertError> {
         pod(&serde_json::from_value(object).unwrap())
     }
 }

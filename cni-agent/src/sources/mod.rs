@@ -3,6 +3,7 @@
 //! Cluster state has interchangeable sources of one shape: [`manifests`] follows a directory, [`crate::kube`] the Kubernetes API. Both read the same object types through [`convert`].
 pub mod convert;
 pub mod manifests;
+pub mod objects;
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},

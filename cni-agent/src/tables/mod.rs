@@ -6,6 +6,7 @@
 //! [`Tables::applied_except`], which settles the rows' statuses and releases those who wait for them (CNI ADD).
 //!
 //! Ordered maps throughout, so that dumps, logs and tests are the same each time. No clock, no kernel, no I/O.
+pub mod pods;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -24,6 +25,7 @@ use tracing::warn;
 
 use crate::policy::objects::{PolicyName, Read};
 
+use self::pods::Pods;
 pub use self::types::{
     Device, Endpoint, NamedPort, Namespace, NextHop, Node, Phase, Pod, PodKey, PodRoute, Protocol, Row, RowStatus,
     Source, Terms,
@@ -49,7 +51,7 @@ pub struct Contents {
     /// Policies of both kinds, as they were read.
     pub policies: BTreeMap<PolicyName, Arc<Read>>,
     /// Pods of all nodes.
-    pub pods: BTreeMap<PodKey, Pod>,
+    pub pods: Pods,
     /// This node's endpoints, by id.
     pub endpoints: BTreeMap<u16, Endpoint>,
     /// The addresses that this node's own devices carry, read from netlink; loopback's and link-local ones are the
@@ -67,9 +69,9 @@ impl Contents {
             Row::Pod(key) => self.pods.contains_key(key),
             Row::Endpoint(id) => self.endpoints.contains_key(id),
             Row::NodeAddresses | Row::Devices => true,
-            Row::NextHop(ip) => self.next_hops.contains_key(ip),
-            Row::Namespace(name) => self.namespaces.contains_key(name),
-            Row::Policy(name) => self.policies.contains_key(name),
+            Row::NextHop(ip) => self.next_hops.contains_key(&**ip),
+            Row::Namespace(name) => self.namespaces.contains_key(&**name),
+            Row::Policy(name) => self.policies.contains_key(&**name),
         }
     }
 }
@@ -216,32 +218,35 @@ impl Tables {
     /// Adds or replaces a namespace.
     pub fn set_namespace(&self, namespace: Namespace) -> Revision {
         self.write(|c| {
-            let row = Row::Namespace(namespace.name.clone());
+            let row = Row::Namespace(namespace.name.as_str().into());
             (row, set(&mut c.namespaces, namespace.name.clone(), namespace))
         })
     }
     /// Removes a namespace; a missing one is no change. Its pods and policies have objects, and go with those.
     pub fn remove_namespace(&self, name: &str) -> Revision {
-        self.write(|c| (Row::Namespace(name.to_owned()), c.namespaces.remove(name).is_some()))
+        self.write(|c| (Row::Namespace(name.into()), c.namespaces.remove(name).is_some()))
     }
     /// Adds or replaces a policy.
     pub fn set_policy(&self, policy: Read) -> Revision {
         self.write(|c| {
             let name = policy.policy.name.clone();
-            (Row::Policy(name.clone()), set(&mut c.policies, name, Arc::new(policy)))
+            (Row::Policy(name.clone().into()), set(&mut c.policies, name, Arc::new(policy)))
         })
     }
     /// Removes a policy; a missing one is no change.
     pub fn remove_policy(&self, name: &PolicyName) -> Revision {
-        self.write(|c| (Row::Policy(name.clone()), c.policies.remove(name).is_some()))
+        self.write(|c| (Row::Policy(name.clone().into()), c.policies.remove(name).is_some()))
     }
     /// Adds or replaces a pod.
     pub fn set_pod(&self, pod: Pod) -> Revision {
-        self.write(|c| (Row::Pod(pod.key()), set(&mut c.pods, pod.key(), pod)))
+        self.write(|c| {
+            let (key, changed) = c.pods.set(&pod);
+            (Row::Pod(key), changed)
+        })
     }
     /// Removes a pod; a missing one is no change.
     pub fn remove_pod(&self, key: &PodKey) -> Revision {
-        self.write(|c| (Row::Pod(key.clone()), c.pods.remove(key).is_some()))
+        self.write(|c| (Row::Pod(key.clone()), c.pods.remove(key)))
     }
     /// Adds or replaces an endpoint.
     pub fn set_endpoint(&self, endpoint: Endpoint) -> Revision {
@@ -276,11 +281,11 @@ impl Tables {
     }
     /// Adds or replaces the way to a tunnel address.
     pub fn set_next_hop(&self, to: IpAddr, hop: NextHop) -> Revision {
-        self.write(|c| (Row::NextHop(to), set(&mut c.next_hops, to, hop)))
+        self.write(|c| (Row::NextHop(to.into()), set(&mut c.next_hops, to, hop)))
     }
     /// Removes the way to a tunnel address; a missing one is no change.
     pub fn remove_next_hop(&self, to: IpAddr) -> Revision {
-        self.write(|c| (Row::NextHop(to), c.next_hops.remove(&to).is_some()))
+        self.write(|c| (Row::NextHop(to.into()), c.next_hops.remove(&to).is_some()))
     }
 
     /// The newest revision.
@@ -317,6 +322,11 @@ impl Tables {
     pub fn mark_dirty(&self, row: Row) {
         self.lock().dirty.insert(row);
         self.moved.notify_all();
+    }
+
+    /// Packs what is kept for each pod as closely as it goes.
+    pub fn pack(&self) {
+        self.lock().contents.pods.pack();
     }
 
     /// The reconciler's report: the kernel holds all that the tables held at `revision`.

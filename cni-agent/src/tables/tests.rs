@@ -75,7 +75,7 @@ fn a_removed_row_is_pending_until_its_removal_is_applied() {
 #[test]
 fn failures_are_counted_until_the_row_is_applied_or_changed() {
     let tables = Tables::new();
-    let row = Row::NextHop("10.0.0.2".parse().unwrap());
+    let row = Row::NextHop(Box::new("10.0.0.2".parse().unwrap()));
     let failed = BTreeMap::from([(row.clone(), "no space".to_owned())]);
     let revision = tables.set_next_hop("10.0.0.2".parse().unwrap(), hop(1));
     for retries in 1..=3 {
@@ -289,11 +289,11 @@ fn run(tables: &Tables, op: &Op) -> Option<Row> {
         }
         Op::SetNextHop(k, v) => {
             tables.set_next_hop(ip(k), hop(v));
-            Some(Row::NextHop(ip(k)))
+            Some(Row::NextHop(ip(k).into()))
         }
         Op::RemoveNextHop(k) => {
             tables.remove_next_hop(ip(k));
-            Some(Row::NextHop(ip(k)))
+            Some(Row::NextHop(ip(k).into()))
         }
         Op::Take | Op::Report { .. } => None,
     }

@@ -1,14 +1,16 @@
 //! The rows: our own trimmed types, so that nothing behind the tables depends on where an object came from.
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Display, Formatter},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use cni_common::net::Mac;
 use cni_plugin::spec::Dns;
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct as _};
 
 use crate::policy::objects::PolicyName;
 
@@ -36,23 +38,50 @@ pub struct Namespace {
     pub labels: BTreeMap<String, String>,
 }
 
-/// What names a pod.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+/// What names a pod: a handful of tables have it, so a copy of it is a reference.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodKey {
-    /// `metadata.namespace`.
-    pub namespace: String,
-    /// `metadata.name`.
-    pub name: String,
+    /// `metadata.namespace`, [`SEPARATOR`], `metadata.name`: so keys sort by namespace, then by name.
+    text: Arc<str>,
 }
+/// In no name of Kubernetes, and before all that is.
+const SEPARATOR: char = '\0';
 impl PodKey {
     /// From the two names.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+    pub fn new(namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
+        let namespace = namespace.as_ref();
+        // A manifest may say anything, and no two pods may be called the same by it.
+        let namespace = match namespace.contains(SEPARATOR) {
+            true => Cow::Owned(namespace.replace(SEPARATOR, "\u{fffd}")),
+            false => Cow::Borrowed(namespace),
+        };
+        Self { text: format!("{namespace}{SEPARATOR}{}", name.as_ref()).into() }
+    }
+    fn names(&self) -> (&str, &str) {
+        self.text.split_once(SEPARATOR).unwrap_or_default()
+    }
+    /// `metadata.namespace`.
+    pub fn namespace(&self) -> &str {
+        self.names().0
+    }
+    /// `metadata.name`.
+    pub fn name(&self) -> &str {
+        self.names().1
     }
 }
 impl Display for PodKey {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        let (namespace, name) = self.names();
+        write!(f, "{namespace}/{name}")
+    }
+}
+impl Serialize for PodKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (namespace, name) = self.names();
+        let mut fields = serializer.serialize_struct("PodKey", 2)?;
+        fields.serialize_field("namespace", namespace)?;
+        fields.serialize_field("name", name)?;
+        fields.end()
     }
 }
 
@@ -251,12 +280,14 @@ pub enum Row {
     /// The devices that lead to other nodes: one row.
     Devices,
     /// The way to a tunnel address.
-    NextHop(IpAddr),
+    NextHop(Box<IpAddr>),
     /// A namespace, by name.
-    Namespace(String),
+    Namespace(Box<str>),
     /// A policy of either kind, by name.
-    Policy(PolicyName),
+    Policy(Box<PolicyName>),
 }
+// There are some for every pod of the cluster.
+const _: () = assert!(size_of::<Row>() <= 24);
 impl Display for Row {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {

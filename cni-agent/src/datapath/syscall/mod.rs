@@ -1,5 +1,6 @@
 //! `bpf(2)`, as far as aya does not cover it: maps as bytes (one writer for all of them), TCX links by interface index, the
-//! facts of a pinned map that must be known before aya opens it, and what [`features`](super::features) tries.
+//! facts of a pinned map that must be known before aya opens it, and what [`features`](super::features) tries. Beside it what the C library says of its heap.
+mod heap;
 mod links;
 mod maps;
 mod programs;
@@ -17,6 +18,7 @@ use std::{
 use bytemuck::{Pod, Zeroable};
 
 pub use self::{
+    heap::{heap_in_use, trim_heap},
     links::{LinkFacts, attach_tcx_ingress, attach_tcx_ingress_first, link_facts, update_link},
     maps::{MapFacts, create_probe_map, lookup, map_facts},
     programs::{Code, Insn, ProgramFacts, load_btf, load_counted, load_probe, program_facts},

@@ -37,7 +37,7 @@ pub fn verdicts(agent: &Agent, o: &Objects) -> Vec<(Flow, bool)> {
         .collect();
     let mut all = Vec::new();
     for pod in agent.image.endpoints.keys() {
-        let Some(object) = o.pods.get(&format!("{}/{}", pod.namespace, pod.name)) else { continue };
+        let Some(object) = o.pods.get(&format!("{}/{}", pod.namespace(), pod.name())) else { continue };
         for own in addresses(&object["ips"]) {
             for peer in peers.iter().filter(|p| p.is_ipv4() == own.is_ipv4()) {
                 for (n, probe) in PROBES.iter().enumerate().step_by(2) {

@@ -193,7 +193,7 @@ impl World {
             Event::Namespace(name, Some(labels)) => drop(self.namespaces.insert(name, labels)),
             Event::Namespace(name, None) => {
                 self.namespaces.remove(&name);
-                self.pods.retain(|key, _| key.namespace != name);
+                self.pods.retain(|key, _| key.namespace() != name);
                 self.policies
                     .retain(|key, _| !matches!(key, PolicyName::Network { namespace, .. } if *namespace == name));
             }

@@ -27,11 +27,11 @@ impl Feed {
     pub(super) fn all(&mut self, contents: &Contents, numbers: &mut NodeNumbers, store: &mut Store) {
         self.pods.clear();
         self.endpoints.clear();
-        let rows = (contents.namespaces.keys().cloned().map(Row::Namespace))
+        let rows = (contents.namespaces.keys().map(|name| Row::Namespace(name.as_str().into())))
             .chain(contents.nodes.keys().cloned().map(Row::Node))
             .chain(contents.pods.keys().cloned().map(Row::Pod))
             .chain(contents.endpoints.keys().copied().map(Row::Endpoint))
-            .chain(contents.policies.keys().cloned().map(Row::Policy))
+            .chain(contents.policies.keys().map(|name| Row::Policy(name.clone().into())))
             .collect();
         self.rows(&rows, contents, numbers, store);
     }
@@ -52,9 +52,9 @@ impl Feed {
         for row in rows {
             match row {
                 // Its pods and policies have rows of their own, and go with those.
-                Row::Namespace(name) => match contents.namespaces.get(name) {
+                Row::Namespace(name) => match contents.namespaces.get(&**name) {
                     Some(namespace) => store.apply_namespace(name, &namespace.labels),
-                    None if store.namespaces.contains_key(name.as_str()) => {
+                    None if store.namespaces.contains_key(&**name) => {
                         store.apply_namespace(name, &BTreeMap::new());
                     }
                     None => {}
@@ -66,7 +66,7 @@ impl Feed {
                     }
                     self.way(name, contents, numbers, store);
                 }
-                Row::Policy(name) => match contents.policies.get(name) {
+                Row::Policy(name) => match contents.policies.get(&**name) {
                     Some(read) => store.apply_policy(read.policy.clone()),
                     None => store.delete_policy(name),
                 },
@@ -77,7 +77,7 @@ impl Feed {
         }
         for key in pods {
             match self.pod(&key, contents) {
-                Some(pod) => store.apply_pod(&pod),
+                Some(pod) => store.apply_pod(&key, &pod),
                 None => store.delete_pod(&key),
             }
         }
@@ -124,12 +124,12 @@ impl Feed {
         let here = || Some(self.facts.node.clone());
         match contents.pods.get(key) {
             Some(pod) if ids.is_some() || pod.node.as_deref() == Some(&self.facts.node) => {
-                Some(Pod { node: here(), ips: endpoints().flat_map(|e| e.ips()).collect(), ..pod.clone() })
+                Some(Pod { node: here(), ips: endpoints().flat_map(|e| e.ips()).collect(), ..pod })
             }
-            Some(pod) => Some(pod.clone()),
+            Some(pod) => Some(pod),
             None if ids.is_some() && !self.facts.objects_are_all => Some(Pod {
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
+                namespace: key.namespace().to_owned(),
+                name: key.name().to_owned(),
                 node: here(),
                 labels: BTreeMap::new(),
                 ips: endpoints().flat_map(|e| e.ips()).collect(),

@@ -20,11 +20,12 @@ use tracing::{info, warn};
 
 use self::feed::Feed;
 use super::{
-    delta::{Drifted, Target, full},
+    delta::{Drifted, Target, full, kept},
     desired::Desired,
 };
 use crate::{
-    compile::{EntryKey, Facts},
+    compile::{EntryKey, Facts, Value},
+    memory::pack,
     policy::{
         Change, Engine,
         change::Map,
@@ -52,7 +53,7 @@ pub struct Policies {
     pub engine: Engine,
     feed: Feed,
     /// What the maps hold.
-    actual: BTreeMap<EntryKey, Vec<u8>>,
+    actual: BTreeMap<EntryKey, Value>,
     /// Entries of each map, by its id.
     counts: BTreeMap<u32, usize>,
     state: State,
@@ -89,7 +90,7 @@ impl Policies {
     /// # Errors
     /// When they cannot be read.
     pub fn adopt(facts: &Facts, target: &mut impl Target) -> io::Result<Self> {
-        let actual: BTreeMap<EntryKey, Vec<u8>> = target.dump_policy()?.into_iter().collect();
+        let actual = kept(target.dump_policy()?);
         let mut counts = BTreeMap::new();
         for key in actual.keys() {
             *counts.entry(key.map().id).or_default() += 1;
@@ -115,6 +116,11 @@ impl Policies {
     /// Whether the maps hold what the objects say.
     pub fn are_in_force(&self) -> bool {
         self.state == State::Live
+    }
+    /// Packs what is kept for each address of the cluster as closely as it goes.
+    pub fn pack(&mut self) {
+        pack(&mut self.actual);
+        self.engine.pack();
     }
     /// How it goes.
     pub fn summary(&self) -> Summary {
@@ -268,7 +274,7 @@ impl Policies {
         let mut counts = self.counts.clone();
         for change in plan {
             let Change::Entry { map, key, value } = change else { continue };
-            let key = EntryKey::of_policy(*map, key.clone());
+            let key = EntryKey::of_policy(*map, key);
             let was = there.get(&key).copied().unwrap_or_else(|| self.actual.contains_key(&key));
             let count = counts.entry(map.spec().id).or_default();
             match (was, value.is_some()) {
@@ -303,7 +309,7 @@ impl Policies {
 
     /// Writes or deletes an entry if it is another in the map; whether it was.
     fn write(&mut self, key: &EntryKey, value: Option<&[u8]>, target: &mut impl Target) -> Result<bool, String> {
-        let there = self.actual.get(key).map(Vec::as_slice);
+        let there = self.actual.get(key).map(|value| &**value);
         if there == value {
             return Ok(false);
         }
@@ -311,7 +317,7 @@ impl Policies {
         let count = self.counts.entry(key.map().id).or_default();
         let done = match value {
             Some(value) => target.upsert(key, value).map(|()| {
-                *count += usize::from(self.actual.insert(key.clone(), value.to_vec()).is_none());
+                *count += usize::from(self.actual.insert(key.clone(), value.into()).is_none());
             }),
             None => target.delete(key).map(|()| *count -= usize::from(self.actual.remove(key).is_some())),
         };
@@ -330,7 +336,7 @@ impl Policies {
     /// # Errors
     /// When the maps cannot be read.
     pub fn verify(&mut self, target: &mut impl Target) -> io::Result<(Vec<Drifted>, String)> {
-        let found: BTreeMap<EntryKey, Vec<u8>> = target.dump_policy()?.into_iter().collect();
+        let found = kept(target.dump_policy()?);
         let drifted = Drifted::between(&found, &self.actual);
         let mut failed = String::new();
         for d in &drifted {

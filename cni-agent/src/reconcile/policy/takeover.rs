@@ -227,7 +227,7 @@ fn is_block(key: &EntryKey) -> bool {
 fn prefix(key: &EntryKey) -> Option<IpNet> {
     let (bits, octets) = match key.key.split_first_chunk::<4>() {
         Some((bits, octets)) if is_block(key) => (Some(u32::from_ne_bytes(*bits)), octets),
-        _ => (None, key.key.as_slice()),
+        _ => (None, &*key.key),
     };
     let address = match octets.len() {
         4 => IpAddr::from(pod_read_unaligned::<[u8; 4]>(octets)),

@@ -170,7 +170,7 @@ fn allows(entries: &BTreeMap<EntryKey, Vec<u8>>, from: [u8; 4]) -> bool {
     let mut image = Image::default();
     for (key, value) in entries {
         if let Some(map) = Map::ALL.into_iter().find(|m| m.spec().id == key.map().id) {
-            image.apply(Change::Entry { map, key: key.key.clone(), value: Some(value.clone()) });
+            image.apply(Change::Entry { map, key: key.key.to_vec(), value: Some(value.clone()) });
         }
     }
     let flow = Flow::<V4> { src: Ip4::new(from), dst: Ip4::new(WEB), proto: 6, port: Be16::from_host(80) };

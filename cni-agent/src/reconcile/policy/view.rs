@@ -13,7 +13,6 @@ use crate::{
         classes::{Class, Owner},
         flatten::Entry,
         objects::{Direction, Kind, Read},
-        store::PodRow,
     },
     tables::{PodKey, Protocol},
 };
@@ -55,7 +54,7 @@ impl Policies {
 
     /// Adds to the event of a denied packet who its ends are, and which policies isolate the one that denies it.
     pub fn explain(&self, event: &mut DropEvent) {
-        let pod = |a: Option<IpAddr>| a.and_then(|a| self.engine.store.pod_at(a)).map(PodRow::key);
+        let pod = |a: Option<IpAddr>| a.and_then(|a| self.engine.store.pod_at(a)).map(|row| row.key.clone());
         let (source, destination) = (pod(event.src), pod(event.dst));
         let sets = |pod: &Option<PodKey>| pod.as_ref().and_then(|pod| self.engine.sets_of(pod)).unwrap_or_default();
         let (out, into) = (sets(&source).set_out, sets(&destination).set_in);

@@ -54,7 +54,7 @@ impl Files {
         }
         for (line, policy, broken) in parsed.broken {
             // What it said last is what it says, as it is with whole files.
-            let row = policy.map(Row::Policy).filter(|row| !named.contains_key(row));
+            let row = policy.map(|name| Row::Policy(name.into())).filter(|row| !named.contains_key(row));
             let before = row.as_ref().and_then(|row| self.files.get(name)?.objects.get(row).cloned());
             let kept = if before.is_some() { "it stays in force as it was" } else { "it is not in force" };
             named.extend(row.zip(before));

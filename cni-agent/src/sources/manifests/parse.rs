@@ -1,12 +1,14 @@
 //! The text of one manifest file → objects. Pure.
-use k8s_openapi::api::core::v1 as core;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use crate::{
     policy::objects::{self as policies, Broken, PolicyName, Read},
-    sources::convert::{self, ConvertError},
+    sources::{
+        convert::{self, ConvertError},
+        objects as api,
+    },
     tables::{Namespace, Node, Pod, Row},
 };
 
@@ -30,9 +32,9 @@ impl Object {
     pub fn row(&self) -> Row {
         match self {
             Self::Node(node) => Row::Node(node.name.clone()),
-            Self::Namespace(namespace) => Row::Namespace(namespace.name.clone()),
+            Self::Namespace(namespace) => Row::Namespace(namespace.name.as_str().into()),
             Self::Pod(pod) => Row::Pod(pod.key()),
-            Self::Policy(read) => Row::Policy(read.policy.name.clone()),
+            Self::Policy(read) => Row::Policy(read.policy.name.clone().into()),
         }
     }
 }
@@ -125,11 +127,11 @@ fn take(line: u64, document: Value, parsed: &mut Parsed) -> Result<(), ParseErro
     };
     match (field("apiVersion")?.as_str(), field("kind")?.as_str()) {
         ("v1", "Node") => {
-            let node = convert::node(&typed::<core::Node>(line, "Node", document)?);
+            let node = convert::node(&typed::<api::Node>(line, "Node", document)?);
             objects.push(Object::Node(node.map_err(|source| ParseError::Content { line, source })?));
         }
         ("v1", "Namespace") => {
-            let namespace = convert::namespace(&typed::<core::Namespace>(line, "Namespace", document)?);
+            let namespace = convert::namespace(&typed::<api::Namespace>(line, "Namespace", document)?);
             objects.push(Object::Namespace(namespace.map_err(|source| ParseError::Content { line, source })?));
         }
         ("networking.k8s.io/v1", "NetworkPolicy") => {
@@ -141,7 +143,7 @@ fn take(line: u64, document: Value, parsed: &mut Parsed) -> Result<(), ParseErro
             take_policy(line, name, policies::cluster_policy(document), parsed);
         }
         ("v1", "Pod") => {
-            let pod = convert::pod(&typed::<core::Pod>(line, "Pod", document)?);
+            let pod = convert::pod(&typed::<api::Pod>(line, "Pod", document)?);
             objects.push(Object::Pod(pod.map_err(|source| ParseError::Content { line, source })?));
         }
         ("v1", "List" | "NodeList" | "PodList" | "NamespaceList")
