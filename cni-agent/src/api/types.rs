@@ -15,10 +15,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod explain;
 mod flows;
 mod policies;
 
 pub use self::{
+    explain::{ExplainedFlow, Explanation, Missing, Policies, RuleSays, Side},
     flows::{
         ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, MasqueradeStatus, NodeEnd, TableFill,
     },

@@ -357,7 +357,7 @@ fn event(e: &DropEvent) -> String {
     line
 }
 
-fn end(ip: std::net::IpAddr, port: Option<u16>) -> String {
+pub(super) fn end(ip: std::net::IpAddr, port: Option<u16>) -> String {
     match port {
         Some(port) => std::net::SocketAddr::new(ip, port).to_string(),
         None => ip.to_string(),

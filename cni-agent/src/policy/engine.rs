@@ -35,6 +35,15 @@ pub struct EndpointSets {
     /// Of the egress direction; 0 when nothing isolates it.
     pub set_out: u32,
 }
+impl EndpointSets {
+    /// Of this direction.
+    pub fn of(self, direction: Direction) -> u32 {
+        match direction {
+            Direction::Ingress => self.set_in,
+            Direction::Egress => self.set_out,
+        }
+    }
+}
 
 /// One direction of a policy that is in force on this node.
 #[derive(Debug)]

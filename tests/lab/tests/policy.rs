@@ -1,7 +1,7 @@
 //! Policies between real pods: agents that follow real objects, and packets that pass or do not. Needs root and `cargo xtask build`; run it
 //! with `cargo xtask test --suite lab`.
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -363,5 +363,64 @@ spec: {podSelector: {matchLabels: {app: web}}}
     .unwrap();
     assert!(!connects(&rig.near, &rig.web, Family::V4, ALLOWED), "the other one holds");
     assert!(connects(&rig.near, &rig.far, Family::V4, ALLOWED), "and nobody else is touched");
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn explain_says_what_becomes_of_packets_and_the_rule_that_it_prints_lets_them_in() {
+    let rig = Rig::new();
+    // What a node says of a flow of one family.
+    let explain = |node: &str, from: &str, to: &str, probe: &str, family: Family| {
+        let path = format!("/v1/explain?from={from}&to={to}&probe={probe}");
+        let answer = rig.lab.node(node).unwrap().ask(&path).unwrap();
+        assert_eq!(answer["problem"], Value::Null, "{answer:#}");
+        let is_of = |flow: &&Value| {
+            let (_, ip) = flow["to"].as_str().unwrap().split_once('@').unwrap();
+            ip.parse::<IpAddr>().unwrap().is_ipv4() == (family == Family::V4)
+        };
+        answer["flows"].as_array().unwrap().iter().find(is_of).unwrap().clone()
+    };
+    rig.apply(&[into_web(json!([{"from": [of("near")], "ports": tcp_port("http")}]))]);
+    for family in Family::BOTH {
+        for (from, name) in [(&rig.near, "shop/near"), (&rig.far, "shop/far")] {
+            for port in [ALLOWED, OTHER] {
+                let probe = format!("TCP/{port}");
+                let told = explain("node-1", name, "shop/web", &probe, family);
+                let may = connects(from, &rig.web, family, port);
+                assert_eq!(told["sides"][1]["allowed"], may, "{family} {told:#}");
+                if may {
+                    assert!(told["sides"][1]["why"].as_str().unwrap().contains("shop/web, ingress rule 0"), "{told:#}");
+                }
+            }
+        }
+        // Who sends from another node is asked there, and who receives here is not asked there.
+        let here = explain("node-1", "shop/far", "shop/web", "TCP/80", family);
+        assert_eq!((&here["sides"][0]["ask"], &here["allowed"]), (&json!("node-2"), &json!(false)), "{here:#}");
+        let there = explain("node-2", "shop/far", "shop/web", "TCP/80", family);
+        assert_eq!((&there["sides"][0]["allowed"], &there["allowed"]), (&json!(true), &Value::Null), "{there:#}");
+        assert_eq!(there["sides"][1]["ask"], "node-1", "{there:#}");
+        // The own node gets in, another one does not.
+        assert_eq!(explain("node-1", "node-1", "shop/web", "ICMP/0", family)["allowed"], true);
+        assert_eq!(explain("node-1", "node-2", "shop/web", "ICMP/0", family)["allowed"], false);
+    }
+    // A rule that is printed is right as it stands.
+    let denied = explain("node-1", "shop/far", "shop/web", &format!("TCP/{OTHER}"), Family::V4);
+    let rule = denied["sides"][1]["missing"]["rule"].clone();
+    rig.apply(&[into_web(json!([rule, {"from": [of("near")]}]))]);
+    until("it is in force", || connects(&rig.far, &rig.web, Family::V4, OTHER)).unwrap();
+    assert!(!connects(&rig.far, &rig.web, Family::V4, ALLOWED));
+    // After a change a known flow has the verdict from before, until its next packet.
+    let mut flow = Flow::open(&rig.near, &rig.web, Family::V4).unwrap();
+    flow.exchange(1000).unwrap();
+    let probe = format!("TCP/{}", flow.server().unwrap().port());
+    let older = || {
+        let told = explain("node-1", "shop/near", "shop/web", &probe, Family::V4);
+        told["older"].as_array().unwrap().len()
+    };
+    assert_eq!(older(), 0);
+    rig.apply(&[into_web(json!([{"from": [of("near"), of("friend")]}]))]);
+    until("the flow is of an earlier epoch", || older() == 1).unwrap();
+    flow.exchange(1000).unwrap();
+    assert_eq!(older(), 0);
     rig.lab.down().unwrap();
 }
