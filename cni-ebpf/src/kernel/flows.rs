@@ -15,7 +15,7 @@ use cni_ebpf::{
     DropReason as D, Res,
     ct::{self, Ask, CtEnv, Direction, EndSets, Ends, Flow, Flows, Granted, Promotion, Track, Tracked},
     family::{Family, V4, V6},
-    policy::{self, Question},
+    policy::{self, Judged, Question},
 };
 
 use super::{Kernel, Skb, count, maps::*};
@@ -158,11 +158,11 @@ fn tracked(code: i32) -> Res<Tracked> {
 
 /// Reasons that policy gives, from their numbers.
 #[inline(always)]
-fn refused(code: i32) -> Res<()> {
-    const EGRESS: i32 = D::PolicyEgress as i32;
-    const INGRESS: i32 = D::PolicyIngress as i32;
-    const UNKNOWN: i32 = D::PolicyUnknown as i32;
-    const ORDER: i32 = D::FragmentOrder as i32;
+fn refused(code: u32) -> Res<()> {
+    const EGRESS: u32 = D::PolicyEgress as u32;
+    const INGRESS: u32 = D::PolicyIngress as u32;
+    const UNKNOWN: u32 = D::PolicyUnknown as u32;
+    const ORDER: u32 = D::FragmentOrder as u32;
     match code {
         0 => Ok(()),
         EGRESS => Err(D::PolicyEgress),
@@ -218,16 +218,13 @@ macro_rules! track {
         pub extern "C" fn $about(ctx: *mut __sk_buff, what: u64, of: u64) -> u64 {
             policy::about::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &Ask { what, heard: 0, ends: ends(of) }).word()
         }
-        /// [`policy::judge`] as a function of the kernel's: 0, or the reason to drop the packet. Arguments: [`Ask::what`], [`Question::word`].
+        /// [`policy::judge`] as a function of the kernel's: [`Judged::word`]. Arguments: [`Ask::what`], [`Question::word`].
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $judge(ctx: *mut __sk_buff, what: u64, question: u64, sender: u64, receiver: u64) -> i32 {
+        pub extern "C" fn $judge(ctx: *mut __sk_buff, what: u64, question: u64, sender: u64, receiver: u64) -> u64 {
             let (ask, question) = (Ask { what, heard: 0, ends: NOBODY }, Question::from_word(question));
             let (sender, receiver) = (end_sets(sender), end_sets(receiver));
-            match policy::judge::<$family, _, _>(&Skb::new(ctx), &Kernel, ask, question, sender, receiver) {
-                Ok(()) => 0,
-                Err(reason) => reason as i32,
-            }
+            policy::judge::<$family, _, _>(&Skb::new(ctx), &Kernel, ask, question, sender, receiver).word()
         }
         impl Track<Skb, $family> for Kernel {
             #[inline(always)]
@@ -244,7 +241,12 @@ macro_rules! track {
             }
             #[inline(always)]
             fn judge(&self, p: &mut Skb, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<()> {
-                refused($judge(p.context(), ask.what, question.word(), packed_sets(sender), packed_sets(receiver)))
+                let (sender, receiver) = (packed_sets(sender), packed_sets(receiver));
+                let judged = Judged::from_word($judge(p.context(), ask.what, question.word(), sender, receiver));
+                if judged.is_audited() {
+                    count::audit_report(p.context(), ask.what, judged.word());
+                }
+                refused(judged.reason())
             }
         }
     };

@@ -2,11 +2,11 @@
 use cni_common::{
     drop::Point,
     net::Be16,
-    policy::SET_NONE,
+    policy::{SET_NONE, only_audits},
     wire::{SCTP, TCP, UDP},
 };
 
-use super::{Blame, Flow, Identities, Question, Rules, Ruling, egress, ingress};
+use super::{Blame, Flow, Identities, Judged, Question, Rules, Ruling, egress, ingress};
 use crate::{
     DropReason as D, Packet, Res,
     ct::{Ask, Direction, EndSets, signal},
@@ -16,9 +16,8 @@ use crate::{
 /// Whether the policies of both ends allow the packet's flow, or that of the packet which it quotes: always asked as its opener would. What is of no flow
 /// has no ports. `sender` and `receiver`: policy sets of the packet that was met.
 ///
-/// # Errors
-/// [`PolicyEgress`](D::PolicyEgress), [`PolicyIngress`](D::PolicyIngress), [`PolicyUnknown`](D::PolicyUnknown); [`FragmentOrder`](D::FragmentOrder) of a
-/// fragment whose ports nobody knows.
+/// Reasons are [`PolicyEgress`](D::PolicyEgress), [`PolicyIngress`](D::PolicyIngress), [`PolicyUnknown`](D::PolicyUnknown), [`Short`](D::Short), and
+/// [`FragmentOrder`](D::FragmentOrder) of a fragment whose ports nobody knows.
 #[inline(always)]
 pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Blame>(
     p: &P,
@@ -27,9 +26,10 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Blame>(
     question: Question,
     sender: EndSets,
     receiver: EndSets,
-) -> Res<()> {
+) -> Judged {
+    let passes = Judged::PASS;
     if question == Question::NONE {
-        return Ok(());
+        return passes;
     }
     let (ask, direction) = (question.packet(met), question.direction());
     // A quoted packet was sent by who gets this one.
@@ -37,24 +37,34 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Blame>(
     let sets = sets(direction, from, to);
     // Who is isolated in the other direction alone is not asked.
     if sets.egress | sets.ingress == SET_NONE {
-        return Ok(());
+        return passes;
     }
     if ask.part().is_later() && question == Question::ITSELF {
+        if !binds(sets.egress) && !binds(sets.ingress) {
+            return passes;
+        }
         s.blame(met.l3() as u32, 0);
-        return Err(D::FragmentOrder);
+        return passes.dropped(D::FragmentOrder);
     }
-    let flow = opened::<F, P>(p, &ask, direction)?;
+    let flow = match opened::<F, P>(p, &ask, direction) {
+        Ok(flow) => flow,
+        Err(reason) => return passes.dropped(reason),
+    };
     // A flow that is known has come in as its opener's packets do: none that came from elsewhere has an address of the node as source.
     let from_stack = direction == Direction::Back || question.is_quoted() || ask.point() == Some(Point::FromHost);
     let ruling = egress(s, sets.egress, &flow);
     if !ruling.is_allowed() {
-        return Err(refused(s, &met, ruling, D::PolicyEgress));
+        return passes.dropped(refused(s, &met, ruling, D::PolicyEgress));
     }
+    let judged = passes.with_egress(ruling);
     let ruling = ingress(s, sets.ingress, from_stack, &flow);
     if !ruling.is_allowed() {
-        return Err(refused(s, &met, ruling, D::PolicyIngress));
+        return judged.dropped(refused(s, &met, ruling, D::PolicyIngress));
     }
-    Ok(())
+    if ruling.is_audited() {
+        s.blame(met.l3() as u32, ruling.cookie());
+    }
+    judged.with_ingress(ruling)
 }
 
 /// The policy sets of a flow's ends that count.
@@ -64,6 +74,12 @@ struct Sets {
     egress: u32,
     /// Of the other end.
     ingress: u32,
+}
+
+/// Whether it may deny something.
+#[inline(always)]
+const fn binds(set: u32) -> bool {
+    set != SET_NONE && !only_audits(set)
 }
 
 #[inline(always)]
