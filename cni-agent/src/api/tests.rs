@@ -155,7 +155,9 @@ pub(crate) fn event(reason: &str) -> DropEvent {
         reason: reason.into(),
         point: "from_pod".into(),
         description: "it is so".into(),
+        audit: false,
         policies: vec![],
+        rule: None,
         ends: None,
     }
 }

@@ -16,8 +16,9 @@ Says what the policies on this node make of a new flow, and why.
 Both ends are judged as a packet would be: by the look-up that the BPF programs are built from, in the maps that they read, with the \
 policy sets that the pods' interfaces have now. Each end that is a pod of this node says whether it lets the flow pass (the source pod by \
 its egress policies, the destination pod by its ingress policies), which rule decides, who the peer is to policies, and what every other \
-rule says of the flow. For an end that denies, it is said which policies isolate the pod, and which rule would allow the flow. A pod of \
-another node is judged there: its name is told. Nothing is sent and nothing is changed.
+rule says of the flow. For an end that denies, it is said as what its packets are dropped, named as `weft observe` names it, which policies \
+isolate the pod, and which rule would allow the flow; the same of what only passes because policies are in audit mode (annotation \
+`weft.dev/mode: audit`). A pod of another node is judged there: its name is told. Nothing is sent and nothing is changed.
 
 A flow that is known already is not judged anew at each packet, but once after each change of policy: flows with a verdict from before \
 are listed.";
@@ -54,7 +55,7 @@ pub(super) struct Explain {
     #[command(flatten)]
     output: Output,
     /// Print in this form: json is what --json prints
-    #[arg(long = "output", value_enum, value_name = "FORM", default_value_t = Form::Text)]
+    #[arg(short = 'o', long = "output", value_enum, value_name = "FORM", default_value_t = Form::Text)]
     form: Form,
 }
 

@@ -117,6 +117,7 @@ async fn a_flow_is_explained_with_what_is_known_of_it() {
             side("ingress", "shop/web", Some(false), "so it is"),
         ],
         older: vec![flow(4000)],
+        ..ExplainedFlow::default()
     };
     let problem = Some("a map is full".to_owned());
     let explanation = Explanation { epoch: 3, flows: vec![explained], problem, ..Explanation::default() };
@@ -221,6 +222,21 @@ async fn observe_ends_after_the_count() {
             tokio::task::yield_now().await;
         }
     }
+}
+
+#[tokio::test]
+async fn observe_shows_what_policies_in_audit_mode_let_pass_alone_when_asked() {
+    let fake = Fake { events: tokio::sync::broadcast::channel(8).0, ..Fake::default() };
+    let served = Served::new(fake.clone());
+    let (text, ()) = tokio::join!(weft(&served, &["observe", "--audit", "--count=1"]), async {
+        while fake.events.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        for audit in [false, true] {
+            fake.events.send(Arc::new(DropEvent { audit, ..event("PolicyIngress") })).unwrap();
+        }
+    });
+    assert!(text.unwrap().contains("passed, and would be PolicyIngress"));
 }
 
 #[tokio::test]

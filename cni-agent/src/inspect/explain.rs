@@ -1,6 +1,8 @@
 //! `GET /v1/explain`: what both ends of a flow say of it, by the maps that packets meet.
 use std::{io, sync::PoisonError};
 
+use cni_common::drop::DropReason;
+
 use super::{
     Inspector,
     ends::{Party, flows, parties},
@@ -14,7 +16,7 @@ use crate::{
     conntrack::Filter,
     policy::{
         Engine,
-        explain::{Judge, Side, no_pod, ruling, together},
+        explain::{Judge, Side, is_audited, no_pod, ruling, together},
         objects::Direction,
         verdicts::case::Probe,
     },
@@ -100,6 +102,7 @@ fn explain<K: Kernel>(
                 end: pod.to_string(),
                 allowed: Some(false),
                 why: "the maps do not hold its endpoint, so nothing reaches or leaves it".to_owned(),
+                reason: Some(of_none(direction).name().to_owned()),
                 ..Side::default()
             },
         };
@@ -110,9 +113,18 @@ fn explain<K: Kernel>(
         from: src.end.to_string(),
         to: dst.end.to_string(),
         allowed: together(&sides),
+        audited: is_audited(&sides),
         sides,
         older: Vec::new(),
     })
+}
+
+/// As what is dropped that an interface without entries sends, or that is for it.
+fn of_none(direction: Direction) -> DropReason {
+    match direction {
+        Direction::Egress => DropReason::NoEndpoint,
+        Direction::Ingress => DropReason::NoPod,
+    }
 }
 
 /// An end that no map of this node says anything of.

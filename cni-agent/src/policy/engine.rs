@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use cni_common::policy::{IDENTITY_OTHER, SET_NONE};
+use cni_common::policy::{IDENTITY_OTHER, SET_AUDIT, SET_NONE, only_audits};
 use ipnet::IpNet;
 
 use super::{
@@ -36,6 +36,10 @@ pub struct EndpointSets {
     pub set_out: u32,
 }
 impl EndpointSets {
+    /// Whether policies may deny something in one direction or both.
+    pub fn isolate(self) -> bool {
+        [self.set_in, self.set_out].into_iter().any(|set| set != SET_NONE && !only_audits(set))
+    }
     /// Of this direction.
     pub fn of(self, direction: Direction) -> u32 {
         match direction {
@@ -193,7 +197,7 @@ impl Engine {
             return *id;
         }
         self.last_set += 1;
-        let id = self.last_set;
+        let id = self.last_set | if sets::only_audit(&policies) { SET_AUDIT } else { 0 };
         for revision in &policies {
             self.activate(revision, direction);
         }

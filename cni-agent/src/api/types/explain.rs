@@ -28,6 +28,9 @@ pub struct ExplainedFlow {
     pub to: String,
     /// Whether it may pass; `None` when the ends that this node judges allow it, and another node judges the rest.
     pub allowed: Option<bool>,
+    /// It only may, as far as this node judges it, because policies are in audit mode.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub audited: bool,
     /// What the ends say: egress, then ingress.
     pub sides: Vec<Side>,
     /// Such flows that conntrack knows and that were judged in an earlier epoch: their next packet is judged again.

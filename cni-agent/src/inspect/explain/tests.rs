@@ -181,7 +181,7 @@ fn a_denied_flow_is_told_with_the_rule_that_it_lacks() {
     let rig = Rig::new(vec![into_web(from_near())]);
     let text = rig.text("shop/near", "shop/web", "TCP/81");
     for line in [
-        "ingress of shop/web: denied: policies isolate the pod, and none of their rules allows it",
+        "ingress of shop/web: denied: policies isolate the pod, and none of their rules allows it (dropped as PolicyIngress)",
         "  NetworkPolicy: NetworkPolicy shop/web, ingress rule 0 (Accept) is not about the port",
         "  NetworkPolicy: NetworkPolicy shop/web isolates the pod",
         "  to allow it: NetworkPolicy shop/web, or another NetworkPolicy that selects the pod, needs this rule in spec.ingress",
@@ -209,7 +209,7 @@ fn a_denial_without_a_name_is_what_no_rule_allows() {
     let rig = Rig::new(vec![into_web(json!([{"ports": [{"port": 1, "endPort": 65534}]}]))]);
     assert_eq!(rig.engine.rule_of(0), None);
     let text = rig.text("shop/near", "shop/web", "TCP/65535");
-    assert!(text.contains("ingress of shop/web: denied: no rule allows it\n"), "{text}");
+    assert!(text.contains("ingress of shop/web: denied: no rule allows it (dropped as PolicyIngress)\n"), "{text}");
     assert!(text.contains("needs this rule in spec.ingress\n"), "{text}");
     assert_eq!(rig.ask("shop/near", "shop/web", "TCP/65534").unwrap().allowed, Some(true));
 }
@@ -224,7 +224,7 @@ fn what_a_tier_denies_no_network_policy_allows() {
     let rig = Rig::new(vec![deny]);
     let text = rig.text("shop/near", "shop/web", "TCP/80");
     for part in [
-        "egress of shop/near: denied: ClusterNetworkPolicy never, egress rule 0 decides\n",
+        "egress of shop/near: denied: ClusterNetworkPolicy never, egress rule 0 decides (dropped as PolicyEgress)\n",
         "  Admin tier: ClusterNetworkPolicy never, egress rule 0 (Deny) matches\n",
         "  to allow it: no NetworkPolicy can: the Admin tier comes first. egress rule 0 of ClusterNetworkPolicy never",
         "a priority below 10\n",
@@ -264,7 +264,7 @@ fn what_is_not_known_is_told_as_that() {
     let mut rig = Rig::new(vec![into_web(from_near())]);
     // An address of a pod CIDR that no pod is known to have.
     let text = rig.text("10.244.2.99", "shop/web", "TCP/80");
-    assert!(text.contains("denied: the peer must be a pod, and no pod is known to have its address\n"), "{text}");
+    assert!(text.contains("no pod is known to have its address (dropped as PolicyUnknown)\n"), "{text}");
     let isolated = EndpointSets { set_in: SET_ISOLATED, set_out: SET_ISOLATED };
     rig.wire(endpoint("web", 9), isolated);
     let text = rig.text("shop/near", "shop/web", "TCP/80");
@@ -275,7 +275,7 @@ fn what_is_not_known_is_told_as_that() {
     assert_eq!(rig.ask("10.244.1.20", "shop/near", "TCP/80").unwrap().allowed, Some(true));
     rig.kernel.entries.retain(|(id, _), _| *id != schema::ENDPOINTS.id);
     let text = rig.text("shop/near", "203.0.113.9", "TCP/80");
-    assert!(text.contains("egress of shop/near: denied: the maps do not hold its endpoint"), "{text}");
+    assert!(text.contains("or leaves it (dropped as NoEndpoint)\n"), "{text}");
     rig.kernel.broken = true;
     assert_eq!(rig.ask("shop/near", "shop/web", "TCP/80").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
 }
@@ -304,4 +304,42 @@ fn ends_are_found_by_name_and_address_and_what_is_none_is_named() {
     let [web, there] = ["shop/web", "there"].map(|w| parties(&rig.contents, "here", w).unwrap());
     assert_eq!(flows(&web, &there).len(), 1, "`web` has no IPv6");
     assert!(flows(&web, &parties(&rig.contents, "here", "fd00::2").unwrap()).is_empty());
+}
+
+/// The same policy, in audit mode.
+fn in_audit(mut policy: Value) -> Value {
+    policy["metadata"]["annotations"] = json!({"weft.dev/mode": "audit"});
+    policy
+}
+
+#[test]
+fn what_policies_in_audit_mode_would_deny_is_allowed_and_told_with_the_rule_that_it_lacks() {
+    let mut rig = Rig::new(vec![in_audit(into_web(from_near()))]);
+    let text = rig.text("shop/near", "shop/web", "TCP/81");
+    for line in [
+        "pod:shop/near@10.244.1.10 -> pod:shop/web@10.244.1.9 TCP/81: allowed, and would be denied if no policy were in audit mode",
+        "ingress of shop/web: allowed: no rule allows it, and what would isolate the pod is in audit mode (would be dropped as PolicyIngress)",
+        "  NetworkPolicy: NetworkPolicy shop/web, ingress rule 0 (Accept, audit) is not about the port",
+        "  NetworkPolicy: NetworkPolicy shop/web would isolate the pod, and is in audit mode",
+        "  to allow it once that is enforced: NetworkPolicy shop/web, or another NetworkPolicy that selects the pod, needs this rule in spec.ingress",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+    }
+    let told = rig.ask("shop/near", "shop/web", "TCP/81").unwrap();
+    assert_eq!((told.allowed, told.audited, told.sides[1].audited), (Some(true), true, true));
+    let fine = rig.ask("shop/near", "shop/web", "TCP/80").unwrap();
+    assert_eq!((fine.allowed, fine.audited, fine.sides[1].missing.as_ref()), (Some(true), false, None));
+    // An address that must be a pod's, and maps that lack the set: nothing is denied.
+    let unknown = rig.ask("10.244.2.99", "shop/web", "TCP/80").unwrap();
+    assert_eq!((unknown.allowed, unknown.sides[1].reason.as_deref()), (Some(true), Some("PolicyUnknown")));
+    rig.kernel.entries.retain(|(id, _), _| *id != schema::POLICY_PEER.id);
+    assert_eq!(rig.ask("shop/near", "shop/web", "TCP/80").unwrap().allowed, Some(true));
+    // What is denied anyway is no matter of audit.
+    let both = Rig::new(vec![in_audit(into_web(json!([]))), {
+        let mut enforced = into_web(json!([]));
+        enforced["metadata"]["name"] = json!("too");
+        enforced
+    }]);
+    let denied = both.ask("shop/near", "shop/web", "TCP/80").unwrap();
+    assert_eq!((denied.allowed, denied.audited), (Some(false), false));
 }

@@ -30,9 +30,9 @@ const OF_CONTROLLERS: [&str; 5] = [
 ];
 
 impl Judge<'_> {
-    /// `None` when it is allowed.
+    /// `None` when it is allowed, and would be if no policy were in audit mode.
     pub(super) fn missing(&self, peer: &End, what: What, ruling: Ruling) -> Option<Missing> {
-        if ruling.is_allowed() {
+        if ruling.is_allowed() && !ruling.is_audited() {
             return None;
         }
         let only = |words: &str| Missing { words: words.to_owned(), rule: None };

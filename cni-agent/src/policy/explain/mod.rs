@@ -15,7 +15,7 @@ use std::{
     net::IpAddr,
 };
 
-use cni_common::{net::Be16, policy::IDENTITY_OTHER};
+use cni_common::{drop::DropReason, net::Be16, policy::IDENTITY_OTHER};
 use cni_ebpf::{
     family::{V4, V6},
     policy::{Flow, Identities, Rules, Ruling, Why, egress, identify, ingress},
@@ -28,7 +28,7 @@ use super::{
     classes::{Class, Owner},
     flatten::{Asked, View, ask},
     mentions::OTHER_VALUE,
-    objects::{Action, Direction, Kind},
+    objects::{Action, Direction, Kind, Mode},
     sets::Set,
 };
 use crate::{compile::SET_ISOLATED, tables::PodKey};
@@ -133,15 +133,21 @@ pub struct Side {
     pub end: String,
     /// Whether it lets the flow pass; `None` if nobody is asked at this end, here or at all.
     pub allowed: Option<bool>,
+    /// It only does because policies are in audit mode.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub audited: bool,
     /// Why.
     pub why: String,
+    /// As what its packets are dropped, as `weft observe` and `weft drops` name it, or would be if no policy were in audit mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// The node that judges this end, when it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ask: Option<String>,
     /// The policies that were asked, when there are some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<Policies>,
-    /// What would have to be allowed, when it is denied.
+    /// What would have to be allowed, when it is denied, or would be if no policy were in audit mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<Missing>,
 }
@@ -159,6 +165,9 @@ pub struct Policies {
     pub rules: Vec<RuleSays>,
     /// The NetworkPolicies that isolate the pod in this direction.
     pub isolated_by: Vec<String>,
+    /// Those in audit mode that would.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub would_isolate: Vec<String>,
 }
 
 /// What a rule says of a flow.
@@ -176,6 +185,9 @@ pub struct RuleSays {
     pub port: bool,
     /// It is the one that the maps name.
     pub decides: bool,
+    /// Its policy is in audit mode.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub audit: bool,
 }
 
 /// A pod's policies of one direction.
@@ -202,7 +214,9 @@ impl Judge<'_> {
             direction: self.direction.name().to_owned(),
             end: self.pod.to_string(),
             allowed: Some(ruling.is_allowed()),
-            why: self.why(ruling),
+            audited: ruling.is_audited(),
+            why: if ruling.is_audited() { self.would_be(ruling) } else { self.why(ruling) },
+            reason: self.reason(ruling).map(|reason| reason.name().to_owned()),
             ask: None,
             asked: self.engine.set(self.set).map(|set| self.policies(set, identity, what, ruling)),
             missing: self.missing(peer, what, ruling),
@@ -228,6 +242,26 @@ impl Judge<'_> {
             Why::NoSet => "the maps do not hold the pod's policies".to_owned(),
         }
     }
+    /// What would be said if no policy were in audit mode.
+    fn would_be(&self, ruling: Ruling) -> String {
+        let words = match self.rule(ruling.cookie()) {
+            Some(rule) => return format!("{rule} would deny it, and its policy is in audit mode"),
+            None if ruling.why() == Why::Entry => "no rule allows it".to_owned(),
+            None => self.why(ruling),
+        };
+        format!("{words}, and what would isolate the pod is in audit mode")
+    }
+    /// As what a packet is dropped, or would be.
+    fn reason(&self, ruling: Ruling) -> Option<DropReason> {
+        if ruling.is_allowed() && !ruling.is_audited() {
+            return None;
+        }
+        Some(match self.direction {
+            _ if ruling.is_unknown() => DropReason::PolicyUnknown,
+            Direction::Egress => DropReason::PolicyEgress,
+            Direction::Ingress => DropReason::PolicyIngress,
+        })
+    }
     fn rule(&self, cookie: u32) -> Option<String> {
         let (revision, direction, n) = self.engine.rule_of(cookie)?;
         Some(format!("{}, {} rule {n}", revision.policy.name, direction.name()))
@@ -251,14 +285,19 @@ impl Judge<'_> {
             peer,
             port,
             decides: ruling.why() == Why::Entry && ruling.cookie() == clause.cookie,
+            audit: clause.audited,
         };
-        let isolating = set.policies.iter().filter(|r| r.policy.kind == Kind::Network);
+        let isolating = |mode: Mode| {
+            let policies = set.policies.iter().map(|r| &r.policy).filter(|p| p.kind == Kind::Network && p.mode == mode);
+            policies.map(|p| p.name.to_string()).collect()
+        };
         Policies {
             set: self.set,
             identity,
             peer: self.engine.class(identity).map_or_else(|| "another address".to_owned(), |c| about(c)),
             rules: tiers.flat_map(|(tier, asked)| asked.into_iter().map(move |a| says(tier, a))).collect(),
-            isolated_by: isolating.map(|r| r.policy.name.to_string()).collect(),
+            isolated_by: isolating(Mode::Enforce),
+            would_isolate: isolating(Mode::Audit),
         }
     }
 }
@@ -270,6 +309,11 @@ const NETWORK: &str = "NetworkPolicy";
 pub fn no_pod(direction: Direction, end: String) -> Side {
     let why = "is no pod, nothing to say".to_owned();
     Side { direction: direction.name().to_owned(), end, why, ..Side::default() }
+}
+
+/// Whether it passes, as far as this node judges it, only because policies are in audit mode.
+pub fn is_audited(sides: &[Side]) -> bool {
+    sides.iter().all(|s| s.allowed != Some(false)) && sides.iter().any(|s| s.audited)
 }
 
 /// What all ends say together: `None` if those that are asked allow it, and others are asked elsewhere.

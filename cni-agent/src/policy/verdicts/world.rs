@@ -167,7 +167,7 @@ impl World {
     fn policy(&mut self, read: Result<Read, Broken>) {
         match read {
             Ok(Read { policy, flaws }) => {
-                self.problems.extend(flaws.iter().map(|f| format!("{}, field {f}", policy.name)));
+                self.problems.extend(flaws.iter().map(|f| format!("{}, field {}", policy.name, f.in_full())));
                 self.happen(Event::Policy(policy.name.clone(), Some(policy)));
             }
             Err(broken) => self.problems.push(broken.to_string()),
