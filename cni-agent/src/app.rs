@@ -133,8 +133,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let cluster = cluster_source(settings, ready).start(Arc::clone(&tables))?;
 
     let denials = Arc::clone(&policies);
-    let observer = Observer::start(ring, Arc::clone(&tables), move |event| {
-        denials.lock().unwrap_or_else(PoisonError::into_inner).explain(event);
+    let observer = Observer::start(ring, Arc::clone(&tables), move |event, cookie| {
+        denials.lock().unwrap_or_else(PoisonError::into_inner).explain(event, cookie);
     })?;
     let cni_socket = settings.run_dir.join("cni.sock");
     let probe = SelfTest { endpoints: Arc::clone(&endpoints), tables: Arc::clone(&tables), facts: facts.clone() };

@@ -1,4 +1,8 @@
 //! What the API shows of the running agent.
+mod ends;
+mod explain;
+mod live;
+
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -14,11 +18,11 @@ use tokio::sync::broadcast;
 
 use crate::{
     api::{
-        Inspect, MapError,
+        ExplainError, Inspect, MapError,
         types::{
             Attachment, Audit, ConntrackStatus, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus,
-            FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo, MasqueradeStatus, NodeStatus, PodStatus, PolicyList,
-            PolicySummary, ReconcilerStatus, Status, TableFill, VerdictCount,
+            Explanation, FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo, MasqueradeStatus, NodeStatus, PodStatus,
+            PolicyList, PolicySummary, ReconcilerStatus, Status, TableFill, VerdictCount,
         },
     },
     audit::gather::Auditor,
@@ -30,7 +34,7 @@ use crate::{
     install, ipam,
     netlink::names,
     observe::{Observer, render},
-    policy::{engine::EndpointSets, objects::PolicyName},
+    policy::{objects::PolicyName, verdicts::case::Probe},
     reconcile::{Report, policy::Policies},
     settings::Settings,
     sources,
@@ -111,7 +115,7 @@ impl Inspector {
             in_force: s.in_force,
             problem: s.problem,
             policies,
-            isolated: p.engine.endpoints().filter(|(_, sets)| **sets != EndpointSets::default()).count(),
+            isolated: p.engine.endpoints().filter(|(_, sets)| sets.isolate()).count(),
             unknown: pods.iter().filter(|pod| known(pod).is_none()).count(),
             entries: s.sizes.entries,
             identities: s.sizes.identities,
@@ -267,6 +271,10 @@ impl Inspect for Inspector {
         let policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
         let list = known.iter().map(|(name, read)| policies.describe(read, kernel(name))).collect();
         PolicyList { policies: list, problems: self.source.get().problems, summary }
+    }
+
+    fn explain(&self, from: &str, to: &str, probe: Probe) -> Result<Explanation, ExplainError> {
+        self.explained(from, to, probe)
     }
 
     fn pods(&self) -> Vec<PodStatus> {

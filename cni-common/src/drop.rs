@@ -165,10 +165,14 @@ pub enum Outcome {
     CtFull = 58,
     /// The same, because the endpoint has its share of the table.
     CtQuota = 59,
+    /// Policies in audit mode would have kept the sender from opening the flow: counted, as the next one, when a flow is judged, beside what becomes of the packet.
+    AuditEgress = 60,
+    /// Policies in audit mode would have kept the flow from the receiver.
+    AuditIngress = 61,
 }
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Pass,
         Self::Host,
         Self::Peer,
@@ -180,6 +184,8 @@ impl Outcome {
         Self::EventLimited,
         Self::CtFull,
         Self::CtQuota,
+        Self::AuditEgress,
+        Self::AuditIngress,
     ];
 
     /// The name that people see.
@@ -196,6 +202,8 @@ impl Outcome {
             Self::EventLimited => "event-limited",
             Self::CtFull => "ct-full",
             Self::CtQuota => "ct-quota",
+            Self::AuditEgress => "audit-egress",
+            Self::AuditIngress => "audit-ingress",
         }
     }
 }

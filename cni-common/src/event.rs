@@ -3,7 +3,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::net::{Be16, Ip6};
 
-/// A drop. One cache line.
+/// A drop, or a packet that passed and that policies in audit mode would have dropped. One cache line.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[cfg_attr(any(test, feature = "std"), derive(Debug))]
@@ -29,7 +29,7 @@ pub struct DropEvent {
     pub proto: u8,
     /// 4, 6, or 0 when no IP header was read.
     pub family: u8,
-    /// [`crate::drop::DropReason`] as a number.
+    /// [`crate::drop::DropReason`] as a number; with [`WOULD_BE`], the packet has passed.
     pub reason: u8,
     /// [`crate::drop::Point`] as a number.
     pub point: u8,
@@ -37,6 +37,9 @@ pub struct DropEvent {
     pub cookie: u32,
 }
 const _: () = assert!(size_of::<DropEvent>() == 64);
+
+/// In [`DropEvent::reason`]: for this the packet would be dropped if no policy were in audit mode.
+pub const WOULD_BE: u8 = 0x80;
 
 /// What policy says last of a packet that it drops, for the event about it.
 #[repr(C)]

@@ -71,15 +71,17 @@ map_types! {
 
     /// What becomes of a flow that an entry covers.
     pub struct Rule {
-        /// [`VERDICT_ALLOW`] or [`VERDICT_DENY`].
+        /// [`VERDICT_ALLOW`], [`VERDICT_AUDIT`] or [`VERDICT_DENY`].
         pub verdict: u32,
-        /// Names the policy's rule that decides, node-local; 0 when none does and the verdict is what is left.
+        /// Names the policy's rule that decides, of [`VERDICT_AUDIT`] the one that would; node-local, 0 when none does and the verdict is what is left.
         pub cookie: u32,
     }
 }
 
 /// The policy set of a pod that no policy selects in that direction.
 pub const SET_NONE: u32 = 0;
+/// Set in the number of a policy set whose policies are all in audit mode, where the highest bit is not: nothing is denied for it.
+pub const SET_AUDIT: u32 = 1 << 30;
 /// The identity of every address that has no other: outside of the cluster and of every ipBlock. Under it stands each set's default.
 pub const IDENTITY_OTHER: u32 = 0;
 /// The identity of addresses of which it is not known what policy sets say: what goes between them and an isolated pod is dropped by name.
@@ -96,6 +98,14 @@ pub const VERDICT_ALLOW: u32 = 1;
 /// It may not. 0 is no verdict.
 pub const VERDICT_DENY: u32 = 2;
 
+/// The flow may pass, and would not if no policy were in audit mode: that is reported.
+pub const VERDICT_AUDIT: u32 = 3;
+
+/// Whether a policy set's policies are all in audit mode.
+#[inline(always)]
+pub const fn only_audits(set: u32) -> bool {
+    set >> 30 == 1
+}
 /// Bits of a [`SenderKey`] before the address.
 pub const SENDER_BITS: u32 = 64;
 
@@ -112,6 +122,12 @@ const _: () = assert!(core::mem::offset_of!(SenderKey, addr) * 8 == SENDER_BITS 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_isolates_a_pod_until_its_policies_are_known_is_no_audit() {
+        assert!(only_audits(SET_AUDIT) && only_audits(SET_AUDIT | (SET_AUDIT - 1)));
+        assert!(!only_audits(SET_NONE) && !only_audits(SET_AUDIT - 1) && !only_audits(u32::MAX));
+    }
 
     #[test]
     fn the_port_follows_the_protocol_bit_by_bit() {

@@ -1,7 +1,7 @@
 //! What an event says of a dropped frame. Read from the frame again: only a drop pays for it.
 use cni_common::{
     drop::Point,
-    event::{Blame, DropEvent},
+    event::{Blame, DropEvent, WOULD_BE},
     wire::*,
 };
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Fills the event, but for time and endpoint, into `e`, from the numbers of a [`Point`] and of a
-/// [`DropReason`](D); `said` is by policy, if that drops it. `e` is all zero before. By reference: the struct is an eighth of BPF's stack.
+/// [`DropReason`](D), perhaps with [`WOULD_BE`]; `said` is by policy, if that drops it. `e` is all zero before. By reference: the struct is an eighth of BPF's stack.
 #[inline(always)]
 pub fn describe<P: Packet>(p: &P, point: u8, reason: u8, said: Blame, e: &mut DropEvent) {
     const INNER_SOURCE: u8 = D::InnerSource as u8;
@@ -25,7 +25,7 @@ pub fn describe<P: Packet>(p: &P, point: u8, reason: u8, said: Blame, e: &mut Dr
     e.len = p.len();
     // These two are about the inner packet; the outer headers were those of VXLAN, without options.
     let is_netdev = point == Point::FromNetdev as u8;
-    let by_policy = matches!(reason, EGRESS..=UNKNOWN);
+    let by_policy = matches!(reason & !WOULD_BE, EGRESS..=UNKNOWN);
     if by_policy {
         e.cookie = said.cookie;
     }

@@ -10,6 +10,7 @@
 //! | `/v1/ipam/audit` | [`types::Audit`] |
 //! | `/v1/verify` | [`Verified`]: compares everything with the kernel now, and repairs |
 //! | `/v1/policies` | [`types::PolicyList`] |
+//! | `/v1/explain?from=…&to=…&probe=TCP/80` | [`types::Explanation`] |
 //! | `/v1/drops` | [`types::Drops`] |
 //! | `/v1/flows`, `/v1/flows/count` | [`types::FlowList`], [`types::FlowCounts`] |
 //! | `DELETE /v1/flows` | [`types::Flushed`]: removes them |
@@ -17,6 +18,7 @@
 //!
 //! Everything else, and everything that fails, is answered by [`types::ErrorBody`]. The API only reads, through [`Inspect`];
 //! what `verify` repairs, the agent would have repaired some minutes later, and a flow that is removed is judged anew.
+mod explain;
 mod flows;
 mod socket;
 pub mod types;
@@ -36,16 +38,18 @@ use serde::Serialize;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use self::types::{
-    Audit, DropEvent, Drops, EndpointStatus, ErrorBody, FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo,
-    NodeStatus, Observed, PodStatus, PolicyList, Status,
+    Audit, DropEvent, Drops, EndpointStatus, ErrorBody, Explanation, FlowCounts, FlowList, IpamAddress, MapEntry,
+    MapInfo, NodeStatus, Observed, PodStatus, PolicyList, Status,
 };
 pub use self::{
+    explain::ExplainError,
     flows::LIMIT as FLOWS_LIMIT,
     socket::{BindError, Listener, bind},
 };
 use crate::{
     conntrack::{Filter, FlowError},
     drift::Verified,
+    policy::verdicts::case::Probe,
 };
 
 /// What the API shows. Methods may take a few milliseconds: they run on threads made for that.
@@ -62,6 +66,8 @@ pub trait Inspect: Send + Sync + 'static {
     fn pods(&self) -> Vec<PodStatus>;
     /// All policies, by kind and name.
     fn policies(&self) -> PolicyList;
+    /// What this node's maps say of a flow between two ends, each a pod's NAMESPACE/NAME, a node's name or an address.
+    fn explain(&self, from: &str, to: &str, probe: Probe) -> Result<Explanation, ExplainError>;
     /// Every address that is out, in order.
     fn ipam(&self) -> Vec<IpamAddress>;
     /// What is out, compared with everything else that knows of it. It may take half a second.
@@ -132,6 +138,7 @@ fn router(inspect: Arc<dyn Inspect>) -> Router {
         .route("/v1/nodes", get(async |i: Shared| list(i, |i| i.nodes()).await))
         .route("/v1/pods", get(async |i: Shared| list(i, |i| i.pods()).await))
         .route("/v1/policies", get(async |i: Shared| list(i, |i| i.policies()).await))
+        .route("/v1/explain", get(explain::explain))
         .route("/v1/ipam", get(async |i: Shared| list(i, |i| i.ipam()).await))
         .route("/v1/ipam/audit", get(async |i: Shared| list(i, |i| i.audit()).await))
         .route("/v1/verify", get(verify))
@@ -209,7 +216,7 @@ async fn observe(State(inspect): Shared) -> Response {
 }
 
 async fn no_such_path(uri: Uri) -> Failure {
-    let known = "known are healthz, status, endpoints, nodes, pods, policies, ipam, ipam/audit, verify, maps, maps/{name}, drops, flows, flows/count and observe under /v1/";
+    let known = "known are healthz, status, endpoints, nodes, pods, policies, explain, ipam, ipam/audit, verify, maps, maps/{name}, drops, flows, flows/count and observe under /v1/";
     Failure(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()), known.into())
 }
 

@@ -18,6 +18,7 @@ pub(crate) struct Fake {
     pub drops: Drops,
     pub verified: Verified,
     pub flows: Vec<FlowStatus>,
+    pub explanation: Explanation,
     /// What was to be removed last.
     pub flushed: Arc<Mutex<Option<Filter>>>,
     pub events: broadcast::Sender<Arc<DropEvent>>,
@@ -29,6 +30,7 @@ impl Default for Fake {
             drops: Drops::default(),
             verified: Verified::default(),
             flows: Vec::new(),
+            explanation: Explanation::default(),
             flushed: Arc::default(),
             events: broadcast::channel(2).0,
         }
@@ -46,6 +48,12 @@ impl Inspect for Fake {
     }
     fn policies(&self) -> PolicyList {
         PolicyList::default()
+    }
+    fn explain(&self, from: &str, to: &str, probe: Probe) -> Result<Explanation, ExplainError> {
+        match [from, to].into_iter().find(|end| end.ends_with("/nobody")) {
+            Some(end) => Err(ExplainError::NoSuchPod(end.to_owned())),
+            None => Ok(Explanation { probe: probe.to_string(), ..self.explanation.clone() }),
+        }
     }
     fn nodes(&self) -> Vec<NodeStatus> {
         vec![NodeStatus {
@@ -147,7 +155,9 @@ pub(crate) fn event(reason: &str) -> DropEvent {
         reason: reason.into(),
         point: "from_pod".into(),
         description: "it is so".into(),
+        audit: false,
         policies: vec![],
+        rule: None,
         ends: None,
     }
 }
@@ -212,6 +222,7 @@ pub(crate) fn flow(port: u16) -> FlowStatus {
         source_pod: Some("shop/client".into()),
         destination_pod: None,
         table: "settled".into(),
+        epoch: 1,
         masqueraded_as: None,
     }
 }

@@ -15,10 +15,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod explain;
 mod flows;
 mod policies;
 
 pub use self::{
+    explain::{ExplainedFlow, Explanation, Missing, Policies, RuleSays, Side},
     flows::{
         ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, MasqueradeStatus, NodeEnd, TableFill,
     },
@@ -462,9 +464,16 @@ pub struct DropEvent {
     pub point: String,
     /// What the reason means and where to look.
     pub description: String,
-    /// Of a packet that policy denies: the policies that isolate the pod at which it was dropped, in the order in which they are asked.
+    /// It was not dropped: it passed, as the policies that would have it dropped are in audit mode.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub audit: bool,
+    /// Of a packet that policy denies: the policies that isolate the pod at which it was dropped, in the order in which they are asked; of one that passed for
+    /// audit, those in audit mode there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<String>,
+    /// The rule that denies it, or would; `None` when none does, and none allows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
     /// The pods at its ends as policies know them, source and destination; `None` for other addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<[Option<String>; 2]>,
@@ -475,7 +484,7 @@ impl DropEvent {
     pub fn new(event: &event::DropEvent, boot_time: u64, pod: Option<String>) -> Self {
         let ip = |a: cni_common::net::Ip6| (event.family != 0).then(|| a.canonical());
         let has_ports = event.sport.to_host() != 0 || event.dport.to_host() != 0;
-        let reason = DropReason::from_number(event.reason);
+        let reason = DropReason::from_number(event.reason & !event::WOULD_BE);
         Self {
             time: boot_time.saturating_add(event.time),
             pod,
@@ -492,7 +501,9 @@ impl DropEvent {
             point: Point::from_number(event.point)
                 .map_or_else(|| format!("unknown ({})", event.point), |p| p.name().into()),
             description: reason.map_or_else(String::new, |r| r.explanation().into()),
+            audit: reason.is_some() && event.reason & event::WOULD_BE != 0,
             policies: Vec::new(),
+            rule: None,
             ends: None,
         }
     }

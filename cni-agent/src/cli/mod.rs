@@ -1,6 +1,7 @@
 //! The `weft` command: asks the agent of this node through its API and shows the answers.
 pub mod client;
 mod doctor;
+mod explain;
 mod flows;
 mod observe;
 mod policy;
@@ -24,7 +25,7 @@ use crate::drift::Verified;
 
 const ABOUT: &str = "\
 weft shows what the Weft agent of this node does: its state, the endpoints, the cluster's objects as it knows them, the \
-BPF maps that the programs read, the packets that they dropped, the flows that they know, and what on the node hinders it. All but ct flush and uninstall only \
+BPF maps that the programs read, the packets that they dropped, the flows that they know, why they let a flow pass or not, and what on the node hinders it. All but ct flush and uninstall only \
 read; all but doctor, policy and uninstall talk to nobody but the agent, over the agent's unix socket.";
 
 const AFTER: &str = "\
@@ -50,6 +51,7 @@ Examples:
   weft observe --pod default/web --reason NoPod
   weft policy list
   weft policy verdicts --input case.json
+  weft explain shop/web shop/db TCP/5432
   weft doctor
   weft --socket /run/weft-lab/node-1/run/api.sock status --json";
 
@@ -93,6 +95,9 @@ enum Command {
     /// Show the policies on this node, or judge flows by policies without an agent
     #[command(subcommand)]
     Policy(policy::Policy),
+    /// Say why a flow may pass on this node or may not, by the maps that packets meet
+    #[command(long_about = explain::ABOUT, after_long_help = explain::AFTER)]
+    Explain(explain::Explain),
     /// Follow drops as they happen, one line each
     #[command(long_about = observe::ABOUT)]
     Observe(observe::Observe),
@@ -238,6 +243,7 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Drops(o) => show(&client, *o, "/v1/drops", show::drops, out).await,
         Command::Ct(flows) => flows::run(&client, flows, out).await,
         Command::Policy(command) => policy::run(&client, command, out).await,
+        Command::Explain(question) => explain::run(&client, question, out).await,
         Command::Observe(observe) => observe::run(&client, observe, out).await,
         Command::Doctor(options) => {
             if doctor::run(&client, options, out).await? {

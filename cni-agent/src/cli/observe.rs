@@ -13,7 +13,7 @@ use crate::api::types::{DropEvent, Observed};
 
 /// Above the options.
 pub(super) const ABOUT: &str = "\
-Follows drops as they happen, one line each.
+Follows drops as they happen, one line each, and what policies in audit mode would have dropped.
 
 The programs report at most --event-rate (a setting of the agent) events a second on each CPU; counters, shown by \
 `weft drops`, count all. Ends by Ctrl-C, or as --count and --timeout say. Filters choose among what is reported: a drop is shown \
@@ -43,6 +43,9 @@ struct Filter {
     #[arg(long, value_name = "REASON", ignore_case = true, hide_possible_values = true)]
     #[arg(value_parser = PossibleValuesParser::new(DropReason::ALL.iter().map(|r| r.name())))]
     reason: Vec<String>,
+    /// Only packets that have passed, and that policies in audit mode would have dropped
+    #[arg(long)]
+    audit: bool,
     /// Only packets from or to this address
     #[arg(long, value_name = "IP")]
     address: Vec<IpAddr>,
@@ -56,6 +59,7 @@ impl Filter {
         let is_end = |asked: &IpAddr| [event.src, event.dst].contains(&Some(*asked));
         (self.pod.is_empty() || self.pod.iter().any(is_pod))
             && (self.reason.is_empty() || self.reason.iter().any(|r| r.eq_ignore_ascii_case(&event.reason)))
+            && (event.audit || !self.audit)
             && (self.address.is_empty() || self.address.iter().any(is_end))
     }
 }

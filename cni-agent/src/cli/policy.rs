@@ -10,7 +10,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{Failure, Output, client::Client, show, show_value, table::Table};
 use crate::{
     api::types::{PolicyList, PolicyStatus},
-    policy::verdicts::{self, Case, JudgeError, Mode, Programs, Question},
+    policy::{
+        objects,
+        verdicts::{self, Case, JudgeError, Mode, Programs, Question},
+    },
 };
 
 /// Above the options of `verdicts`.
@@ -23,7 +26,8 @@ of the BPF maps, and each flow is looked up in those bytes by the function that 
 schema netpol-verdict-result/1, is one matrix of verdicts for each step: `.` allowed, `E` denied by the egress policies of the \
 source pod, `I` by the ingress policies of the destination pod, `B` by both, `-` no flow.
 
-What in a policy the API server would have refused matches nothing, and is told on standard error and under `problems`.";
+What in a policy the API server would have refused matches nothing, and is told on standard error and under `problems`. A policy in audit \
+mode (annotation `weft.dev/mode: audit`) denies nothing; `--explain` says what it would.";
 
 /// Below them.
 const AFTER: &str = "\
@@ -105,7 +109,7 @@ pub(super) async fn run(client: &Client, command: &Policy, out: &mut dyn Write) 
 }
 
 fn list(all: &PolicyList) -> String {
-    let mut table = Table::new(["POLICY", "DIRECTIONS", "TIER", ">PODS", ">SETS", "STATE"]);
+    let mut table = Table::new(["POLICY", "DIRECTIONS", "TIER", "MODE", ">PODS", ">SETS", "STATE"]);
     for p in &all.policies {
         let mut state = p.kernel.clone();
         if !p.waiting.is_empty() {
@@ -118,6 +122,7 @@ fn list(all: &PolicyList) -> String {
             p.name.clone(),
             p.directions.join(","),
             p.tier.clone().unwrap_or_default(),
+            p.mode.clone(),
             p.pods.len().to_string(),
             p.sets.len().to_string(),
             state,
@@ -134,6 +139,9 @@ fn get(p: &PolicyStatus) -> String {
     let or_none = |words: &[String]| if words.is_empty() { "none".to_owned() } else { words.join(" ") };
     let mut text = format!("{}: {}\n", p.name, p.kernel);
     p.tier.iter().for_each(|tier| text.push_str(&format!("tier {tier}\n")));
+    if p.mode == objects::Mode::Audit.name() {
+        text.push_str("mode audit: what it would deny passes, and is reported (weft observe --audit)\n");
+    }
     text.push_str(&format!("directions: {}\npods here: {}\n", or_none(&p.directions), or_none(&p.pods)));
     if !p.waiting.is_empty() {
         text.push_str(&format!(
@@ -141,9 +149,11 @@ fn get(p: &PolicyStatus) -> String {
             p.waiting.join(" ")
         ));
     }
-    p.flaws.iter().for_each(|flaw| text.push_str(&format!("! {flaw}; this part matches nothing\n")));
+    p.flaws.iter().for_each(|flaw| text.push_str(&format!("! {flaw}\n")));
     for set in &p.sets {
-        text.push_str(&format!("\npolicy set {}, {}, of {}\n", set.id, set.direction, set.policies.join(", ")));
+        let mode = |name: &String| if set.audited.contains(name) { format!("{name} (audit)") } else { name.clone() };
+        let policies: Vec<String> = set.policies.iter().map(mode).collect();
+        text.push_str(&format!("\npolicy set {}, {}, of {}\n", set.id, set.direction, policies.join(", ")));
         for peer in &set.peers {
             let says = if peer.says.is_empty() { "deny all".to_owned() } else { peer.says.join("; ") };
             text.push_str(&format!("  {:>6} {}: {says}\n", peer.identity, peer.who));

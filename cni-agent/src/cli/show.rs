@@ -344,20 +344,22 @@ fn event(e: &DropEvent) -> String {
         }
         _ => "no IP header".to_owned(),
     };
-    let mut line =
-        format!("{time:.3} {pod} {tuple} {} bytes: {} at {}: {}", e.length, e.reason, e.point, e.description);
+    let reason = if e.audit { format!("passed, and would be {}", e.reason) } else { e.reason.clone() };
+    let mut line = format!("{time:.3} {pod} {tuple} {} bytes: {reason} at {}: {}", e.length, e.point, e.description);
     if let Some([source, destination]) = &e.ends {
         let name = |end: &Option<String>| end.clone().unwrap_or_else(|| "no pod".to_owned());
         line.push_str(&format!(" ({} > {}", name(source), name(destination)));
         if !e.policies.is_empty() {
-            line.push_str(&format!("; isolated by {}", e.policies.join(", ")));
+            let by = if e.audit { "in audit mode" } else { "isolated by" };
+            line.push_str(&format!("; {by} {}", e.policies.join(", ")));
         }
+        e.rule.iter().for_each(|rule| line.push_str(&format!("; denied by {rule}")));
         line.push(')');
     }
     line
 }
 
-fn end(ip: std::net::IpAddr, port: Option<u16>) -> String {
+pub(super) fn end(ip: std::net::IpAddr, port: Option<u16>) -> String {
     match port {
         Some(port) => std::net::SocketAddr::new(ip, port).to_string(),
         None => ip.to_string(),

@@ -5,7 +5,7 @@ use clap::CommandFactory;
 use super::*;
 use crate::api::{
     tests::{Fake, Served, event, flow},
-    types::{DropCount, DropEvent, Drops, FlowStatus, NodeEnd},
+    types::{DropCount, DropEvent, Drops, ExplainedFlow, Explanation, FlowStatus, NodeEnd, Side},
 };
 use crate::conntrack::{Filter, State};
 
@@ -100,6 +100,53 @@ async fn flows_are_shown_with_their_pods_and_what_is_left_out_is_told() {
 }
 
 #[tokio::test]
+async fn a_flow_is_explained_with_what_is_known_of_it() {
+    let side = |direction: &str, end: &str, allowed, why: &str| Side {
+        direction: direction.into(),
+        end: end.into(),
+        allowed,
+        why: why.into(),
+        ..Side::default()
+    };
+    let explained = ExplainedFlow {
+        from: "pod:shop/client@10.1.0.1".into(),
+        to: "pod:shop/web@10.1.0.2".into(),
+        allowed: Some(false),
+        sides: vec![
+            side("egress", "shop/client", Some(true), "no policy selects the pod"),
+            side("ingress", "shop/web", Some(false), "so it is"),
+        ],
+        older: vec![flow(4000)],
+        ..ExplainedFlow::default()
+    };
+    let problem = Some("a map is full".to_owned());
+    let explanation = Explanation { epoch: 3, flows: vec![explained], problem, ..Explanation::default() };
+    let served = Served::new(Fake { explanation, ..Fake::default() });
+    let text = weft(&served, &["explain", "shop/client", "shop/web", "tcp/80"]).await.unwrap();
+    let expected = "\
+pod:shop/client@10.1.0.1 -> pod:shop/web@10.1.0.2 TCP/80: denied
+egress of shop/client: allowed: no policy selects the pod
+ingress of shop/web: denied: so it is
+known: 10.1.0.1:4000 > 10.1.0.2:80, established: judged in epoch 1, and again in 3 at its next packet
+
+! the maps are not as the objects say: a map is full
+";
+    assert_eq!(text, expected);
+    for form in [&["--json"][..], &["--output", "json"]] {
+        let json = weft(&served, &[&["explain", "shop/client", "shop/web", "icmp"], form].concat()).await.unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((&json["probe"], &json["flows"][0]["allowed"]), (&"ICMP/0".into(), &false.into()));
+    }
+    let error = weft(&served, &["explain", "shop/nobody", "shop/web", "TCP/80"]).await.unwrap_err();
+    assert!(error.to_string().starts_with("there is no pod `shop/nobody`: `weft pod list`"), "{error}");
+    assert_eq!(format!("{:?}", error.exit_code()), format!("{:?}", ExitCode::from(1)));
+    for probe in ["TCP", "ICMP/1", "TCP/70000", "GRE/1"] {
+        let wrong = Cli::try_parse_from(["weft", "explain", "a/b", "c/d", probe]).unwrap_err();
+        assert_eq!(wrong.exit_code(), 2, "{probe}");
+    }
+}
+
+#[tokio::test]
 async fn a_masqueraded_flow_is_shown_with_the_nodes_end() {
     let node = |port, echo_id| NodeEnd { address: "192.0.2.1".parse().unwrap(), port, echo_id };
     let tcp = FlowStatus { masqueraded_as: Some(node(Some(61_000), None)), ..flow(4000) };
@@ -175,6 +222,21 @@ async fn observe_ends_after_the_count() {
             tokio::task::yield_now().await;
         }
     }
+}
+
+#[tokio::test]
+async fn observe_shows_what_policies_in_audit_mode_let_pass_alone_when_asked() {
+    let fake = Fake { events: tokio::sync::broadcast::channel(8).0, ..Fake::default() };
+    let served = Served::new(fake.clone());
+    let (text, ()) = tokio::join!(weft(&served, &["observe", "--audit", "--count=1"]), async {
+        while fake.events.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        for audit in [false, true] {
+            fake.events.send(Arc::new(DropEvent { audit, ..event("PolicyIngress") })).unwrap();
+        }
+    });
+    assert!(text.unwrap().contains("passed, and would be PolicyIngress"));
 }
 
 #[tokio::test]

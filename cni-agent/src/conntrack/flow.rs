@@ -106,6 +106,8 @@ pub struct Flow {
     pub state: State,
     /// Jiffies until it is over; 0 when it is.
     pub left: u64,
+    /// The policy epoch in which it was judged last.
+    pub epoch: u32,
 }
 
 impl Flow {
@@ -114,7 +116,9 @@ impl Flow {
         let ends = Ends::read(key)?;
         let over = entry.seen.wrapping_add(entry.lifetime.into());
         let left = if is_within(now, entry.seen, entry.lifetime) { over.wrapping_sub(now) } else { 0 };
-        Some(Self { ends, hi_opened: entry.verdicts & CT_HI_OPENED != 0, state: State::of(entry), left })
+        // The lower half of the word.
+        let epoch = entry.verdicts as u32;
+        Some(Self { ends, hi_opened: entry.verdicts & CT_HI_OPENED != 0, state: State::of(entry), left, epoch })
     }
 
     /// Who opened it, and the other end.

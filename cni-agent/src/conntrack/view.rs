@@ -130,6 +130,7 @@ impl Viewer {
             source_pod: pods.get(&source).cloned(),
             destination_pod: pods.get(&destination).cloned(),
             table: table.into(),
+            epoch: flow.epoch,
             masqueraded_as: None,
         }
     }

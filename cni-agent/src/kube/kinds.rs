@@ -191,7 +191,7 @@ fn take_policy(
     let object = serde_json::from_str(object).map_err(|e| e.to_string())?;
     let read = read(object).map_err(|broken| broken.to_string())?;
     let name = read.policy.name.clone();
-    let flaws = read.flaws.iter().map(|flaw| format!("{name}, field {flaw}; this part matches nothing")).collect();
+    let flaws = read.flaws.iter().map(|flaw| format!("{name}, field {}", flaw.in_full())).collect();
     shared.tables.set_policy(read);
     Ok(flaws)
 }

@@ -112,6 +112,7 @@ impl Collector for Scrape {
         let mut out = Out(&mut encoder);
         self.agent(&mut out)?;
         self.sources(&mut out)?;
+        self.policy(&mut out)?;
         self.kernel(&mut out)?;
         self.packets(&mut out)
     }
@@ -190,6 +191,31 @@ impl Scrape {
             "Times that all objects of a kind were listed; 1 while the server forgets nothing",
             kinds(|k| Some(k.lists)),
         )
+    }
+
+    fn policy(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let p = &self.status.policy;
+        out.gauge(
+            "policy_in_force",
+            "1 when the maps hold what policies say, 0 when that waits for something or does not fit; weft status says why",
+            one(p.in_force.into()),
+        )?;
+        out.gauge(
+            "policies",
+            "NetworkPolicies and ClusterNetworkPolicies that this node knows",
+            one(p.policies as u64),
+        )?;
+        out.gauge(
+            "policy_isolated_pods",
+            "Pods of this node that policies isolate in one direction or both",
+            one(p.isolated as u64),
+        )?;
+        out.gauge(
+            "policy_waiting_pods",
+            "Pods of this node that are isolated as it is not known yet which policies hold for them",
+            one(p.unknown as u64),
+        )?;
+        out.gauge("policy_epoch", "Rises when all flows are judged again", one(p.epoch.into()))
     }
 
     fn kernel(&self, out: &mut Out<'_, '_>) -> fmt::Result {

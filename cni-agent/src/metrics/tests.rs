@@ -40,6 +40,7 @@ fn drops_calls_and_starts_are_told_by_name() {
         format!("weft_drop_bytes_total{{reason=\"{reason}\",program=\"{program}\"}} 700"),
         "weft_agent_starts_total 3".into(),
         "weft_agent_ready 1".into(),
+        format!("weft_policy_in_force {}", u8::from(dropping().status().policy.in_force)),
         "weft_agent_start_time_seconds 1700000000".into(),
         "weft_cni_call_duration_seconds_count{verb=\"ADD\"} 2".into(),
         "weft_cni_call_duration_seconds_bucket{verb=\"ADD\",le=\"0.004\"} 1".into(),

@@ -5,13 +5,18 @@ use bytemuck::bytes_of;
 use cni_common::{
     net::Ip6,
     policy::{
-        Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SENDER_BITS, SenderKey, VERDICT_ALLOW, VERDICT_DENY,
+        Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SENDER_BITS, SenderKey, VERDICT_ALLOW, VERDICT_AUDIT,
+        VERDICT_DENY,
     },
     schema::{self, MapSpec},
 };
 use ipnet::IpNet;
 
-use super::{engine::EndpointSets, flatten::Entry, senders::Sender};
+use super::{
+    engine::EndpointSets,
+    flatten::{Entry, Verdict},
+    senders::Sender,
+};
 use crate::tables::PodKey;
 
 /// The policy maps.
@@ -74,7 +79,11 @@ pub enum Change {
 impl Change {
     pub(super) fn rule(rules: u32, e: &Entry, there: bool) -> Self {
         let key = RuleKey { rules, proto: e.proto, port: e.port.to_be_bytes(), pad: 0 };
-        let verdict = if e.decision.allow { VERDICT_ALLOW } else { VERDICT_DENY };
+        let verdict = match e.decision.verdict {
+            Verdict::Allow => VERDICT_ALLOW,
+            Verdict::Audit => VERDICT_AUDIT,
+            Verdict::Deny => VERDICT_DENY,
+        };
         let value = Rule { verdict, cookie: e.decision.cookie };
         Self::Entry {
             map: Map::Rules,

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use cni_common::policy::{Holder, IDENTITY_OTHER, SET_NONE};
+use cni_common::policy::{Holder, IDENTITY_OTHER, SET_AUDIT, SET_NONE, only_audits};
 use ipnet::IpNet;
 
 pub use self::room::Room;
@@ -38,6 +38,19 @@ pub struct EndpointSets {
     pub set_in: u32,
     /// Of the egress direction; 0 when nothing isolates it.
     pub set_out: u32,
+}
+impl EndpointSets {
+    /// Whether policies may deny something in one direction or both.
+    pub fn isolate(self) -> bool {
+        [self.set_in, self.set_out].into_iter().any(|set| set != SET_NONE && !only_audits(set))
+    }
+    /// Of this direction.
+    pub fn of(self, direction: Direction) -> u32 {
+        match direction {
+            Direction::Ingress => self.set_in,
+            Direction::Egress => self.set_out,
+        }
+    }
 }
 
 /// One direction of a policy that is in force on this node.
@@ -180,7 +193,7 @@ impl Engine {
             return *id;
         }
         self.last_set += 1;
-        let id = self.last_set;
+        let id = self.last_set | if sets::only_audit(&policies) { SET_AUDIT } else { 0 };
         for revision in &policies {
             self.activate(revision, direction);
         }

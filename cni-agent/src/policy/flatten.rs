@@ -1,6 +1,6 @@
 //! From the policies that hold for a pod in one direction, and what they see in a peer, to entries of which one decides. Pure.
 //!
-//! Tiers, priorities, the order of rules, unions and denials end here: for each protocol every port gets one decision.
+//! Tiers, priorities, the order of rules, unions and denials end here, and what policies in audit mode would change: for each protocol every port gets one decision.
 use cni_common::{
     policy::{RULE_BITS, RULE_PROTO_BITS},
     wire,
@@ -30,6 +30,8 @@ pub struct Clause {
     pub who: Who,
     /// On which ports; `None` for all traffic.
     pub ports: Option<Vec<PortMatch>>,
+    /// Its policy is in audit mode: nobody obeys it.
+    pub audited: bool,
     /// Names the rule.
     pub cookie: u32,
 }
@@ -41,6 +43,10 @@ pub struct Program {
     pub admin: Vec<Clause>,
     /// Whether a NetworkPolicy isolates the pod in this direction.
     pub isolated: bool,
+    /// Whether one in audit mode would.
+    pub would_isolate: bool,
+    /// Whether any policy is in audit mode.
+    pub audits: bool,
     /// What NetworkPolicies allow.
     pub network: Vec<Clause>,
     /// Baseline tier, in the order in which the first match decides.
@@ -55,17 +61,28 @@ pub struct View<'a> {
     pub ports: &'a [NamedPort],
 }
 
-/// What becomes of a flow, and the rule that says so; cookie 0 is none.
+/// What becomes of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// It may not pass.
+    Deny,
+    /// It may pass, and would not if no policy were in audit mode.
+    Audit,
+    /// It may pass.
+    Allow,
+}
+
+/// What becomes of a flow, and the rule that says so, of [`Verdict::Audit`] the one that would deny it; cookie 0 is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Decision {
-    /// It may pass.
-    pub allow: bool,
+    /// What becomes of it.
+    pub verdict: Verdict,
     /// Names the rule.
     pub cookie: u32,
 }
 impl Decision {
-    const ALLOW: Self = Self { allow: true, cookie: 0 };
-    const DENY: Self = Self { allow: false, cookie: 0 };
+    const ALLOW: Self = Self { verdict: Verdict::Allow, cookie: 0 };
+    const DENY: Self = Self { verdict: Verdict::Deny, cookie: 0 };
 }
 
 /// An entry of the map of rules, but for the rule set's number.
@@ -107,21 +124,58 @@ const PROTOCOLS: [(Option<Protocol>, u8); 4] =
 
 /// Flattens a program for one view.
 pub fn flatten(program: &Program, view: &View<'_>) -> Content {
-    let mut cells = PROTOCOLS.map(|_| Space::new(Cell::Open));
-    tier(&mut cells, &program.admin, view);
-    if program.isolated {
-        // Rules without ports first: the order of a union is free, and so what they cover is one piece.
-        let (wide, narrow): (Vec<_>, Vec<_>) = program.network.iter().partition(|c| c.ports.is_none());
-        wide.into_iter().chain(narrow).for_each(|c| clause(&mut cells, c, view));
-        finish(&mut cells, Decision::DENY);
-    } else {
-        tier(&mut cells, &program.baseline, view);
-        finish(&mut cells, Decision::ALLOW);
+    let mut cells = decide(program, view, Obeyed::Enforced);
+    if program.audits {
+        for (space, all) in cells.iter_mut().zip(decide(program, view, Obeyed::All)) {
+            for (first, last, full) in all.pieces() {
+                space.paint(first, last, |enforced| audited(enforced, full));
+            }
+        }
     }
     entries(&cells)
 }
 
-fn tier(cells: &mut [Space<Cell>; 4], clauses: &[Clause], view: &View<'_>) {
+/// Which policies are taken for obeyed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Obeyed {
+    /// Those that are not in audit mode.
+    Enforced,
+    /// All.
+    All,
+}
+impl Obeyed {
+    fn clauses(self, all: &[Clause]) -> impl Iterator<Item = &Clause> {
+        all.iter().filter(move |c| self == Self::All || !c.audited)
+    }
+}
+
+fn decide(program: &Program, view: &View<'_>, obeyed: Obeyed) -> [Space<Cell>; 4] {
+    let mut cells = PROTOCOLS.map(|_| Space::new(Cell::Open));
+    tier(&mut cells, obeyed.clauses(&program.admin), view);
+    if program.isolated || (obeyed == Obeyed::All && program.would_isolate) {
+        // Rules without ports first: the order of a union is free, and so what they cover is one piece.
+        let (wide, narrow): (Vec<_>, Vec<_>) = obeyed.clauses(&program.network).partition(|c| c.ports.is_none());
+        wide.into_iter().chain(narrow).for_each(|c| clause(&mut cells, c, view));
+        finish(&mut cells, Decision::DENY);
+    } else {
+        tier(&mut cells, obeyed.clauses(&program.baseline), view);
+        finish(&mut cells, Decision::ALLOW);
+    }
+    cells
+}
+
+/// What is enforced, unless it lets pass what all policies together would deny.
+fn audited(enforced: Cell, full: Cell) -> Cell {
+    match (enforced, full) {
+        (
+            Cell::Final(Decision { verdict: Verdict::Allow, .. }),
+            Cell::Final(Decision { verdict: Verdict::Deny, cookie }),
+        ) => Cell::Final(Decision { verdict: Verdict::Audit, cookie }),
+        _ => enforced,
+    }
+}
+
+fn tier<'a>(cells: &mut [Space<Cell>; 4], clauses: impl Iterator<Item = &'a Clause>, view: &View<'_>) {
     for c in clauses {
         clause(cells, c, view);
     }
@@ -135,8 +189,8 @@ fn clause(cells: &mut [Space<Cell>; 4], clause: &Clause, view: &View<'_>) {
         return;
     }
     let to = match clause.action {
-        Action::Accept => Cell::Final(Decision { allow: true, cookie: clause.cookie }),
-        Action::Deny => Cell::Final(Decision { allow: false, cookie: clause.cookie }),
+        Action::Accept => Cell::Final(Decision { verdict: Verdict::Allow, cookie: clause.cookie }),
+        Action::Deny => Cell::Final(Decision { verdict: Verdict::Deny, cookie: clause.cookie }),
         Action::Pass => Cell::Passed,
     };
     let first_match = |cell| if cell == Cell::Open { to } else { cell };
@@ -182,7 +236,7 @@ fn ranges(entry: &PortMatch, of: Option<Protocol>, named: &[NamedPort]) -> Vec<(
 fn entries(cells: &[Space<Cell>; 4]) -> Content {
     let decision = |cell| if let Cell::Final(d) = cell { d } else { Decision::DENY };
     let whole: Vec<Decision> = cells.iter().flat_map(|s| s.pieces().map(|(.., c)| decision(c))).collect();
-    if whole.iter().all(|d| d.allow) {
+    if whole.iter().all(|d| d.verdict == Verdict::Allow) {
         return Content::AllowAll;
     }
     if whole.iter().all(|d| *d == Decision::DENY) {
@@ -256,21 +310,28 @@ mod tests {
         PortMatch::Range { protocol, first, last }
     }
     fn clause(action: Action, ports: Option<Vec<PortMatch>>, cookie: u32) -> Clause {
-        Clause { action, who: Who::Any, ports, cookie }
+        Clause { action, who: Who::Any, ports, audited: false, cookie }
     }
     fn flat(program: &Program) -> Content {
         flatten(program, &View { meets: &|_| true, ports: &[] })
     }
     /// What the longest prefix says.
-    fn look(content: &Content, proto: u8, port: u16) -> (bool, u32) {
-        let Content::Entries(all) = content else { return (*content == Content::AllowAll, 0) };
+    fn decision(content: &Content, proto: u8, port: u16) -> Decision {
+        let Content::Entries(all) = content else {
+            return if *content == Content::AllowAll { Decision::ALLOW } else { Decision::DENY };
+        };
         let covers = |e: &&Entry| {
             (e.bits == RULE_BITS || e.proto == proto) && {
                 let rest = 16 - e.bits.saturating_sub(RULE_PROTO_BITS);
                 u32::from(port) >> rest == u32::from(e.port) >> rest
             }
         };
-        all.iter().filter(covers).max_by_key(|e| e.bits).map_or((false, 0), |e| (e.decision.allow, e.decision.cookie))
+        all.iter().filter(covers).max_by_key(|e| e.bits).map_or(Decision::DENY, |e| e.decision)
+    }
+    /// The same: may it pass, and by which rule.
+    fn look(content: &Content, proto: u8, port: u16) -> (bool, u32) {
+        let Decision { verdict, cookie } = decision(content, proto, port);
+        (verdict != Verdict::Deny, cookie)
     }
 
     #[test]
@@ -344,5 +405,52 @@ mod tests {
         assert_eq!([0, 1, 65_534, 65_535].map(|p| look(&content, 6, p).0), [false, true, true, false]);
         let Content::Entries(all) = content else { panic!("no entries") };
         assert_eq!(all.len(), 3);
+    }
+    /// The same: may it pass, is that reported, and which rule says so.
+    fn audit(content: &Content, proto: u8, port: u16) -> (bool, bool, u32) {
+        let Decision { verdict, cookie } = decision(content, proto, port);
+        (verdict != Verdict::Deny, verdict == Verdict::Audit, cookie)
+    }
+    fn in_audit(of: Clause) -> Clause {
+        Clause { audited: true, ..of }
+    }
+
+    #[test]
+    fn a_policy_in_audit_mode_denies_nothing_and_what_it_would_is_told() {
+        let isolates = Program {
+            would_isolate: true,
+            audits: true,
+            network: vec![in_audit(clause(Action::Accept, Some(vec![range(Protocol::Tcp, 80, 80)]), 1))],
+            ..Program::default()
+        };
+        let content = flat(&isolates);
+        assert_eq!(audit(&content, 6, 80), (true, false, 0));
+        assert_eq!(audit(&content, 6, 81), (true, true, 0));
+        assert_eq!(audit(&content, 1, 0), (true, true, 0), "protocols without ports too");
+        let denies = Program {
+            audits: true,
+            admin: vec![in_audit(clause(Action::Deny, Some(vec![range(Protocol::Udp, 53, 53)]), 7))],
+            ..Program::default()
+        };
+        let content = flat(&denies);
+        assert_eq!([audit(&content, 17, 53), audit(&content, 17, 54)], [(true, true, 7), (true, false, 0)]);
+    }
+
+    #[test]
+    fn what_is_denied_anyway_is_denied_by_its_own_rule_and_an_audited_allowance_allows_nothing() {
+        let program = Program {
+            audits: true,
+            isolated: true,
+            admin: vec![
+                in_audit(clause(Action::Deny, Some(vec![range(Protocol::Tcp, 80, 81)]), 1)),
+                in_audit(clause(Action::Accept, Some(vec![range(Protocol::Tcp, 90, 90)]), 2)),
+                clause(Action::Deny, Some(vec![range(Protocol::Tcp, 81, 81)]), 3),
+            ],
+            network: vec![clause(Action::Accept, Some(vec![range(Protocol::Tcp, 80, 82)]), 4)],
+            ..Program::default()
+        };
+        let content = flat(&program);
+        let asked = [80, 81, 82, 83, 90].map(|port| audit(&content, 6, port));
+        assert_eq!(asked, [(true, true, 1), (false, false, 3), (true, false, 4), (false, false, 0), (false, false, 0)]);
     }
 }

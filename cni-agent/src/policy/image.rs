@@ -166,13 +166,13 @@ impl Identities<V6> for Image {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::flatten::{Decision, Entry};
+    use crate::policy::flatten::{Decision, Entry, Verdict};
 
     #[test]
     fn the_longest_prefix_answers_and_its_last_bit_counts() {
         let mut image = Image::default();
         let mut put = |bits, proto, port, cookie| {
-            let decision = Decision { allow: true, cookie };
+            let decision = Decision { verdict: Verdict::Allow, cookie };
             image.apply(Change::rule(7, &Entry { bits, proto, port, decision }, true));
         };
         put(32, 0, 0, 1);

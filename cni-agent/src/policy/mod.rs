@@ -12,6 +12,7 @@ pub mod change;
 pub mod classes;
 pub mod criteria;
 pub mod engine;
+pub mod explain;
 pub mod flatten;
 pub mod image;
 pub mod labels;

@@ -8,7 +8,7 @@ use super::{
     classes::Classes,
     criteria::{Criteria, Criterion},
     flatten::{Clause, Content, Program, View, Who, flatten},
-    objects::{Direction, Kind, Peers, Ports, Tier},
+    objects::{Direction, Kind, Mode, Peers, Ports, Tier},
     store::Revision,
 };
 use crate::tables::NamedPort;
@@ -58,6 +58,11 @@ fn place(r: &Revision) -> (u8, u16) {
     }
 }
 
+/// Whether all of these policies are in audit mode.
+pub fn only_audit(policies: &[Arc<Revision>]) -> bool {
+    policies.iter().all(|r| r.policy.mode == Mode::Audit)
+}
+
 /// What makes a pod's set, of policies in order.
 pub fn key(direction: Direction, policies: &[Arc<Revision>], ports: &[NamedPort]) -> SetKey {
     let names: BTreeSet<&str> = match direction {
@@ -95,11 +100,17 @@ impl Set {
         let mut program = Program::default();
         let mut port_names = BTreeSet::new();
         for revision in &policies {
+            let audited = revision.policy.mode == Mode::Audit;
+            program.audits |= audited;
             let tier = match revision.policy.kind {
                 Kind::Cluster { tier: Tier::Admin, .. } => &mut program.admin,
                 Kind::Cluster { tier: Tier::Baseline, .. } => &mut program.baseline,
                 Kind::Network => {
-                    program.isolated = true;
+                    if audited {
+                        program.would_isolate = true;
+                    } else {
+                        program.isolated = true;
+                    }
                     &mut program.network
                 }
             };
@@ -113,7 +124,7 @@ impl Set {
                     Ports::All => None,
                     Ports::Of(list) => Some(list.clone()),
                 };
-                tier.push(Clause { action: rule.action, who, ports, cookie });
+                tier.push(Clause { action: rule.action, who, ports, audited, cookie });
             }
             if direction == Direction::Egress {
                 for name in names(revision, direction) {

@@ -110,7 +110,7 @@ impl Pods {
     }
 
     /// Adds or replaces one; its name as all share it, and whether anything has changed.
-    pub(super) fn set(&mut self, pod: &Pod) -> (PodKey, bool) {
+    pub(crate) fn set(&mut self, pod: &Pod) -> (PodKey, bool) {
         let kept = Kept {
             template: self.template(pod),
             node: pod.node.clone().map(|node| self.nodes.keep(node)),

@@ -233,6 +233,8 @@ where
         policy::about::<F, _, _>(p, self, &ask)
     }
     fn judge(&self, p: &mut P, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<u32> {
-        policy::judge::<F, _, _>(p, self, ask, question, sender, receiver)
+        let judged = policy::judge::<F, _, _>(p, self, ask, question, sender, receiver);
+        self.report(p, &ask, judged);
+        judged.result()
     }
 }

@@ -6,21 +6,24 @@ use std::{
 };
 
 use cni_common::{
-    event::Blame as Said,
+    drop::Outcome,
+    event::{Blame as Said, DropEvent, WOULD_BE},
     net::{Ip4, Ip6},
     policy::{
         Holder, IDENTITY_OTHER, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule,
-        RuleKey, SenderKey, VERDICT_ALLOW, VERDICT_DENY,
+        RuleKey, SET_AUDIT, SenderKey, VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_DENY,
     },
     wire::{TCP, UDP},
 };
 
 use super::{Fake, holds};
 use crate::{
-    Tables,
+    Packet, Tables,
+    ct::Ask,
+    event,
     family::{V4, V6},
     flow::way_to,
-    policy::{Blame, Identities, Rules},
+    policy::{Blame, Identities, Judged, Rules},
 };
 
 /// What the agent writes.
@@ -44,6 +47,8 @@ pub struct PolicyTables {
     pub asked: RefCell<u32>,
     /// What was said last of a packet that was dropped.
     pub blame: Cell<Said>,
+    /// What policies in audit mode have let pass since that was looked at: what was counted, and the event but for its time and endpoint.
+    pub audited: RefCell<Vec<(Outcome, DropEvent)>>,
 }
 
 impl Default for PolicyTables {
@@ -58,6 +63,7 @@ impl Default for PolicyTables {
             senders: Vec::new(),
             asked: RefCell::default(),
             blame: Cell::new(bytemuck::Zeroable::zeroed()),
+            audited: RefCell::default(),
         }
     }
 }
@@ -65,6 +71,20 @@ impl Default for PolicyTables {
 impl Blame for Fake {
     fn blame(&self, at: u32, cookie: u32) {
         self.policy.blame.set(Said { at, cookie });
+    }
+}
+
+impl Fake {
+    /// Reports which ends let a packet pass only because their policies are in audit mode.
+    pub fn report<P: Packet>(&self, p: &P, met: &Ask, judged: Judged) {
+        for of_opener in [true, false] {
+            let said = judged.audited(of_opener, self.policy.blame.get().cookie);
+            let Some((outcome, reason, cookie)) = said else { continue };
+            let mut e: DropEvent = bytemuck::Zeroable::zeroed();
+            let point = met.point().expect("where it was met is known");
+            event::describe(p, point as u8, reason as u8 | WOULD_BE, Said { at: met.l3() as u32, cookie }, &mut e);
+            self.policy.audited.borrow_mut().push((outcome, e));
+        }
     }
 }
 
@@ -209,5 +229,26 @@ pub fn isolate(w: &mut Fake) {
         for l in locals.into_iter().flatten() {
             (l.set_in, l.set_out) = if is_client { (CLIENT_IN, CLIENT_OUT) } else { (SERVER_IN, 0) };
         }
+    }
+}
+
+/// Policy set of the client's egress in [`audit`].
+pub const CLIENT_OUT_AUDITED: u32 = CLIENT_OUT | SET_AUDIT;
+
+/// Puts policies of an [isolated](isolate) world in audit mode: all of the client's egress, and some of the server's ingress, so that what [`isolate`] lets the
+/// client and pod 1 of node 1 send there passes and is reported. What is denied there stays denied.
+pub fn audit(w: &mut Fake) {
+    use super::world::{CLIENT_IFINDEX, client};
+    let own: Vec<_> = w.policy.peers.extract_if((CLIENT_OUT, 0)..=(CLIENT_OUT, u32::MAX), |_, _| true).collect();
+    w.policy.peers.extend(own.into_iter().map(|((_, identity), rules)| ((CLIENT_OUT_AUDITED, identity), rules)));
+    for (_, key, rule) in &mut w.policy.rules {
+        if [16, 17].contains(&key.rules) {
+            rule.verdict = VERDICT_AUDIT;
+        }
+    }
+    w.endpoints.get_mut(&CLIENT_IFINDEX).expect("the world has it").set_out = CLIENT_OUT_AUDITED;
+    let (IpAddr::V4(a), IpAddr::V6(b)) = (client(false), client(true)) else { unreachable!("one of each family") };
+    for local in [w.v4.local.get_mut(&a.into()), w.v6.local.get_mut(&b.into())].into_iter().flatten() {
+        local.set_out = CLIENT_OUT_AUDITED;
     }
 }

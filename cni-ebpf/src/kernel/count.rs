@@ -6,9 +6,14 @@ use aya_ebpf::{
 use bytemuck::Zeroable;
 use cni_common::{
     drop::{Outcome, Point, slot},
-    event::{Blame, DropEvent, EventBudget},
+    event::{Blame, DropEvent, EventBudget, WOULD_BE},
 };
-use cni_ebpf::{DropReason, Env, event};
+use cni_ebpf::{
+    DropReason, Env, Packet as _,
+    ct::{Ask, Ends},
+    event,
+    policy::Judged,
+};
 
 use super::{Kernel, Skb, maps::*};
 
@@ -32,24 +37,52 @@ pub fn report(p: &Skb, point: Point, reason: DropReason) {
 /// [`report`], of numbers, as a function of the kernel's: verified once, not once for each reason. Answers 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
-#[expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "by value the event would stand on BPF's small stack twice"
-)]
 pub extern "C" fn drop_report(ctx: *mut __sk_buff, point: u32, reason: u32) -> i32 {
     let Some(at) = Point::from_number(point as u8) else { return 0 };
-    if let Some(cfg) = Kernel.config()
-        && !within(BUDGET.get_ptr_mut(0), cfg.hz, cfg.event_rate)
-    {
-        count(at, Outcome::EventLimited as u64, 0);
-        return 0;
-    }
-    let mut e = DropEvent::zeroed();
     let said = BLAME.get_ptr(0).map_or(Blame { at: 0, cookie: 0 }, |b| {
         // SAFETY: as in `count`; policy has written it in this run, if that is who drops the packet.
         unsafe { *b }
     });
-    event::describe(&Skb::new(ctx), point as u8, reason as u8, said, &mut e);
+    send(ctx, at, reason as u8, said);
+    0
+}
+
+/// Counts, and reports like a drop, what a packet passes for only because policies are in audit mode, at each end, as a function of the kernel's. Arguments:
+/// [`Ask::what`], [`Judged::word`]. Answers 0.
+///
+/// Called where drops are reported, and not by what judges: on 5.10 all frames of a chain of calls share 512 bytes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn audit_report(ctx: *mut __sk_buff, what: u64, judged: u64) -> i32 {
+    let met = Ask { what, heard: 0, ends: Ends { from: 0, to: 0 } };
+    let (Some(point), judged) = (met.point(), Judged::from_word(judged)) else { return 0 };
+    // SAFETY: as in `count`; policy has written it in this run, if the other end is in audit mode.
+    let blamed = BLAME.get_ptr(0).map_or(0, |b| unsafe { (*b).cookie });
+    // Both ends, at most.
+    for end in 0..2 {
+        if let Some((outcome, reason, cookie)) = judged.audited(end == 0, blamed) {
+            count(point, outcome as u64, Skb::new(ctx).len());
+            send(ctx, point, reason as u8 | WOULD_BE, Blame { at: met.l3() as u32, cookie });
+        }
+    }
+    0
+}
+
+/// Sends an event, within the rate.
+#[inline(always)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value the event would stand on BPF's small stack twice"
+)]
+fn send(ctx: *mut __sk_buff, at: Point, reason: u8, said: Blame) {
+    if let Some(cfg) = Kernel.config()
+        && !within(BUDGET.get_ptr_mut(0), cfg.hz, cfg.event_rate)
+    {
+        count(at, Outcome::EventLimited as u64, 0);
+        return;
+    }
+    let mut e = DropEvent::zeroed();
+    event::describe(&Skb::new(ctx), at as u8, reason, said, &mut e);
     // SAFETY: a helper without arguments.
     e.time = unsafe { bpf_ktime_get_ns() };
     e.endpoint = Kernel.endpoint(e.ifindex).map_or(0, |ep| ep.id);
@@ -57,7 +90,6 @@ pub extern "C" fn drop_report(ctx: *mut __sk_buff, point: u32, reason: u32) -> i
     if EVENTS.output(&e, 0).is_err() {
         count(at, Outcome::EventLost as u64, 0);
     }
-    0
 }
 
 /// Takes one from this CPU's budget of `rate` in `hz` jiffies.

@@ -15,7 +15,7 @@ use cni_ebpf::{
     DropReason as D, Res,
     ct::{self, Ask, CtEnv, Direction, EndSets, Ends, Flow, Flows, Granted, Promotion, Track, Tracked},
     family::{Family, V4, V6},
-    policy::{self, Question},
+    policy::{self, Judged, Question},
 };
 
 use super::{Kernel, Skb, count, maps::*};
@@ -156,30 +156,6 @@ fn tracked(code: i32) -> Res<Tracked> {
     }
 }
 
-/// What policy says in one number: the reason to drop the packet, or else the label class of the flow's opener above the lowest byte.
-#[inline(always)]
-fn said(ruling: Res<u32>) -> u32 {
-    match ruling {
-        Ok(class) => class << 8,
-        Err(reason) => reason as u32,
-    }
-}
-#[inline(always)]
-fn ruled(code: u32) -> Res<u32> {
-    const EGRESS: u32 = D::PolicyEgress as u32;
-    const INGRESS: u32 = D::PolicyIngress as u32;
-    const UNKNOWN: u32 = D::PolicyUnknown as u32;
-    const ORDER: u32 = D::FragmentOrder as u32;
-    match code & 0xff {
-        0 => Ok(code >> 8),
-        EGRESS => Err(D::PolicyEgress),
-        INGRESS => Err(D::PolicyIngress),
-        UNKNOWN => Err(D::PolicyUnknown),
-        ORDER => Err(D::FragmentOrder),
-        _ => Err(D::Short),
-    }
-}
-
 /// Of both ends, in one register.
 #[inline(always)]
 fn ends(packed: u64) -> Ends {
@@ -225,13 +201,13 @@ macro_rules! track {
         pub extern "C" fn $about(ctx: *mut __sk_buff, what: u64, of: u64) -> u64 {
             policy::about::<$family, _, _>(&mut Skb::new(ctx), &Kernel, &Ask { what, heard: 0, ends: ends(of) }).word()
         }
-        /// [`policy::judge`] as a function of the kernel's: [`said`]. Arguments: [`Ask::what`], [`Question::word`].
+        /// [`policy::judge`] as a function of the kernel's: [`Judged::word`]. Arguments: [`Ask::what`], [`Question::word`].
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $judge(ctx: *mut __sk_buff, what: u64, question: u64, sender: u64, receiver: u64) -> u32 {
+        pub extern "C" fn $judge(ctx: *mut __sk_buff, what: u64, question: u64, sender: u64, receiver: u64) -> u64 {
             let (ask, question) = (Ask { what, heard: 0, ends: NOBODY }, Question::from_word(question));
             let (sender, receiver) = (end_sets(sender), end_sets(receiver));
-            said(policy::judge::<$family, _, _>(&Skb::new(ctx), &Kernel, ask, question, sender, receiver))
+            policy::judge::<$family, _, _>(&Skb::new(ctx), &Kernel, ask, question, sender, receiver).word()
         }
         impl Track<Skb, $family> for Kernel {
             #[inline(always)]
@@ -248,7 +224,12 @@ macro_rules! track {
             }
             #[inline(always)]
             fn judge(&self, p: &mut Skb, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<u32> {
-                ruled($judge(p.context(), ask.what, question.word(), packed_sets(sender), packed_sets(receiver)))
+                let (sender, receiver) = (packed_sets(sender), packed_sets(receiver));
+                let judged = Judged::from_word($judge(p.context(), ask.what, question.word(), sender, receiver));
+                if judged.is_audited() {
+                    count::audit_report(p.context(), ask.what, judged.word());
+                }
+                judged.result()
             }
         }
     };

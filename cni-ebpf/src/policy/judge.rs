@@ -2,11 +2,11 @@
 use cni_common::{
     drop::Point,
     net::Be16,
-    policy::SET_NONE,
+    policy::{SET_NONE, only_audits},
     wire::{SCTP, TCP, UDP},
 };
 
-use super::{Blame, Flow, Identities, Question, Rules, Ruling, egress, ingress_of, said};
+use super::{Blame, Flow, Identities, Judged, Question, Rules, Ruling, egress, ingress_of, said};
 use crate::{
     DropReason as D, Packet, Res,
     ct::{Ask, Direction, EndSets, Flows, signal},
@@ -17,9 +17,8 @@ use crate::{
 /// has no ports. `sender` and `receiver`: policy sets of the packet that was met. In the answer is the label class under which the opener was judged, 0 for none: a flow
 /// that is remembered under it is judged again as it was, also by what is sent to the opener.
 ///
-/// # Errors
-/// [`PolicyEgress`](D::PolicyEgress), [`PolicyIngress`](D::PolicyIngress), [`PolicyUnknown`](D::PolicyUnknown); [`FragmentOrder`](D::FragmentOrder) of a
-/// fragment whose ports nobody knows.
+/// Reasons are [`PolicyEgress`](D::PolicyEgress), [`PolicyIngress`](D::PolicyIngress), [`PolicyUnknown`](D::PolicyUnknown), [`Short`](D::Short), and
+/// [`FragmentOrder`](D::FragmentOrder) of a fragment whose ports nobody knows.
 #[inline(always)]
 pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     p: &P,
@@ -28,9 +27,10 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     question: Question,
     sender: EndSets,
     receiver: EndSets,
-) -> Res<u32> {
+) -> Judged {
+    let passes = Judged::PASS;
     if question == Question::NONE {
-        return Ok(0);
+        return passes;
     }
     let (ask, direction) = (question.packet(met), question.direction());
     // A quoted packet was sent by who gets this one.
@@ -38,18 +38,24 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     let sets = sets(direction, from, to);
     // Who is isolated in the other direction alone is not asked.
     if sets.egress | sets.ingress == SET_NONE {
-        return Ok(0);
+        return passes;
     }
     if ask.part().is_later() && question == Question::ITSELF {
+        if !binds(sets.egress) && !binds(sets.ingress) {
+            return passes;
+        }
         s.blame(met.l3() as u32, 0);
-        return Err(D::FragmentOrder);
+        return passes.dropped(D::FragmentOrder);
     }
-    let flow = opened::<F, P>(p, &ask, direction)?;
+    let flow = match opened::<F, P>(p, &ask, direction) {
+        Ok(flow) => flow,
+        Err(reason) => return passes.dropped(reason),
+    };
     // A flow that is known has come in as its opener's packets do: none that came from elsewhere has an address of the node as source.
     let from_stack = direction == Direction::Back || question.is_quoted() || ask.point() == Some(Point::FromHost);
     let ruling = egress(s, sets.egress, &flow);
     if !ruling.is_allowed() {
-        return Err(refused(s, &met, ruling, D::PolicyEgress));
+        return passes.dropped(refused(s, &met, ruling, D::PolicyEgress));
     }
     let class = if sets.ingress == SET_NONE {
         0
@@ -58,11 +64,15 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     } else {
         said::of_packet(p, &met)
     };
+    let judged = passes.with_egress(ruling);
     let ruling = ingress_of(s, sets.ingress, from_stack, &flow, class);
     if !ruling.is_allowed() {
-        return Err(refused(s, &met, ruling, D::PolicyIngress));
+        return judged.dropped(refused(s, &met, ruling, D::PolicyIngress));
     }
-    Ok(class)
+    if ruling.is_audited() {
+        s.blame(met.l3() as u32, ruling.cookie());
+    }
+    judged.with_ingress(ruling).under(class)
 }
 
 /// The policy sets of a flow's ends that count.
@@ -72,6 +82,12 @@ struct Sets {
     egress: u32,
     /// Of the other end.
     ingress: u32,
+}
+
+/// Whether it may deny something.
+#[inline(always)]
+const fn binds(set: u32) -> bool {
+    set != SET_NONE && !only_audits(set)
 }
 
 #[inline(always)]

@@ -3,6 +3,7 @@ use cni_common::{
     net::Be16,
     policy::{
         Holder, IDENTITY_OTHER, IDENTITY_UNKNOWN, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule, RuleKey, SET_NONE, SenderKey,
+        only_audits,
     },
 };
 
@@ -46,7 +47,7 @@ pub trait Identities<F: Family> {
     fn is_own(&self, a: &F::Addr) -> bool;
 }
 
-/// Who is told why a packet is dropped, for the event about it.
+/// Who is told why a packet is dropped, or which passes only because policies are in audit mode, for the event about it.
 pub trait Blame {
     /// The network header of the packet that was judged is at `at`, and this cookie names the rule that decides; 0: what no rule allows.
     fn blame(&self, at: u32, cookie: u32);
@@ -136,6 +137,11 @@ pub fn ingress_of<F: Family, S: Rules + Identities<F>>(
 /// What a policy set says of a peer, protocol and port.
 #[inline(always)]
 fn judge<S: Rules>(s: &S, set: u32, peer: Option<u32>, proto: u32, port: Be16) -> Ruling {
+    let ruling = look_up(s, set, peer, proto, port);
+    if only_audits(set) { ruling.in_audit() } else { ruling }
+}
+#[inline(always)]
+fn look_up<S: Rules>(s: &S, set: u32, peer: Option<u32>, proto: u32, port: Be16) -> Ruling {
     let Some(identity) = peer else { return Ruling::denied(Why::UnknownPeer) };
     let own = s.rules_of(set, identity);
     let found = if own.is_none() && identity != IDENTITY_OTHER { s.rules_of(set, IDENTITY_OTHER) } else { own };

@@ -22,7 +22,7 @@ mod tests;
 pub use about::{Question, about};
 pub use judge::judge;
 pub use lookup::{Blame, Flow, Identities, Rules, egress, identify, identify_sender, ingress, ingress_of};
-pub use ruling::{Ruling, Why};
+pub use ruling::{Judged, Ruling, Why};
 
 /// The text of the look-up, whose digest says by which one verdicts were found.
 #[cfg(not(target_arch = "bpf"))]

@@ -1,5 +1,10 @@
-//! What policy says of a flow, in one register.
-use cni_common::policy::{Rule, VERDICT_ALLOW};
+//! What policy says of a flow, and of a packet, each in one register.
+use cni_common::{
+    drop::Outcome,
+    policy::{Rule, VERDICT_ALLOW, VERDICT_AUDIT},
+};
+
+use crate::{DropReason, Res};
 
 /// Why a flow may pass or not.
 #[repr(u64)]
@@ -24,8 +29,8 @@ pub enum Why {
     NoSet = 8,
 }
 
-/// May a flow pass, why, and whose rule says so. One word, as it travels in a register: bit 0 is set if it may pass, bits 8 to 15 are [`Why`],
-/// the upper half is the cookie.
+/// May a flow pass, why, and whose rule says so. One word, as it travels in a register: bit 0 is set if it may pass, bit 1 too if it only may because policies
+/// are in audit mode, bits 8 to 15 are [`Why`], the upper half is the cookie.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
 pub struct Ruling {
@@ -46,13 +51,24 @@ impl Ruling {
     /// What an entry says. A verdict that is none denies.
     #[inline(always)]
     pub fn of_entry(rule: &Rule) -> Self {
-        let may = (rule.verdict == VERDICT_ALLOW) as u64;
-        Self { word: may | (Why::Entry as u64) << 8 | (rule.cookie as u64) << 32 }
+        let audited = (rule.verdict == VERDICT_AUDIT) as u64;
+        let may = (rule.verdict == VERDICT_ALLOW) as u64 | audited;
+        Self { word: may | audited << 1 | (Why::Entry as u64) << 8 | (rule.cookie as u64) << 32 }
     }
     /// Whether it may pass.
     #[inline(always)]
     pub const fn is_allowed(self) -> bool {
         self.word & 1 != 0
+    }
+    /// The same of policies that are all in audit mode: what they deny may pass.
+    #[inline(always)]
+    pub const fn in_audit(self) -> Self {
+        if self.is_allowed() { self } else { Self { word: self.word | 3 } }
+    }
+    /// Whether it may pass only because policies are in audit mode.
+    #[inline(always)]
+    pub const fn is_audited(self) -> bool {
+        self.word & 2 != 0
     }
     /// Whether it is denied because nobody knows who the peer is.
     #[inline(always)]
@@ -69,5 +85,105 @@ impl Ruling {
     pub fn why(self) -> Why {
         let all = [Why::NotIsolated, Why::Itself, Why::OwnNode, Why::Whole, Why::Entry, Why::NoEntry, Why::UnknownPeer];
         all.into_iter().find(|w| *w as u64 == self.word >> 8 & 0xff).unwrap_or(Why::NoSet)
+    }
+}
+
+/// What becomes of a packet, which ends let it pass only because their policies are in audit mode, and under which label class its opener was judged. One word: two
+/// bits for each end, then three for the reason to drop it, 0 if there is none; bits 8 to 31 are the class, the upper half is the cookie that the sender's audit rests on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub struct Judged {
+    word: u64,
+}
+
+impl Judged {
+    /// Both ends let it pass.
+    pub const PASS: Self = Self { word: 0 };
+    const EGRESS: u64 = 1 << 0;
+    const INGRESS: u64 = 1 << 1;
+    /// Beside each of them: nobody knows who the other end is.
+    const UNKNOWN: u32 = 2;
+    const REASON: u32 = 4;
+    const CLASS: u32 = 8;
+
+    /// From what [`word`](Self::word) gives.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self { word }
+    }
+    /// As a number.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.word
+    }
+    /// The same, and it is dropped, for one of the reasons that [`judge`](super::judge()) has.
+    #[inline(always)]
+    pub const fn dropped(self, reason: DropReason) -> Self {
+        let number = match reason {
+            DropReason::PolicyEgress => 1,
+            DropReason::PolicyIngress => 2,
+            DropReason::PolicyUnknown => 3,
+            DropReason::FragmentOrder => 4,
+            _ => 5,
+        };
+        Self { word: self.word | number << Self::REASON }
+    }
+    /// The same, and the opener was judged under this label class of 24 bits; 0: under none.
+    #[inline(always)]
+    pub const fn under(self, class: u32) -> Self {
+        Self { word: self.word | ((class & 0xff_ffff) as u64) << Self::CLASS }
+    }
+    /// The same, and this is what the opener's policies say.
+    #[inline(always)]
+    pub const fn with_egress(self, ruling: Ruling) -> Self {
+        if ruling.is_audited() {
+            Self { word: self.word | Self::bits(Self::EGRESS, ruling) | (ruling.cookie() as u64) << 32 }
+        } else {
+            self
+        }
+    }
+    /// The same, and this is what those of the other end say.
+    #[inline(always)]
+    pub const fn with_ingress(self, ruling: Ruling) -> Self {
+        if ruling.is_audited() { Self { word: self.word | Self::bits(Self::INGRESS, ruling) } } else { self }
+    }
+    #[inline(always)]
+    const fn bits(end: u64, ruling: Ruling) -> u64 {
+        if ruling.is_unknown() { end | end << Self::UNKNOWN } else { end }
+    }
+    /// Whether it passes, at one end or both, only because policies are in audit mode.
+    #[inline(always)]
+    pub const fn is_audited(self) -> bool {
+        self.word & (Self::EGRESS | Self::INGRESS) != 0
+    }
+    /// What is counted and reported of an end, of the opener or else of the other one: with the reason for which it would deny the flow, and the cookie. `blamed`:
+    /// what was said last by [`Blame`](super::Blame).
+    #[inline(always)]
+    pub const fn audited(self, of_opener: bool, blamed: u32) -> Option<(Outcome, DropReason, u32)> {
+        let (end, outcome, reason, cookie) = if of_opener {
+            (Self::EGRESS, Outcome::AuditEgress, DropReason::PolicyEgress, (self.word >> 32) as u32)
+        } else {
+            (Self::INGRESS, Outcome::AuditIngress, DropReason::PolicyIngress, blamed)
+        };
+        if self.word & end == 0 {
+            return None;
+        }
+        let unknown = self.word & end << Self::UNKNOWN != 0;
+        Some((outcome, if unknown { DropReason::PolicyUnknown } else { reason }, cookie))
+    }
+    /// Whether it passes, and the label class under which the opener was judged.
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    #[inline(always)]
+    pub const fn result(self) -> Res<u32> {
+        match self.word >> Self::REASON & 7 {
+            0 => Ok((self.word >> Self::CLASS) as u32 & 0xff_ffff),
+            1 => Err(DropReason::PolicyEgress),
+            2 => Err(DropReason::PolicyIngress),
+            3 => Err(DropReason::PolicyUnknown),
+            4 => Err(DropReason::FragmentOrder),
+            _ => Err(DropReason::Short),
+        }
     }
 }

@@ -2,16 +2,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::bytes_of;
 use cni_common::{
+    drop::Outcome,
     net::{Be16, Ip4, Ip6},
     policy::{
         Holder, IDENTITY_OTHER, IDENTITY_UNKNOWN, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL,
-        RULES_DENY_ALL, RULES_FIRST, Rule, RuleKey, SENDER_BITS, SET_NONE, SenderKey, VERDICT_ALLOW, VERDICT_DENY,
+        RULES_DENY_ALL, RULES_FIRST, Rule, RuleKey, SENDER_BITS, SET_AUDIT, SET_NONE, SenderKey, VERDICT_ALLOW,
+        VERDICT_AUDIT, VERDICT_DENY,
     },
 };
 use proptest::prelude::*;
 
 use super::*;
-use crate::family::V4;
+use crate::{DropReason, family::V4};
 
 const POD: Ip4 = Ip4::new([10, 1, 0, 1]);
 const PEER: Ip4 = Ip4::new([10, 1, 0, 2]);
@@ -186,11 +188,52 @@ fn a_set_that_the_maps_do_not_hold_denies() {
     assert_eq!(answer(egress(&m, SET, &flow(POD, PEER, TCP, 80))), (false, Why::Entry, 11));
 }
 
+#[test]
+fn a_set_of_policies_in_audit_mode_denies_nothing_whatever_the_maps_hold() {
+    let set = SET | SET_AUDIT;
+    let mut m = maps();
+    for identity in [IDENTITY_OTHER, PEER_ID] {
+        m.peers.insert((set, identity), m.peers[&(SET, identity)]);
+    }
+    m.inside.insert(NODE.bytes);
+    for (to, port) in [(PEER, 80), (PEER, 0x1f01), (PEER, 81), (OUTSIDE, 80), (NODE, 80)] {
+        let [obeyed, audited] = [SET, set].map(|set| egress(&m, set, &flow(POD, to, TCP, port)));
+        assert!(audited.is_allowed());
+        assert_eq!(
+            (audited.is_audited(), audited.why(), audited.cookie()),
+            (!obeyed.is_allowed(), obeyed.why(), obeyed.cookie())
+        );
+    }
+    let r = ingress(&Maps::default(), set, false, &flow(PEER, POD, TCP, 80));
+    assert_eq!((r.is_allowed(), r.is_audited(), r.why()), (true, true, Why::NoSet));
+}
+
+#[test]
+fn what_is_judged_of_a_packet_reads_back_for_each_end() {
+    let of = |verdict, cookie| Ruling::of_entry(&Rule { verdict, cookie });
+    let unknown = Ruling::denied(Why::UnknownPeer).in_audit();
+    let (egress, ingress) = (Outcome::AuditEgress, Outcome::AuditIngress);
+    let both = Judged::PASS.with_egress(of(VERDICT_AUDIT, u32::MAX)).with_ingress(unknown);
+    assert_eq!(both.audited(true, 7), Some((egress, DropReason::PolicyEgress, u32::MAX)));
+    assert_eq!(both.audited(false, 7), Some((ingress, DropReason::PolicyUnknown, 7)));
+    assert_eq!((both.result(), both.under(0xff_ffff).result()), (Ok(0), Ok(0xff_ffff)));
+    assert_eq!(both.under(u32::MAX).audited(true, 7), both.audited(true, 7));
+    let dropped = Judged::PASS.with_egress(unknown).dropped(DropReason::PolicyIngress);
+    assert_eq!(dropped.audited(true, 7), Some((egress, DropReason::PolicyUnknown, 0)));
+    assert_eq!((dropped.audited(false, 7), dropped.result()), (None, Err(DropReason::PolicyIngress)));
+    let fine = Judged::PASS.with_egress(of(VERDICT_ALLOW, 3)).with_ingress(Ruling::allowed(Why::Whole));
+    assert!(fine == Judged::PASS && !fine.is_audited() && both.is_audited());
+    assert_eq!(Judged::from_word(both.word()), both);
+}
+
 proptest! {
     #[test]
-    fn an_answer_reads_back_what_went_in(verdict in 0_u32..4, cookie in any::<u32>()) {
+    fn an_answer_reads_back_what_went_in(verdict in 0_u32..5, cookie in any::<u32>()) {
         let r = Ruling::of_entry(&Rule { verdict, cookie });
-        prop_assert_eq!(answer(r), (verdict == VERDICT_ALLOW, Why::Entry, cookie));
+        prop_assert_eq!(answer(r), ([VERDICT_ALLOW, VERDICT_AUDIT].contains(&verdict), Why::Entry, cookie));
+        prop_assert_eq!(r.is_audited(), verdict == VERDICT_AUDIT);
+        prop_assert_eq!((r.in_audit().is_allowed(), r.in_audit().is_audited()), (true, verdict != VERDICT_ALLOW));
+        prop_assert_eq!(answer(r.in_audit()), (true, Why::Entry, cookie));
     }
     #[test]
     fn an_isolated_pod_lets_nothing_pass_that_no_entry_allows(

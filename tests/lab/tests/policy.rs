@@ -1,7 +1,9 @@
 //! Policies between real pods: agents that follow real objects, and packets that pass or do not. Needs root and `cargo xtask build`; run it
 //! with `cargo xtask test --suite lab`.
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    io::{BufRead as _, BufReader},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -101,6 +103,34 @@ impl Rig {
             .unwrap();
         }
         self.settle();
+    }
+    /// The first line that `weft observe` on node-1 says, asked for it so, while something is done again and again: nobody knows when it listens.
+    fn observed(&self, words: &[&str], act: impl Fn()) -> Value {
+        let mut weft = Command::new(self.lab.bin_dir().join("weft"))
+            .args(["observe", "--json", "--count", "1", "--timeout", "20"])
+            .args(words)
+            .arg("--socket")
+            .arg(self.lab.node("node-1").unwrap().paths().api_socket())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(weft.stdout.take().unwrap()).lines();
+        let line = std::thread::scope(|scope| {
+            let heard = scope.spawn(|| lines.next());
+            while !heard.is_finished() {
+                act();
+                lab::pause();
+            }
+            heard.join().unwrap()
+        });
+        assert!(weft.wait().unwrap().success());
+        serde_json::from_str(&line.expect("a line").unwrap()).unwrap()
+    }
+    /// How many packets were judged on node-1 that only pass for audit.
+    fn audited(&self) -> u64 {
+        let all = self.lab.node("node-1").unwrap().ask("/v1/drops").unwrap();
+        let of = |v: &&Value| v["verdict"].as_str().unwrap().starts_with("audit-");
+        all["verdicts"].as_array().unwrap().iter().filter(of).map(|v| v["packets"].as_u64().unwrap()).sum()
     }
     fn writes(&self, node: &str) -> u64 {
         self.policies(node)["summary"]["writes"].as_u64().unwrap()
@@ -441,5 +471,125 @@ spec: {podSelector: {matchLabels: {app: web}}}
     .unwrap();
     assert!(!connects(&rig.near, &rig.web, Family::V4, ALLOWED), "the other one holds");
     assert!(connects(&rig.near, &rig.far, Family::V4, ALLOWED), "and nobody else is touched");
+    rig.lab.down().unwrap();
+}
+
+#[test]
+fn explain_says_what_becomes_of_packets_and_the_rule_that_it_prints_lets_them_in() {
+    let rig = Rig::new();
+    // What a node says of a flow of one family.
+    let explain = |node: &str, from: &str, to: &str, probe: &str, family: Family| {
+        let path = format!("/v1/explain?from={from}&to={to}&probe={probe}");
+        let answer = rig.lab.node(node).unwrap().ask(&path).unwrap();
+        assert_eq!(answer["problem"], Value::Null, "{answer:#}");
+        let is_of = |flow: &&Value| {
+            let (_, ip) = flow["to"].as_str().unwrap().split_once('@').unwrap();
+            ip.parse::<IpAddr>().unwrap().is_ipv4() == (family == Family::V4)
+        };
+        answer["flows"].as_array().unwrap().iter().find(is_of).unwrap().clone()
+    };
+    rig.apply(&[into_web(json!([{"from": [of("near")], "ports": tcp_port("http")}]))]);
+    for family in Family::BOTH {
+        for (from, name) in [(&rig.near, "shop/near"), (&rig.far, "shop/far")] {
+            for port in [ALLOWED, OTHER] {
+                let probe = format!("TCP/{port}");
+                let told = explain("node-1", name, "shop/web", &probe, family);
+                let may = connects(from, &rig.web, family, port);
+                assert_eq!(told["sides"][1]["allowed"], may, "{family} {told:#}");
+                if may {
+                    assert!(told["sides"][1]["why"].as_str().unwrap().contains("shop/web, ingress rule 0"), "{told:#}");
+                }
+            }
+        }
+        // Who sends from another node is asked there, and who receives here is not asked there.
+        let here = explain("node-1", "shop/far", "shop/web", "TCP/80", family);
+        assert_eq!((&here["sides"][0]["ask"], &here["allowed"]), (&json!("node-2"), &json!(false)), "{here:#}");
+        let there = explain("node-2", "shop/far", "shop/web", "TCP/80", family);
+        assert_eq!((&there["sides"][0]["allowed"], &there["allowed"]), (&json!(true), &Value::Null), "{there:#}");
+        assert_eq!(there["sides"][1]["ask"], "node-1", "{there:#}");
+        // The own node gets in, another one does not.
+        assert_eq!(explain("node-1", "node-1", "shop/web", "ICMP/0", family)["allowed"], true);
+        assert_eq!(explain("node-1", "node-2", "shop/web", "ICMP/0", family)["allowed"], false);
+    }
+    // A rule that is printed is right as it stands.
+    let denied = explain("node-1", "shop/far", "shop/web", &format!("TCP/{OTHER}"), Family::V4);
+    let rule = denied["sides"][1]["missing"]["rule"].clone();
+    rig.apply(&[into_web(json!([rule, {"from": [of("near")]}]))]);
+    until("it is in force", || connects(&rig.far, &rig.web, Family::V4, OTHER)).unwrap();
+    assert!(!connects(&rig.far, &rig.web, Family::V4, ALLOWED));
+    // After a change a known flow has the verdict from before, until its next packet.
+    let mut flow = Flow::open(&rig.near, &rig.web, Family::V4).unwrap();
+    flow.exchange(1000).unwrap();
+    let probe = format!("TCP/{}", flow.server().unwrap().port());
+    let older = || {
+        let told = explain("node-1", "shop/near", "shop/web", &probe, Family::V4);
+        told["older"].as_array().unwrap().len()
+    };
+    assert_eq!(older(), 0);
+    rig.apply(&[into_web(json!([{"from": [of("near"), of("friend")]}]))]);
+    until("the flow is of an earlier epoch", || older() == 1).unwrap();
+    flow.exchange(1000).unwrap();
+    assert_eq!(older(), 0);
+    rig.lab.down().unwrap();
+}
+
+/// The same policy, with this word as its mode.
+fn in_mode(mut policy: Value, mode: &str) -> Value {
+    policy["metadata"]["annotations"] = json!({"weft.dev/mode": mode});
+    policy
+}
+
+#[test]
+fn a_policy_in_audit_mode_lets_pass_what_it_would_deny_and_tells_of_it_until_it_is_obeyed() {
+    let rig = Rig::new();
+    let policy = || into_web(json!([{"from": [of("near")]}]));
+    rig.apply(&[in_mode(policy(), "audit")]);
+    let shown = rig.policies("node-1");
+    assert_eq!(
+        (&shown["policies"][0]["mode"], &shown["summary"]["isolated"]),
+        (&json!("audit"), &json!(0)),
+        "{shown:#}"
+    );
+    for family in Family::BOTH {
+        let before = rig.audited();
+        assert!(connects(&rig.near, &rig.web, family, ALLOWED) && pings(&rig.near, &rig.web, family));
+        assert_eq!(rig.audited(), before, "it is allowed anyway");
+        assert!(answers(&rig.far, &rig.web, family, OTHER) && pings(&rig.far, &rig.web, family));
+        assert!(rig.audited() > before);
+        let far = rig.far.address(family).unwrap().to_string();
+        let event = rig.observed(&["--audit", "--address", &far], || {
+            assert!(connects(&rig.far, &rig.web, family, ALLOWED), "{family}");
+        });
+        let told = json!({
+            "audit": true, "reason": "PolicyIngress", "dst_port": ALLOWED, "protocol": 6, "src": far,
+            "dst": rig.web.address(family).unwrap().to_string(),
+            "ends": ["shop/far", "shop/web"], "policies": ["NetworkPolicy shop/web"],
+        });
+        for (field, value) in told.as_object().unwrap() {
+            assert_eq!(event[field], *value, "{field} of {event:#}");
+        }
+        let path = format!("/v1/explain?from={far}&to=shop/web&probe=TCP/{ALLOWED}");
+        let explained = rig.lab.node("node-1").unwrap().ask(&path).unwrap();
+        let (flow, side) = (&explained["flows"][0], &explained["flows"][0]["sides"][1]);
+        assert_eq!((&flow["allowed"], &flow["audited"]), (&Value::Null, &json!(true)), "{explained:#}");
+        assert_eq!((&side["allowed"], &side["reason"]), (&json!(true), &json!("PolicyIngress")), "{explained:#}");
+    }
+    // A flow goes on at no cost, until the policy is obeyed.
+    let mut flow = Flow::open(&rig.far, &rig.web, Family::V4).unwrap();
+    flow.exchange(1000).unwrap();
+    let before = rig.audited();
+    flow.exchange(1000).unwrap();
+    assert_eq!(rig.audited(), before);
+    rig.apply(&[policy()]);
+    until("it is obeyed", || !connects(&rig.far, &rig.web, Family::V4, ALLOWED)).unwrap();
+    assert!(flow.push(1000).is_err());
+    assert!(connects(&rig.near, &rig.web, Family::V6, ALLOWED) && !connects(&rig.far, &rig.web, Family::V6, ALLOWED));
+    // And in audit mode again, and with a word that is none.
+    rig.apply(&[in_mode(policy(), "audit")]);
+    until("it is not obeyed", || connects(&rig.far, &rig.web, Family::V6, ALLOWED)).unwrap();
+    rig.apply(&[in_mode(policy(), "loud")]);
+    until("it is named", || rig.policies("node-1").to_string().contains("it is `loud`, neither audit nor enforce"))
+        .unwrap();
+    until("it is obeyed", || !connects(&rig.far, &rig.web, Family::V6, ALLOWED)).unwrap();
     rig.lab.down().unwrap();
 }

@@ -10,7 +10,7 @@ use cni_common::{
     },
     event::DropEvent,
     maps::CtEntry,
-    policy::{PeerKey, RULES_ALLOW_ALL},
+    policy::{PeerKey, RULES_ALLOW_ALL, only_audits},
     schema,
     wire::OVERHEAD4,
 };
@@ -65,6 +65,15 @@ fn they_agree_on_a_node_whose_pods_are_isolated_while_policies_change() {
     node.run(|| agree(w));
 }
 
+#[test]
+fn they_agree_on_a_node_with_policies_in_audit_mode_while_policies_change() {
+    let node = Node::new();
+    let mut w = node.world();
+    policy::isolate(&mut w);
+    policy::audit(&mut w);
+    node.run(|| agree(w));
+}
+
 /// Something is allowed no more, and something is, which is told by a new epoch.
 fn change(k: &mut Kernel, w: &mut Fake, seed: u64) {
     let who = [policy::CLIENT, policy::FAR, policy::WORLD][(seed % 3) as usize];
@@ -82,6 +91,8 @@ fn change(k: &mut Kernel, w: &mut Fake, seed: u64) {
 
 fn agree(mut w: Fake) {
     let policies = !w.policy.peers.is_empty();
+    let audits = w.policy.peers.keys().any(|(set, _)| only_audits(*set));
+    let mut audited = 0;
     // Time goes on for the kernel alone: no flow may be over while the test runs.
     w.ct_config = cni_ebpf::ct::lifetime::config(1, 100_000);
     let mut k = Kernel::empty();
@@ -121,10 +132,17 @@ fn agree(mut w: Fake) {
                     frame.data, ran.data
                 );
                 assert_eq!(ran.code, decision.code(), "{what}");
-                let counted: Vec<_> = decision.counted().into_iter().map(|c| (point, c)).collect();
+                let let_pass = w.policy.audited.take();
+                let mut counted: Vec<_> = decision.counted().into_iter().map(|c| (point, c)).collect();
+                counted.extend(let_pass.iter().map(|(outcome, _)| (point, Ok(*outcome))));
                 assert_eq!(ran.counted, counted, "{what}");
-                assert_eq!(ran.events.len(), usize::from(decision.frame.is_err()), "{what}");
-                if let ([e], Err(PolicyEgress | PolicyIngress | PolicyUnknown)) = (&ran.events[..], decision.frame) {
+                assert_eq!(ran.events.len(), let_pass.len() + usize::from(decision.frame.is_err()), "{what}");
+                let (reported, dropped) = ran.events.split_at(let_pass.len());
+                for (e, (_, told)) in reported.iter().zip(&let_pass) {
+                    assert_eq!(*e, DropEvent { time: e.time, endpoint: e.endpoint, ..*told }, "{what}");
+                    audited += 1;
+                }
+                if let ([e], Err(PolicyEgress | PolicyIngress | PolicyUnknown)) = (dropped, decision.frame) {
                     let mut told = DropEvent { time: e.time, endpoint: e.endpoint, ..DropEvent::zeroed() };
                     event::describe(&frame, e.point, e.reason, w.policy.blame.get(), &mut told);
                     assert_eq!(*e, told, "{what}");
@@ -168,7 +186,8 @@ fn agree(mut w: Fake) {
     }
     let different = identifications.len();
     assert!(different * 10 > tunnelled * 9, "{different} identifications for {tunnelled} outer IPv4 headers");
-    assert!(!policies || cookies.len() > 2, "rules that deny are named: {cookies:?}");
+    assert_eq!(audited > 0, audits, "{audited} packets were let pass");
+    assert!(!policies || audits || cookies.len() > 2, "rules that deny are named: {cookies:?}");
     for (kind, n) in &kinds {
         println!("{n:7} {kind}");
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use bytemuck::bytes_of;
 use cni_common::{
     drop::{DropReason as D, Outcome, Point},
+    event::{DropEvent, WOULD_BE},
     maps::Endpoint,
     net::{Ip6, Mac},
     policy::{Holder, PeerKey, RULES_ALLOW_ALL, SENDER_BITS, SenderKey},
@@ -14,7 +15,7 @@ use cni_common::{
 use cni_ebpf::fake::{
     Fake,
     nat::addr,
-    policy::{CLIENT, CLIENT_IN, CLIENT_OUT, FAR, SERVER_IN, WORLD, isolate},
+    policy::{CLIENT, CLIENT_IN, CLIENT_OUT, CLIENT_OUT_AUDITED, FAR, SERVER_IN, WORLD, audit, isolate},
 };
 use packets::{
     fill,
@@ -44,9 +45,22 @@ struct Isolated {
 }
 
 fn each(test: impl Fn(Isolated)) {
+    each_after(isolate, test);
+}
+
+/// With policies in audit mode (see [`audit`]).
+fn each_audited(test: impl Fn(Isolated)) {
+    let prepare = |w: &mut Fake| {
+        isolate(w);
+        audit(w);
+    };
+    each_after(prepare, test);
+}
+
+fn each_after(prepare: impl Fn(&mut Fake), test: impl Fn(Isolated)) {
     for v6 in [false, true] {
         let mut w = world();
-        isolate(&mut w);
+        prepare(&mut w);
         let mut k = Kernel::empty();
         fill::fill(k.datapath(), &w);
         test(Isolated { k, w, v6 });
@@ -86,7 +100,8 @@ impl Isolated {
     fn run(&mut self, point: Point, frame: &[u8]) -> Ran {
         let ran = self.k.run(point, frame).expect("an ordinary frame");
         if let (point, Err(reason)) = ran.counted[0] {
-            let [e] = ran.events[..] else { panic!("{} events", ran.events.len()) };
+            let drops: Vec<&DropEvent> = ran.events.iter().filter(|e| e.reason & WOULD_BE == 0).collect();
+            let [e] = drops[..] else { panic!("{} events", drops.len()) };
             assert_eq!((e.point, e.reason), (point as u8, reason as u8));
         }
         ran
@@ -536,5 +551,83 @@ fn a_flow_that_was_judged_by_a_label_class_goes_on_before_its_address_is_known_a
         n.raise_epoch();
         assert_eq!(n.answers(new, back(443, ACK)), Err(D::PolicyIngress));
         assert_eq!(n.named(false, new, FRIEND, tcp(443, ACK)), Err(D::PolicyIngress));
+    });
+}
+
+/// What was reported of a packet that passed, or would have: what was counted, the reason, the rule and the port.
+fn reported(ran: &Ran) -> Vec<(Outcome, D, u32, u16)> {
+    let counted = ran.counted.iter().filter_map(|(_, what)| what.ok());
+    let counted = counted.filter(|o| matches!(o, Outcome::AuditEgress | Outcome::AuditIngress));
+    let events = ran.events.iter().filter(|e| e.reason & WOULD_BE != 0);
+    let named = |e: &DropEvent| (D::from_number(e.reason & !WOULD_BE).expect("a reason"), e.cookie, e.dport.to_host());
+    counted.zip(events.map(named)).map(|(o, (reason, cookie, port))| (o, reason, cookie, port)).collect()
+}
+
+#[test]
+fn what_policies_in_audit_mode_would_deny_passes_and_is_reported_once_for_each_judgement() {
+    each_audited(|mut n| {
+        let (srv, far, stranger, me) = (n.server(), n.far(), n.stranger(), n.me());
+        let from_me = |dst, l4| frame::eth(CLIENT_MAC, Mac::WEFT, whole(&Ip::default(), me, dst, l4));
+        let rule = |n: &Isolated, rules, port: u16| {
+            n.w.policy
+                .rules
+                .iter()
+                .find(|(_, k, _)| (k.rules, k.port) == (rules, port.to_be_bytes()))
+                .expect("is there")
+                .2
+                .cookie
+        };
+        // Its ingress alone would deny it.
+        let ran = n.run(Point::FromPod, &from_me(srv, tcp(80, SYN)));
+        assert_eq!(ran.counted[0].1, IN);
+        assert_eq!(reported(&ran), [(Outcome::AuditIngress, D::PolicyIngress, rule(&n, 16, 80), 80)]);
+        // Its flow is known, and each packet of it costs nothing, whichever way it goes.
+        assert_eq!(n.answers(me, back(80, SYN_ACK)), IN);
+        let ran = n.run(Point::FromPod, &from_me(srv, tcp(80, ACK)));
+        assert_eq!((ran.counted[0].1, ran.counted.len(), ran.events.len()), (IN, 1, 0));
+        n.raise_epoch();
+        assert_eq!(reported(&n.run(Point::FromPod, &from_me(srv, tcp(80, ACK)))).len(), 1, "once more after a change");
+        assert_eq!(reported(&n.run(Point::FromPod, &from_me(srv, tcp(80, ACK)))), []);
+        // What is denied in earnest is denied, and what the sender's policies would do is reported all the same.
+        let ran = n.run(Point::FromPod, &from_me(srv, tcp(79, SYN)));
+        assert_eq!(ran.counted[0].1, Err(D::PolicyIngress));
+        assert_eq!(reported(&ran), [(Outcome::AuditEgress, D::PolicyEgress, 0, 79)]);
+        // Nobody is known to have the address, and the maps do not hold the set.
+        let ran = n.run(Point::FromPod, &from_me(stranger, tcp(443, SYN)));
+        assert_eq!(ran.counted[0].1, Ok(Outcome::Device));
+        assert_eq!(reported(&ran), [(Outcome::AuditEgress, D::PolicyUnknown, 0, 443)]);
+        n.revoke(CLIENT_OUT_AUDITED, FAR);
+        n.revoke(CLIENT_OUT_AUDITED, cni_common::policy::IDENTITY_OTHER);
+        let ran = n.run(Point::FromPod, &from_me(far, tcp(443, SYN)));
+        assert_eq!(ran.counted[0].1, Ok(Outcome::Device));
+        assert_eq!(reported(&ran), [(Outcome::AuditEgress, D::PolicyEgress, 0, 443)]);
+    });
+}
+
+#[test]
+fn audit_tells_of_the_inner_packet_and_of_fragments_that_nothing_is_known_of_nothing() {
+    each_audited(|mut n| {
+        let (far, srv, me) = (n.far(), n.server(), n.me());
+        let inner = frame::eth(Mac::OVERLAY, Mac::WEFT, whole(&Ip::default(), far, srv, tcp(443, SYN)));
+        let ends = (underlay(n.v6, 1), underlay(n.v6, 0));
+        let outer = whole(&Ip::default(), ends.0, ends.1, frame::vxlan(PORT, 0, &inner));
+        let ran = n.run(Point::FromNetdev, &frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, outer));
+        assert_eq!(ran.counted[0].1, IN);
+        assert_eq!(reported(&ran).len(), 1);
+        let e = ran.events[0];
+        assert_eq!((e.src.canonical(), e.dst.canonical(), e.point), (far, srv, Point::FromNetdev as u8));
+        assert_eq!((e.sport.to_host(), e.dport.to_host()), (40_000, 443));
+        // No first one was seen.
+        let later = Ip {
+            frag: if n.v6 { 0 } else { 2 },
+            extensions: if n.v6 { vec![(44, vec![0, 0, 0, 16, 0, 0, 0, 7])] } else { Vec::new() },
+            ..Ip::default()
+        };
+        let packet = later.packet(me, far, (UDP, vec![7; 16]));
+        let ran = n.run(Point::FromPod, &frame::eth(CLIENT_MAC, Mac::WEFT, packet));
+        assert_eq!((ran.counted[0].1, ran.events.len()), (Ok(Outcome::Device), 0));
+        // Where somebody denies in earnest, it is dropped.
+        let packet = later.packet(me, srv, (UDP, vec![7; 16]));
+        assert_eq!(n.fate(Point::FromPod, &frame::eth(CLIENT_MAC, Mac::WEFT, packet)), Err(D::FragmentOrder));
     });
 }

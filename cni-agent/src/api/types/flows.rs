@@ -39,6 +39,9 @@ pub struct FlowStatus {
     pub destination_pod: Option<String>,
     /// `settled`, which only time empties, or `new`, which forgets what was least recently used.
     pub table: String,
+    /// The policy epoch in which it was judged last: one of an earlier epoch is judged again at its next packet.
+    #[serde(default)]
+    pub epoch: u32,
     /// As what the end that has opened it appears outside of the cluster; `None`: as itself.
     #[serde(default)]
     pub masqueraded_as: Option<NodeEnd>,

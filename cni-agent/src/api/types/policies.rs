@@ -50,7 +50,10 @@ pub struct PolicyStatus {
     pub directions: Vec<String>,
     /// The tier and the priority of a ClusterNetworkPolicy.
     pub tier: Option<String>,
-    /// Parts of it that match nothing, as the API server would have refused them.
+    /// `enforce`, or `audit`: what it would deny passes, and is reported.
+    #[serde(default)]
+    pub mode: String,
+    /// What is wrong with it, and what follows from that: parts that the API server would have refused match nothing.
     pub flaws: Vec<String>,
     /// Pods of this node for which a version of it is in force.
     pub pods: Vec<String>,
@@ -72,6 +75,9 @@ pub struct PolicySet {
     pub direction: String,
     /// The policies of it, in the order in which they are asked.
     pub policies: Vec<String>,
+    /// Those of them that are in audit mode.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audited: Vec<String>,
     /// What it says of a peer, first of all others.
     pub peers: Vec<PolicyPeer>,
 }

@@ -201,6 +201,18 @@ fn an_event_is_one_line() {
     assert!(event(&bare).contains(" device 7 no IP header 74 bytes: "), "{}", event(&bare));
     let ping = DropEvent { protocol: Some(1), src_port: None, dst_port: None, ..an_event("Short") };
     assert!(event(&ping).contains(" ICMP 10.1.0.1 > fd00::1 74 bytes"), "{}", event(&ping));
+    let audited = DropEvent {
+        audit: true,
+        policies: vec!["NetworkPolicy shop/web".into()],
+        rule: Some("ClusterNetworkPolicy c, spec.ingress[0]".into()),
+        ends: Some([None, Some("shop/web".into())]),
+        ..an_event("PolicyIngress")
+    };
+    let text = event(&audited);
+    assert!(text.contains(" 74 bytes: passed, and would be PolicyIngress at from_pod: "), "{text}");
+    let ends =
+        "(no pod > shop/web; in audit mode NetworkPolicy shop/web; denied by ClusterNetworkPolicy c, spec.ingress[0])";
+    assert!(text.ends_with(ends), "{text}");
     assert_eq!(observed(&Observed::Lost { lost: 3 }), "3 events came too fast and are not shown here");
 }
 

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Action, Broken, Direction, Domain, Flaw, Kind, Namespaces, Peer, Peers, Policy, PolicyName, PortMatch, Ports, Read,
-    Rule, Subject, Tier, model,
+    Action, Broken, Direction, Domain, Flaw, Kind, Mode, Namespaces, Peer, Peers, Policy, PolicyName, PortMatch, Ports,
+    Read, Rule, Subject, Tier, model,
 };
 use crate::{policy::labels::LabelSelector, tables::Protocol};
 
@@ -128,6 +128,10 @@ pub fn read(object: ClusterNetworkPolicy) -> Result<Read, Broken> {
     }
     let subject = subject(&spec.subject).map_err(broken)?;
     let mut reader = Reader { flaws: Vec::new() };
+    let mode = Mode::read(object.metadata.annotations.as_ref()).unwrap_or_else(|flaw| {
+        reader.flaws.push(flaw);
+        Mode::Enforce
+    });
     let (mut ingress, mut egress) = (Vec::new(), Vec::new());
     for (n, r) in spec.ingress.iter().flatten().enumerate() {
         let at = format!("spec.ingress[{n}]");
@@ -144,6 +148,7 @@ pub fn read(object: ClusterNetworkPolicy) -> Result<Read, Broken> {
     let policy = Policy {
         name: PolicyName::Cluster { name },
         kind: Kind::Cluster { tier, priority: spec.priority },
+        mode,
         subject,
         ingress: (!ingress.is_empty()).then_some(ingress),
         egress: (!egress.is_empty()).then_some(egress),

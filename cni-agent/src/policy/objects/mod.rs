@@ -11,21 +11,28 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use model::{
-    Action, Direction, Domain, Kind, Namespaces, Peer, Peers, Policy, PolicyName, PortMatch, Ports, Rule, Subject, Tier,
+    Action, Direction, Domain, Kind, Mode, Namespaces, Peer, Peers, Policy, PolicyName, PortMatch, Ports, Rule,
+    Subject, Tier,
 };
 
-/// A part of an object that says something the API server would have refused. It matches nothing (or denies all), the rest of the object holds.
+/// A part of an object that says something it may not, as the API server would have refused it. It matches nothing (or denies all), the rest of the object holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flaw {
     /// Path of the field.
     pub field: String,
     /// What is wrong with it.
     pub cause: String,
+    /// What follows from that.
+    pub effect: &'static str,
 }
 impl Flaw {
-    /// From its two texts; of what somebody wrote at great length the beginning will do.
+    /// From its two texts; of what somebody wrote at great length the beginning will do. The part matches nothing.
     pub fn new(field: impl Into<String>, cause: impl Into<String>) -> Self {
-        Self { field: short(field.into()), cause: short(cause.into()) }
+        Self { field: short(field.into()), cause: short(cause.into()), effect: "this part matches nothing" }
+    }
+    /// The flaw, and what follows from it.
+    pub fn in_full(&self) -> String {
+        format!("{self}; {}", self.effect)
     }
 }
 impl Display for Flaw {

@@ -1,5 +1,6 @@
 //! What a policy says, whichever kind of object said it.
 use std::{
+    collections::BTreeMap,
     fmt::{self, Display, Formatter},
     net::IpAddr,
 };
@@ -7,6 +8,7 @@ use std::{
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::Flaw;
 use crate::{policy::labels::LabelSelector, tables::Protocol};
 
 /// Which way a flow is opened, seen from the pod that a policy selects.
@@ -77,6 +79,42 @@ pub enum Kind {
         /// 0 to 1000, the smallest first.
         priority: u16,
     },
+}
+
+/// Whether a policy is obeyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// It is.
+    Enforce,
+    /// What it would deny passes, and is reported.
+    Audit,
+}
+impl Mode {
+    /// The annotation that says which.
+    pub const ANNOTATION: &str = "weft.dev/mode";
+
+    /// As the annotation writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Audit => "audit",
+        }
+    }
+    /// From an object's annotations. A policy whose annotation is neither is obeyed.
+    ///
+    /// # Errors
+    /// What is wrong with the annotation.
+    pub fn read(annotations: Option<&BTreeMap<String, String>>) -> Result<Self, Flaw> {
+        match annotations.and_then(|all| all.get(Self::ANNOTATION)).map(String::as_str) {
+            None | Some("enforce") => Ok(Self::Enforce),
+            Some("audit") => Ok(Self::Audit),
+            Some(other) => {
+                let cause = format!("it is `{other}`, neither audit nor enforce");
+                let flaw = Flaw::new(format!("metadata.annotations[{}]", Self::ANNOTATION), cause);
+                Err(Flaw { effect: "the policy is enforced", ..flaw })
+            }
+        }
+    }
 }
 
 /// Namespaces, as a peer or a subject names them.
@@ -266,6 +304,8 @@ pub struct Policy {
     pub name: PolicyName,
     /// What it is.
     pub kind: Kind,
+    /// Whether it is obeyed.
+    pub mode: Mode,
     /// The pods that it holds for.
     pub subject: Subject,
     /// Its rules for flows to them, in the object's order; `None` when it does not hold for this direction.

@@ -7,8 +7,8 @@ use k8s_openapi::{
 };
 
 use super::{
-    Action, Broken, Direction, Flaw, Kind, Namespaces, Peer, Peers, Policy, PolicyName, PortMatch, Ports, Read, Rule,
-    Subject, model,
+    Action, Broken, Direction, Flaw, Kind, Mode, Namespaces, Peer, Peers, Policy, PolicyName, PortMatch, Ports, Read,
+    Rule, Subject, model,
 };
 use crate::{policy::labels::LabelSelector, tables::Protocol};
 
@@ -26,6 +26,10 @@ pub fn read(object: &NetworkPolicy) -> Result<Read, Broken> {
     let selector = spec.pod_selector.unwrap_or_default();
     let pods = LabelSelector::read(&selector, "spec.podSelector").map_err(|flaw| broken(name, flaw))?;
     let mut flaws = Vec::new();
+    let mode = Mode::read(object.metadata.annotations.as_ref()).unwrap_or_else(|flaw| {
+        flaws.push(flaw);
+        Mode::Enforce
+    });
     let (ingress, egress) = (spec.ingress.unwrap_or_default(), spec.egress.unwrap_or_default());
     let types = spec.policy_types.unwrap_or_default();
     for (n, other) in types.iter().enumerate().filter(|(_, t)| !matches!(t.as_str(), "Ingress" | "Egress")) {
@@ -52,6 +56,7 @@ pub fn read(object: &NetworkPolicy) -> Result<Read, Broken> {
     let policy = Policy {
         name: PolicyName::Network { namespace: namespace.to_owned(), name: name.to_owned() },
         kind: Kind::Network,
+        mode,
         subject: Subject { namespaces: Namespaces::Named(namespace.to_owned()), pods },
         ingress: ingress_rules,
         egress: egress_rules,

@@ -1,6 +1,8 @@
 use serde_json::{Value, json};
 
-use super::{Action, Direction, Domain, Peers, PortMatch, Ports, Read, Rule, cluster_policy, model, network_policy};
+use super::{
+    Action, Direction, Domain, Mode, Peers, PortMatch, Ports, Read, Rule, cluster_policy, model, network_policy,
+};
 use crate::tables::Protocol;
 
 fn network(spec: Value) -> Read {
@@ -188,5 +190,48 @@ fn a_domain_covers_names_by_whole_labels() {
     }
     for bad in ["*", "", "*.", "a..b", "a.*.b", "**.a"] {
         assert_eq!(Domain::read(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn an_annotation_says_that_a_policy_is_not_obeyed_and_of_another_word_it_is_told() {
+    let network = |annotations: Value| {
+        let metadata = json!({"namespace": "shop", "name": "p", "annotations": annotations});
+        network_policy(
+            json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": {}}),
+        )
+        .unwrap()
+    };
+    let cluster = |annotations: Value| {
+        let spec = json!({"tier": "Admin", "priority": 5, "subject": {"namespaces": {}}});
+        let metadata = json!({"name": "c", "annotations": annotations});
+        let version = "policy.networking.k8s.io/v1alpha2";
+        cluster_policy(
+            json!({"apiVersion": version, "kind": "ClusterNetworkPolicy", "metadata": metadata, "spec": spec}),
+        )
+        .unwrap()
+    };
+    for (annotations, mode) in [
+        (json!(null), Mode::Enforce),
+        (json!({"other": "audit"}), Mode::Enforce),
+        (json!({"weft.dev/mode": "enforce"}), Mode::Enforce),
+        (json!({"weft.dev/mode": "audit"}), Mode::Audit),
+    ] {
+        for read in [network(annotations.clone()), cluster(annotations.clone())] {
+            assert_eq!((read.policy.mode, read.flaws), (mode, vec![]), "{annotations}");
+        }
+    }
+    for read in ["Audit", "", "log"]
+        .map(|word| json!({"weft.dev/mode": word}))
+        .map(|a| [network(a.clone()), cluster(a)])
+        .concat()
+    {
+        assert_eq!(read.policy.mode, Mode::Enforce);
+        let text = read.flaws[0].in_full();
+        assert!(
+            text.starts_with("metadata.annotations[weft.dev/mode]: it is `")
+                && text.ends_with("; the policy is enforced"),
+            "{text}"
+        );
     }
 }

@@ -1,4 +1,5 @@
 //! The whole way, from objects to verdicts.
+mod audit;
 mod cost;
 mod moments;
 mod naive;

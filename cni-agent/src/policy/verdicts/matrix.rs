@@ -1,13 +1,12 @@
 //! Who asks whom: all ends of a case against each other, by probe.
-use std::net::IpAddr;
-
 use serde::{Deserialize, Serialize};
 
 use super::{
     case::{Case, Probe},
     world::World,
 };
-use crate::{policy::objects::Direction, tables::PodKey};
+pub use crate::policy::explain::End;
+use crate::policy::objects::Direction;
 
 /// The verdicts of a step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,56 +26,10 @@ pub struct Verdicts {
     pub rows: Vec<String>,
 }
 
-/// One end of a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// A pod's address.
-    Pod {
-        /// The pod.
-        key: PodKey,
-        /// The node that it runs on.
-        node: String,
-        /// The address.
-        ip: IpAddr,
-    },
-    /// A node's address.
-    Node {
-        /// The node.
-        name: String,
-        /// The address.
-        ip: IpAddr,
-    },
-    /// An address outside.
-    Outside(IpAddr),
-}
-impl End {
-    /// The address.
-    pub fn ip(&self) -> IpAddr {
-        match self {
-            Self::Pod { ip, .. } | Self::Node { ip, .. } | Self::Outside(ip) => *ip,
-        }
-    }
-    /// Pod and node, when it is a pod.
-    pub fn pod(&self) -> Option<(&PodKey, &str)> {
-        match self {
-            Self::Pod { key, node, .. } => Some((key, node)),
-            Self::Node { .. } | Self::Outside(_) => None,
-        }
-    }
-    /// Whether what it sends comes out of the stack of this node.
-    pub fn is_stack_of(&self, node: &str) -> bool {
-        matches!(self, Self::Node { name, .. } if name == node)
-    }
-}
 impl End {
     /// What the case calls it.
     pub fn id(&self, world: &World) -> String {
-        let ip = world.written(self.ip());
-        match self {
-            Self::Pod { key, .. } => format!("pod:{key}@{ip}"),
-            Self::Node { name, .. } => format!("node:{name}@{ip}"),
-            Self::Outside(_) => format!("ext:{ip}"),
-        }
+        self.called(&world.written(self.ip()))
     }
 }
 

@@ -4,10 +4,7 @@ use std::{
     net::IpAddr,
 };
 
-use cni_ebpf::{
-    family::{V4, V6},
-    policy::{Flow, Ruling, egress, ingress},
-};
+use cni_ebpf::policy::Ruling;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -15,7 +12,8 @@ use super::case::{Address, BadCase, Case, NamespaceFields, NodeFields, ObjectKin
 use crate::{
     policy::{
         Change, Engine, Image,
-        engine::{EndpointSets, Sizes},
+        engine::Sizes,
+        explain,
         objects::{self, Broken, Direction, Policy, PolicyName, Read, model::normal},
         store::Event,
     },
@@ -169,7 +167,7 @@ impl World {
     fn policy(&mut self, read: Result<Read, Broken>) {
         match read {
             Ok(Read { policy, flaws }) => {
-                self.problems.extend(flaws.iter().map(|f| format!("{}, field {f}", policy.name)));
+                self.problems.extend(flaws.iter().map(|f| format!("{}, field {}", policy.name, f.in_full())));
                 self.happen(Event::Policy(policy.name.clone(), Some(policy)));
             }
             Err(broken) => self.problems.push(broken.to_string()),
@@ -255,28 +253,11 @@ impl Agent {
         pod: &PodKey,
         direction: Direction,
         from_stack: bool,
-        (src, dst): (IpAddr, IpAddr),
-        (proto, port): (u8, u16),
+        flow: (IpAddr, IpAddr),
+        what: explain::What,
     ) -> Option<Ruling> {
-        let EndpointSets { set_in, set_out } = self.image.endpoints.get(pod).copied()?;
-        let (proto, port) = (u32::from(proto), cni_common::net::Be16::from_host(port));
-        match (src, dst) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let flow = Flow::<V4> { src: src.into(), dst: dst.into(), proto, port };
-                Some(match direction {
-                    Direction::Egress => egress(&self.image, set_out, &flow),
-                    Direction::Ingress => ingress(&self.image, set_in, from_stack, &flow),
-                })
-            }
-            (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                let flow = Flow::<V6> { src: src.into(), dst: dst.into(), proto, port };
-                Some(match direction {
-                    Direction::Egress => egress(&self.image, set_out, &flow),
-                    Direction::Ingress => ingress(&self.image, set_in, from_stack, &flow),
-                })
-            }
-            _ => None,
-        }
+        let set = self.image.endpoints.get(pod)?.of(direction);
+        explain::ruling(&self.image, (direction, set), from_stack, flow, what)
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytemuck::pod_read_unaligned;
-use cni_common::policy::PeerKey;
+use cni_common::policy::{PeerKey, SET_AUDIT};
 use tracing::{info, warn};
 
 use self::feed::Feed;
@@ -379,7 +379,7 @@ fn is_fresh(map: Map, key: &[u8], before: Floors) -> bool {
         Map::Rules => true,
         Map::Peers if key.len() == size_of::<PeerKey>() => {
             let PeerKey { set, identity } = pod_read_unaligned(key);
-            set > before.set || identity > before.identity
+            set & !SET_AUDIT > before.set || identity > before.identity
         }
         Map::Peers | Map::Identities4 | Map::Identities6 | Map::Blocks4 | Map::Blocks6 | Map::Senders => false,
     }

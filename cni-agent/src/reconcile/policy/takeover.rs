@@ -11,7 +11,7 @@ use std::{
 use bytemuck::{pod_read_unaligned, try_pod_read_unaligned};
 use cni_common::{
     maps::{Endpoint, Local},
-    policy::{IDENTITY_UNKNOWN, PeerKey, PeerRules, RULES_DENY_ALL, Rule, RuleKey},
+    policy::{IDENTITY_UNKNOWN, PeerKey, PeerRules, RULES_DENY_ALL, Rule, RuleKey, SET_AUDIT},
     schema,
 };
 use ipnet::IpNet;
@@ -116,7 +116,7 @@ impl Policies {
             if id == schema::POLICY_PEER.id {
                 if let (Ok(k), Ok(v)) = (try_pod_read_unaligned(&key.key), try_pod_read_unaligned(value)) {
                     let (PeerKey { set, identity }, PeerRules { rules }) = (k, v);
-                    n.set = n.set.max(set);
+                    n.set = n.set.max(set & !SET_AUDIT);
                     n.identity = n.identity.max(identity);
                     n.rules = n.rules.max(rules);
                 }
@@ -139,7 +139,7 @@ impl Policies {
                 Some([l.set_in, l.set_out])
             })
         });
-        let sets = of_pods.chain(of_addresses).flatten().filter(|set| *set != SET_ISOLATED);
+        let sets = of_pods.chain(of_addresses).flatten().filter(|set| *set != SET_ISOLATED).map(|set| set & !SET_AUDIT);
         n.set = n.set.max(sets.max().unwrap_or_default());
         n
     }

@@ -381,11 +381,11 @@ fn a_denied_packet_is_told_with_its_ends_and_the_policies_that_isolate() {
         ..crate::api::tests::event(reason)
     };
     let mut denied = event("PolicyIngress");
-    rig.policies.explain(&mut denied);
+    rig.policies.explain(&mut denied, 0);
     assert_eq!(denied.ends, Some([Some("shop/far".to_owned()), Some("shop/web".to_owned())]));
     assert_eq!(denied.policies, ["NetworkPolicy shop/web"]);
     let mut other = event("PolicyEgress");
-    rig.policies.explain(&mut other);
+    rig.policies.explain(&mut other, 0);
     assert!(other.policies.is_empty(), "nothing isolates the sender");
 }
 

@@ -1,5 +1,5 @@
 //! Policies in words, for those who look at them.
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use cni_common::{
     drop::DropReason,
@@ -11,8 +11,9 @@ use crate::{
     api::types::{DropEvent, PolicyPeer, PolicySet, PolicyStatus},
     policy::{
         classes::{Class, Owner},
-        flatten::Entry,
-        objects::{Direction, Kind, Read},
+        flatten::{Entry, Verdict},
+        objects::{Direction, Flaw, Kind, Mode, Read},
+        store::Revision,
     },
     tables::{PodKey, Protocol},
 };
@@ -41,7 +42,8 @@ impl Policies {
                 Kind::Network => None,
                 Kind::Cluster { tier, priority } => Some(format!("{tier:?} {priority}")),
             },
-            flaws: read.flaws.iter().map(ToString::to_string).collect(),
+            mode: policy.mode.name().to_owned(),
+            flaws: read.flaws.iter().map(Flaw::in_full).collect(),
             pods: self.engine.endpoints().filter(|(_, sets)| has(sets)).map(|(pod, _)| pod.to_string()).collect(),
             waiting: {
                 let waits = |pod: &&PodKey| self.engine.awaited(pod).any(|r| r.policy.name == policy.name);
@@ -52,8 +54,8 @@ impl Policies {
         }
     }
 
-    /// Adds to the event of a denied packet who its ends are, and which policies isolate the one that denies it.
-    pub fn explain(&self, event: &mut DropEvent) {
+    /// Adds to the event of a packet that policies deny, or would if none were in audit mode, who its ends are, and which policies these are. The cookie is the event's.
+    pub fn explain(&self, event: &mut DropEvent, cookie: u32) {
         let pod = |a: Option<IpAddr>| a.and_then(|a| self.engine.store.pod_at(a)).map(|row| row.key.clone());
         let (source, destination) = (pod(event.src), pod(event.dst));
         let sets = |pod: &Option<PodKey>| pod.as_ref().and_then(|pod| self.engine.sets_of(pod)).unwrap_or_default();
@@ -63,8 +65,10 @@ impl Policies {
             reason if reason == DropReason::PolicyIngress.name() => [SET_NONE, into],
             _ => [out, into],
         };
+        let mode = if event.audit { Mode::Audit } else { Mode::Enforce };
         let policies = denies.into_iter().filter_map(|id| self.engine.set(id)).flat_map(|set| &set.policies);
-        event.policies = policies.map(|r| r.policy.name.to_string()).collect();
+        event.policies = policies.filter(|r| r.policy.mode == mode).map(|r| r.policy.name.to_string()).collect();
+        event.rule = self.engine.rule_of(cookie).map(rule);
         event.ends = Some([source, destination].map(|pod| pod.map(|p| p.to_string())));
     }
 
@@ -75,6 +79,7 @@ impl Policies {
             id,
             direction: set.key.direction.name().to_owned(),
             policies: set.policies.iter().map(|r| r.policy.name.to_string()).collect(),
+            audited: audited(&set.policies),
             peers: peers
                 .map(|(identity, rules)| PolicyPeer {
                     identity,
@@ -93,7 +98,11 @@ impl Policies {
         }
     }
     fn entry(&self, e: &Entry) -> String {
-        let what = if e.decision.allow { "allow" } else { "deny" };
+        let what = match e.decision.verdict {
+            Verdict::Allow => "allow",
+            Verdict::Audit => "allow, and report,",
+            Verdict::Deny => "deny",
+        };
         let protocol = match e.proto {
             0 => "all".to_owned(),
             6 => "TCP".to_owned(),
@@ -106,11 +115,18 @@ impl Policies {
             Some(16) => format!("/{}", e.port),
             Some(n) => format!("/{}-{}", e.port, e.port | u16::MAX.checked_shr(n).unwrap_or(0)),
         };
-        let by = self.engine.rule_of(e.decision.cookie).map_or_else(String::new, |(revision, direction, n)| {
-            format!(" by {}, spec.{}[{n}]", revision.policy.name, direction.name())
-        });
+        let by =
+            self.engine.rule_of(e.decision.cookie).map_or_else(String::new, |named| format!(" by {}", rule(named)));
         format!("{what} {protocol}{ports}{by}")
     }
+}
+
+/// What a rule is called.
+fn rule((revision, direction, n): (&Revision, Direction, usize)) -> String {
+    format!("{}, spec.{}[{n}]", revision.policy.name, direction.name())
+}
+fn audited(policies: &[Arc<Revision>]) -> Vec<String> {
+    policies.iter().filter(|r| r.policy.mode == Mode::Audit).map(|r| r.policy.name.to_string()).collect()
 }
 
 /// Whom an identity stands for.

@@ -44,9 +44,7 @@ impl Files {
             let row = object.row();
             if let Object::Policy(read) = &object {
                 let of = &read.policy.name;
-                flaws.extend(
-                    read.flaws.iter().map(|flaw| format!("{name}: {of}, field {flaw}; this part matches nothing")),
-                );
+                flaws.extend(read.flaws.iter().map(|flaw| format!("{name}: {of}, field {}", flaw.in_full())));
             }
             if named.insert(row.clone(), object).is_some() {
                 problem = Some(format!("{name}: it has {row} twice; the later one counts: remove the other"));
