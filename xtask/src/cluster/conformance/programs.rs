@@ -1,7 +1,4 @@
 //! Upstream's test programs, built of the modules that tests/cluster pins, and the image that their pods run.
-//!
-//! Two of upstream's files are built with a few words changed ([`CHANGES`]): a program that is only told by flags would ask what
-//! Weft does not have yet.
 
 use std::{
     fs,
@@ -17,53 +14,28 @@ use crate::{
     workspace::{Workspace, which},
 };
 
-/// Go modules whose text is changed.
 const KUBERNETES: &str = "k8s.io/kubernetes";
 const CYCLONUS: &str = "github.com/mattfenwick/cyclonus";
 
 /// The images' names begin so: they are imported on every node, and never pulled.
 pub const REGISTRY: &str = "weft.test/conformance";
+/// The image that cyclonus asks for.
+const CYCLONUS_IMAGE: &str = "e2e-test-images/agnhost:2.43";
 
-/// Words of upstream's that are built as others.
-struct Change {
-    module: &'static str,
-    file: &'static str,
-    /// Stands in the file exactly once.
-    find: &'static str,
-    with: &'static str,
-}
-
-const CHANGES: [Change; 4] = [
-    // Each pod of the NetworkPolicy suite is asked under the address of a Service of its own. Weft serves no Services yet: its own address
-    // is asked instead, which is known when it runs.
-    Change {
-        module: KUBERNETES,
-        file: "test/e2e/network/netpol/kubemanager.go",
-        find: "for _, createdPod := range createdPods {",
-        with: "for i, createdPod := range createdPods {",
-    },
-    Change {
-        module: KUBERNETES,
-        file: "test/e2e/network/netpol/kubemanager.go",
-        find: "\t\t\treturn fmt.Errorf(\"unable to wait for pod %s/%s: %w\", createdPod.Namespace, createdPod.Name, err)\n\t\t}\n",
-        with: "\t\t\treturn fmt.Errorf(\"unable to wait for pod %s/%s: %w\", createdPod.Namespace, createdPod.Name, err)\n\t\t}\n\
-               \t\trunning, err := k.getPod(ctx, createdPod.Namespace, createdPod.Name)\n\t\tif err != nil {\n\t\t\treturn err\n\t\t}\n\
-               \t\tk.allPods[i].ServiceIP = running.Status.PodIP\n",
-    },
-    // Cyclonus can ask all of a pod's questions in one exec, and has the flag for it commented out.
-    Change {
-        module: CYCLONUS,
-        file: "pkg/cli/generate.go",
-        find: "batchJobs := false // args.BatchJobs",
-        with: "batchJobs := true",
-    },
-    // … by an image that we do not have.
-    Change {
-        module: CYCLONUS,
-        file: "pkg/connectivity/probe/pod.go",
-        find: "cyclonusWorkerImage = \"mfenwick100/cyclonus-worker:latest\"",
-        with: "cyclonusWorkerImage = \"weft.test/conformance/worker:1\"",
-    },
+/// Kubernetes' NetworkPolicy suite, in its module.
+const NETPOL: &str = "test/e2e/network/netpol";
+/// The file of it in which words are changed.
+const CHANGED: &str = "kubemanager.go";
+/// The suite asks each pod under the address of a Service of its own. Weft serves no Services yet: the pod's own address is asked instead, which
+/// is known when it runs. Each of these stands in the file once, and becomes the other.
+const CHANGES: [(&str, &str); 2] = [
+    ("for _, createdPod := range createdPods {", "for i, createdPod := range createdPods {"),
+    (
+        "\t\t\treturn fmt.Errorf(\"unable to wait for pod %s/%s: %w\", createdPod.Namespace, createdPod.Name, err)\n\t\t}\n",
+        "\t\t\treturn fmt.Errorf(\"unable to wait for pod %s/%s: %w\", createdPod.Namespace, createdPod.Name, err)\n\t\t}\n\
+         \t\trunning, err := k.getPod(ctx, createdPod.Namespace, createdPod.Name)\n\t\tif err != nil {\n\t\t\treturn err\n\t\t}\n\
+         \t\tk.allPods[i].ServiceIP = running.Status.PodIP\n",
+    ),
 ];
 
 /// What the tests' pods call by a shell, beside agnhost.
@@ -93,12 +65,12 @@ fn own_module(ws: &Workspace) -> PathBuf {
 
 /// Builds them, unless they are in the cache. `kubernetes`: the directory of Kubernetes' programs, for agnhost.
 pub fn build(ws: &Workspace, kubernetes: &Path) -> Result<Programs> {
-    let own = own_module(ws);
-    let mut files = ["go.mod", "go.sum"].map(|f| programs::module(ws).join(f)).to_vec();
-    files.extend(["go.mod", "go.sum", "worker/main.go"].map(|f| own.join(f)));
-    let texts: Vec<&str> = CHANGES.iter().flat_map(|c| [c.file, c.find, c.with]).collect();
+    let (above, own) = (programs::module(ws), own_module(ws));
+    let mut files = ["go.mod", "go.sum", "e2e/e2e_test.go"].map(|f| above.join(f)).to_vec();
+    files.extend(["go.mod", "go.sum", "cases/main.go", "worker/main.go"].map(|f| own.join(f)));
+    let texts: Vec<&str> = CHANGES.iter().flat_map(|(find, with)| [*find, *with]).collect();
     let directory = kept::directory("conformance", &files, &texts)?;
-    kept::keep(&directory, "upstream's tests", "some 6 minutes of processor time", |unfinished| {
+    kept::keep(&directory, "upstream's tests", "some 4 minutes of processor time", |unfinished| {
         compile(ws, unfinished)?;
         make_images(ws, unfinished, kubernetes)
     })?;
@@ -107,101 +79,96 @@ pub fn build(ws: &Workspace, kubernetes: &Path) -> Result<Programs> {
         ("Kubernetes", kept::version_of(KUBERNETES, &programs::mod_file(ws)?)?.to_owned()),
         ("cyclonus", kept::version_of(CYCLONUS, &own_mod)?.to_owned()),
     ];
-    let images = ["agnhost.tar", "worker.tar"].map(|f| directory.join("images").join(f)).to_vec();
+    let images = fs::read_dir(directory.join("images")).context("list the images")?;
+    let images = images.map(|e| Ok(e?.path())).collect::<Result<Vec<PathBuf>>>()?;
     Ok(Programs { directory, images, versions })
 }
 
 fn compile(ws: &Workspace, to: &Path) -> Result<()> {
-    const E2E: &str = "k8s.io/kubernetes/test/e2e";
     const GINKGO: &str = "github.com/onsi/ginkgo/v2/ginkgo";
-    let (kubernetes, own) = (programs::module(ws), own_module(ws));
+    let (above, own) = (programs::module(ws), own_module(ws));
     let flags = programs::linker_flags(&programs::mod_file(ws)?)?;
-    let build = |module: &Path, verb: &[&str], overlay: Option<&Path>, package: &str, name: &str, all: usize| {
+    let overlay = overlay(ws, &to.join("changed"))?;
+    let overlay = format!("-overlay={}", overlay.display());
+    for (module, verb, package, name) in [
+        (&above, &["build"][..], GINKGO, "ginkgo"),
+        (&above, &["test", "-c", "-vet=off", &overlay], "./e2e", "e2e.test"),
+        (&own, &["build"], "./cases", "cases"),
+        (&own, &["build"], "./worker", "worker"),
+    ] {
+        let listed: &[&str] = if name == "e2e.test" { &["-test", &overlay, package] } else { &[package] };
+        let all = kept::count_packages(ws, module, listed)?;
         let mut command = kept::go(ws, module, verb);
-        command.args(["-v", "-trimpath", "-buildvcs=false", "-ldflags", &flags]);
-        if let Some(file) = overlay {
-            command.arg("-overlay").arg(file);
-        }
-        kept::compile(command.arg("-o").arg(to.join(name)).arg(package), all)
-    };
-    let all = kept::count_packages(ws, &kubernetes, &["-test", E2E])?;
-    build(&kubernetes, &["build"], None, GINKGO, "ginkgo", all)?;
-    let changed = overlay(ws, &kubernetes, KUBERNETES, &to.join("changed-kubernetes"))?;
-    build(&kubernetes, &["test", "-c"], Some(&changed), E2E, "e2e.test", all)?;
-    let changed = overlay(ws, &own, CYCLONUS, &to.join("changed-cyclonus"))?;
-    let cyclonus = format!("{CYCLONUS}/cmd/cyclonus");
-    let all = kept::count_packages(ws, &own, &[&cyclonus, "./worker"])?;
-    build(&own, &["build"], Some(&changed), &cyclonus, "cyclonus", all)?;
-    build(&own, &["build"], None, "./worker", "worker", all)
+        command.args(["-v", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"]).arg(to.join(name)).arg(package);
+        kept::compile(&mut command, all)?;
+    }
+    Ok(())
 }
 
-/// Where Go has the files of a module.
-fn files_of(ws: &Workspace, module: &Path, name: &str) -> Result<PathBuf> {
-    let said = run::capture(kept::go(ws, module, &["list", "-m", "-f", "{{.Dir}}"]).arg(name))?;
+/// Where Go has the files of Kubernetes' module.
+fn kubernetes_files(ws: &Workspace) -> Result<PathBuf> {
+    let said = run::capture(kept::go(ws, &programs::module(ws), &["list", "-m", "-f", "{{.Dir}}"]).arg(KUBERNETES))?;
     Ok(PathBuf::from(said.trim()))
 }
 
-/// Writes changed files of a module into a directory, and gives the file that names them to Go's `-overlay`.
-fn overlay(ws: &Workspace, module: &Path, name: &str, to: &Path) -> Result<PathBuf> {
-    let from = files_of(ws, module, name)?;
-    let mut replaced = serde_json::Map::new();
-    for change in CHANGES.iter().filter(|c| c.module == name) {
-        let (original, copy) = (from.join(change.file), to.join(change.file));
-        // A file may be changed in several places.
-        let source = if copy.exists() { &copy } else { &original };
-        let text = fs::read_to_string(source).with_context(|| format!("read {}", source.display()))?;
-        let changed = change_once(&text, change).with_context(|| format!("change {}", original.display()))?;
-        let write = || {
-            fs::create_dir_all(copy.parent().unwrap_or(to))?;
-            fs::write(&copy, changed)
-        };
-        write().with_context(|| format!("write {}", copy.display()))?;
-        replaced.insert(original.display().to_string(), copy.display().to_string().into());
+/// Makes upstream's NetworkPolicy suite the package `netpol` of our module, with one file changed, for Go's `-overlay`: a module's own files
+/// can not be replaced. Gives the file that says so; the changed one goes into `to`.
+fn overlay(ws: &Workspace, to: &Path) -> Result<PathBuf> {
+    let (from, package) = (kubernetes_files(ws)?.join(NETPOL), programs::module(ws).join("netpol"));
+    fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
+    let changed = to.join(CHANGED);
+    let text =
+        fs::read_to_string(from.join(CHANGED)).with_context(|| format!("read {}", from.join(CHANGED).display()))?;
+    let text = CHANGES.iter().try_fold(text, |text, (find, with)| change_once(&text, find, with));
+    fs::write(&changed, text.with_context(|| format!("change {NETPOL}/{CHANGED}"))?)
+        .with_context(|| format!("write {}", changed.display()))?;
+    let mut files = serde_json::Map::new();
+    for entry in fs::read_dir(&from).with_context(|| format!("list {}", from.display()))? {
+        let file = entry.with_context(|| format!("list {}", from.display()))?.path();
+        let Some(name) = file.file_name().filter(|n| n.to_string_lossy().ends_with(".go")) else { continue };
+        let is = if name == CHANGED { &changed } else { &file };
+        files.insert(package.join(name).display().to_string(), is.display().to_string().into());
     }
     let file = to.join("overlay.json");
-    fs::write(&file, serde_json::json!({"Replace": replaced}).to_string())
+    fs::write(&file, serde_json::json!({"Replace": files}).to_string())
         .with_context(|| format!("write {}", file.display()))?;
     Ok(file)
 }
 
-fn change_once(text: &str, change: &Change) -> Result<String> {
-    match text.matches(change.find).count() {
-        1 => Ok(text.replace(change.find, change.with)),
-        n => bail!("`{}` stands there {n} times, not once: is this another version?", change.find.trim()),
+fn change_once(text: &str, find: &str, with: &str) -> Result<String> {
+    match text.matches(find).count() {
+        1 => Ok(text.replace(find, with)),
+        n => bail!("`{}` stands there {n} times, not once: is this another version?", find.trim()),
     }
 }
 
-/// agnhost as upstream's image has it, with a shell and what the tests call by it; and cyclonus' own.
+/// agnhost as upstream's image has it: with a shell, what the tests call by it, and cyclonus' worker. Under two names.
 fn make_images(ws: &Workspace, directory: &Path, kubernetes: &Path) -> Result<()> {
-    let agnhost = kubernetes.join("agnhost");
-    let base = Dockerfile {
+    // The paths are absolute, so that the image's context does not matter.
+    let place = |from: &Path, to: &str| (from.display().to_string(), to.to_owned());
+    let mut copies = vec![place(&kubernetes.join("agnhost"), "agnhost"), place(&directory.join("worker"), "worker")];
+    for (program, to) in TOOLS {
+        let file = which(program).with_context(|| format!("there is no {program}"))?;
+        copies.push(place(&file, to));
+        for library in libraries(&run::capture(ws.command(LIBRARIES_OF).arg(&file))?) {
+            let copy = place(Path::new(library), library.trim_start_matches('/'));
+            if !copies.contains(&copy) {
+                copies.push(copy);
+            }
+        }
+    }
+    let what = Dockerfile {
+        copies,
         entrypoint: vec!["/agnhost".to_owned()],
         command: vec!["pause".to_owned()],
         ..Dockerfile::default()
     };
-    let place = |from: &Path, to: &str| (from.display().to_string(), to.to_owned());
-    let mut whole = Dockerfile { copies: vec![place(&agnhost, "agnhost")], ..base };
-    for (program, to) in TOOLS {
-        let file = which(program).with_context(|| format!("there is no {program}"))?;
-        whole.copies.push(place(&file, to));
-        for library in libraries(&run::capture(ws.command(LIBRARIES_OF).arg(&file))?) {
-            let copy = place(Path::new(library), library.trim_start_matches('/'));
-            if !whole.copies.contains(&copy) {
-                whole.copies.push(copy);
-            }
-        }
-    }
-    let version = files_of(ws, &programs::module(ws), KUBERNETES)?.join("test/images/agnhost/VERSION");
+    let version = kubernetes_files(ws)?.join("test/images/agnhost/VERSION");
     let version = fs::read_to_string(&version).with_context(|| format!("read {}", version.display()))?;
-    let worker = Dockerfile {
-        copies: vec![place(&agnhost, "agnhost"), place(&directory.join("worker"), "worker")],
-        entrypoint: vec!["/worker".to_owned()],
-        ..Dockerfile::default()
-    };
-    for (name, tag, what) in [("agnhost", version.trim(), &whole), ("worker", "1", &worker)] {
-        let file = directory.join("images").join(format!("{name}.tar"));
-        // The paths are absolute, so that the directory does not matter.
-        image::pack(what, directory, &format!("{REGISTRY}/{name}:{tag}"), false, &file)?;
+    let names = [("kubernetes", format!("agnhost:{}", version.trim())), ("cyclonus", CYCLONUS_IMAGE.to_owned())];
+    for (file, name) in names {
+        let file = directory.join("images").join(format!("conformance-{file}.tar"));
+        image::pack(&what, directory, &format!("{REGISTRY}/{name}"), false, &file)?;
     }
     Ok(())
 }
@@ -217,9 +184,8 @@ mod tests {
 
     #[test]
     fn a_change_that_does_not_fit_is_an_error() {
-        let change = Change { module: "", file: "", find: "a", with: "b" };
-        assert_eq!(change_once("xay", &change).unwrap(), "xby");
-        assert!(change_once("xy", &change).is_err() && change_once("aa", &change).is_err());
+        assert_eq!(change_once("xay", "a", "b").unwrap(), "xby");
+        assert!(change_once("xy", "a", "b").is_err() && change_once("aa", "a", "b").is_err());
     }
 
     #[test]
