@@ -91,8 +91,10 @@ impl Progress {
             self.total = rest.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or_default();
         } else if let Some(outcome) = self.said.take() {
             self.show(&outcome, line);
-        } else if line.starts_with('•') && line.ends_with(" seconds]") {
-            let outcome = if line.contains(" [") && line.contains("[FAILED]") { "FAILED" } else { "passed" };
+        } else if line.ends_with(" seconds]") {
+            // `• [1.2 seconds]`, or `• [FAILED] [1.2 seconds]` and the like; S of what skipped itself.
+            let Some((_, rest)) = line.split_once(" [").filter(|(mark, _)| ["•", "S"].contains(mark)) else { return };
+            let outcome = rest.split_once("] [").map_or("passed", |(outcome, _)| outcome);
             self.said = Some(outcome.to_owned());
         }
     }
@@ -186,9 +188,16 @@ mod tests {
     #[test]
     fn ginkgo_says_in_two_lines_what_became_of_a_case() {
         let mut progress = Progress::default();
-        for line in
-            ["Will run 45 of 7356 specs", "• [12.3 seconds]", "[sig-network] a", "• [FAILED] [1.0 seconds]", "b", "•"]
-        {
+        for line in [
+            "Will run 45 of 7356 specs",
+            "• [12.3 seconds]",
+            "[sig-network] a",
+            "• [FAILED] [1.0 seconds]",
+            "b",
+            "•",
+            "[AfterSuite] PASSED [0.1 seconds]",
+            "c",
+        ] {
             progress.ginkgo(line);
         }
         assert_eq!((progress.total, progress.ended), (45, 2));
