@@ -32,11 +32,8 @@ type result struct {
 	Error   string
 }
 
-// As long as a connection may take, and how often it is tried: as in cyclonus' own.
-const (
-	timeout = time.Second
-	tries   = 2
-)
+// As long as a connection may take, as in cyclonus' own. What is not as it must be is asked again by cyclonus.
+const timeout = time.Second
 
 func main() {
 	jobs := flag.String("jobs", "", "what to try, as JSON")
@@ -61,13 +58,10 @@ func main() {
 }
 
 func try(r *request) *result {
-	var err error
-	for range tries {
-		if err = connect(strings.ToLower(r.Protocol), net.JoinHostPort(r.Host, strconv.Itoa(r.Port))); err == nil {
-			return &result{Request: r}
-		}
+	if err := connect(strings.ToLower(r.Protocol), net.JoinHostPort(r.Host, strconv.Itoa(r.Port))); err != nil {
+		return &result{Request: r, Error: err.Error()}
 	}
-	return &result{Request: r, Error: err.Error()}
+	return &result{Request: r}
 }
 
 // connect is through when TCP's handshake is, or when a datagram is answered.

@@ -57,13 +57,15 @@ impl Reader {
         let (number, name) = (said["number"].as_u64()?, said["name"].as_str()?);
         let wrong: Vec<&str> = said["wrong"].as_array()?.iter().filter_map(Value::as_str).collect();
         let outcome = match wrong.as_slice() {
+            _ if said["skipped"].is_string() => Outcome::Skipped(said["skipped"].as_str()?.to_owned()),
             [] => Outcome::Passed,
             [first, others @ ..] => Outcome::Failed(format!("{first}, and {} more", others.len())),
         };
         // Many cases are called after all their tags, in any order.
-        let mut tags: Vec<&str> = name.split(',').collect();
-        tags.sort_unstable();
-        self.cases.push(Case { name: format!("{number}: {}", tags.join(",")), outcome });
+        let tags: Vec<&str> = said["tags"].as_array()?.iter().filter_map(Value::as_str).collect();
+        let is_tags = name.split(',').all(|word| tags.contains(&word));
+        let name = if is_tags { tags.join(",") } else { name.to_owned() };
+        self.cases.push(Case { name: format!("{number}: {name}"), outcome });
         self.cases.last()
     }
 
@@ -81,10 +83,11 @@ mod tests {
     use super::*;
 
     const SAID: &str = r#"
-{"cases": 3}
+{"cases": 4}
 time="2026-11-30" level=info msg="cluster state reset"
-{"number": 1, "name": "rule,ingress", "tags": [], "wrong": []}
-{"number": 2, "name": "allow: all", "tags": [], "wrong": ["step 1: x/a to y/b TCP/80 is allowed", "other"]}
+{"number": 1, "name": "rule,ingress", "tags": ["ingress", "rule"], "wrong": []}
+{"number": 2, "name": "to b, then a", "tags": ["rule"], "wrong": ["step 1: x/a to y/b TCP/80 is allowed", "other"]}
+{"number": 3, "name": "rule", "tags": ["rule"], "wrong": [], "skipped": "left out: rule"}
 "#;
 
     #[test]
@@ -93,10 +96,11 @@ time="2026-11-30" level=info msg="cluster state reset"
         let ended = SAID.lines().filter(|line| reader.line(line).is_some()).count();
         let cases = reader.finish("killed");
         let names: Vec<&str> = cases.iter().map(|c| c.name.as_str()).collect();
-        assert_eq!((ended, names), (2, vec!["1: ingress,rule", "2: allow: all", "3"]));
+        assert_eq!((ended, names), (3, vec!["1: ingress,rule", "2: to b, then a", "3: rule", "4"]));
         assert_eq!(cases[0].outcome, Outcome::Passed);
         let wrong = "step 1: x/a to y/b TCP/80 is allowed, and 1 more";
         assert_eq!(cases[1].outcome, Outcome::Failed(wrong.to_owned()));
-        assert_eq!(cases[2].outcome, Outcome::Failed("did not end: killed".to_owned()));
+        assert_eq!(cases[2].outcome, Outcome::Skipped("left out: rule".to_owned()));
+        assert_eq!(cases[3].outcome, Outcome::Failed("did not end: killed".to_owned()));
     }
 }
