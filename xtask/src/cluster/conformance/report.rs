@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::ui;
 
 /// What became of a case.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// As it must be.
     Passed,
@@ -16,7 +18,7 @@ pub enum Outcome {
 }
 
 /// A test of upstream's.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Case {
     /// What upstream calls it.
     pub name: String,
@@ -117,7 +119,10 @@ pub fn page(suites: &[Suite], machine: &str) -> String {
         let _unfailing = writeln!(out, "| {} | {} | {passed} | {failed} | {skipped} |", suite.name, suite.what);
     }
     out.push_str(DIFFERENCES);
-    for suite in suites {
+    for suite in suites.iter().filter(|s| s.cases.is_empty()) {
+        let _unfailing = writeln!(out, "\n**`{}` is not in this table: it was not run whole.**", suite.name);
+    }
+    for suite in suites.iter().filter(|s| !s.cases.is_empty()) {
         let _unfailing = writeln!(out, "\n## {}\n\n| case | result |\n| --- | --- |", suite.name);
         for case in &suite.cases {
             let result = match &case.outcome {
