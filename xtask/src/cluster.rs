@@ -1,5 +1,7 @@
 //! `cargo xtask cluster`: builds what a cluster needs, and becomes `weft-cluster`, or runs the tests in one.
 
+mod conformance;
+mod kept;
 mod programs;
 
 use std::{
@@ -23,7 +25,7 @@ use crate::{
     workspace::{self, Workspace},
 };
 
-/// A real Kubernetes cluster on this machine: up, down, kubectl, node, build, test.
+/// A real Kubernetes cluster on this machine: up, down, kubectl, node, run, build, test, conformance.
 ///
 /// etcd, API server, controllers, scheduler, and nodes with kubelet, containerd and runc, each in namespaces of its own; Weft as a
 /// DaemonSet out of its own image. `up [--nodes N]` brings it up, `kubectl …` and `node NAME …` work with it, `down` takes it
@@ -41,13 +43,18 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Build Kubernetes' programs and the images, and end
-    Build,
+    Build {
+        /// And upstream's tests
+        #[arg(long)]
+        conformance: bool,
+    },
     /// Run the tests in clusters of their own
     Test {
         /// Only these: names of files in tests/cluster/tests
         #[arg(value_name = "SUITE")]
         suites: Vec<String>,
     },
+    Conformance(conformance::Args),
     #[command(external_subcommand)]
     Other(Vec<String>),
 }
@@ -55,9 +62,12 @@ enum Verb {
 /// The verb.
 pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
     match &args.verb {
-        Verb::Build => {
+        Verb::Build { conformance } => {
             setup::ensure(ws, &[Need::Cluster])?;
             let programs = programs::build(ws)?;
+            if *conformance {
+                conformance::build(ws, &programs)?;
+            }
             println!("{}", programs.display());
             Ok(ExitCode::SUCCESS)
         }
@@ -69,6 +79,7 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
             println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
             Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Verb::Conformance(args) => conformance::main(ws, args),
         Verb::Other(words) => become_cluster(ws, words),
     }
 }
@@ -96,6 +107,9 @@ fn become_cluster(ws: &Workspace, words: &[String]) -> Result<ExitCode> {
 /// Names the directory of Kubernetes' programs and images.
 const PROGRAMS: &str = "WEFT_CLUSTER_PROGRAMS";
 
+/// Names further images that every node has.
+const IMAGES: &str = "WEFT_CLUSTER_IMAGES";
+
 /// There while a cluster is up, as tests/cluster/src/layout.rs has it.
 const UP: &str = "/run/weft-cluster";
 
@@ -105,7 +119,7 @@ fn prepare(ws: &Workspace, built: &Built) -> Result<Vec<(&'static str, OsString)
     let images: PathBuf = image::weft(ws, &built.bin_dir, None)?;
     Ok(vec![
         (PROGRAMS, programs.into()),
-        ("WEFT_CLUSTER_IMAGES", images.into()),
+        (IMAGES, images.into()),
         ("WEFT_CLUSTER_CHART", ws.root.join("deploy/chart").into()),
         (reference::DIRECTORY, reference::build(ws)?.into()),
         ("WEFT_BIN_DIR", built.bin_dir.clone().into()),

@@ -59,11 +59,13 @@ pub enum Need {
     Providers,
     /// Run Kubernetes.
     Cluster,
+    /// Run upstream's tests in it.
+    Conformance,
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Bpf,
         Self::Lint,
         Self::Lab,
@@ -73,6 +75,7 @@ impl Need {
         Self::Fuzz,
         Self::Providers,
         Self::Cluster,
+        Self::Conformance,
     ];
 }
 
@@ -83,7 +86,7 @@ struct Tool {
     needs: &'static [Need],
 }
 
-const TOOLS: [Tool; 31] = [
+const TOOLS: [Tool; 34] = [
     Tool { program: "ip", package: "iproute2", needs: &[Need::Lab, Need::Vm, Need::Cluster] },
     Tool { program: "tc", package: "iproute2", needs: &[Need::Lab, Need::Vm] },
     Tool { program: "ping", package: "iputils-ping", needs: &[Need::Lab, Need::Vm] },
@@ -101,7 +104,11 @@ const TOOLS: [Tool; 31] = [
     Tool { program: "depmod", package: "kmod", needs: &[Need::Vm] },
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", needs: &[Need::Vm] },
     Tool { program: "busybox", package: "busybox-static", needs: &[Need::Vm, Need::Clients] },
-    Tool { program: "dash", package: "dash", needs: &[Need::Vm] },
+    Tool { program: "dash", package: "dash", needs: &[Need::Vm, Need::Conformance] },
+    // Go into the image that upstream's tests call them in.
+    Tool { program: "curl", package: "curl", needs: &[Need::Conformance] },
+    Tool { program: "nc.openbsd", package: "netcat-openbsd", needs: &[Need::Conformance] },
+    Tool { program: "ldd", package: "libc-bin", needs: &[Need::Conformance] },
     Tool { program: "xz", package: "xz-utils", needs: &[Need::Vm] },
     Tool { program: "strip", package: "binutils", needs: &[Need::Vm] },
     Tool { program: "dpkg-deb", package: "dpkg", needs: &[Need::Vm] },

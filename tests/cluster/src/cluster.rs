@@ -399,6 +399,18 @@ pub fn kubectl(arguments: &[String]) -> Result<Child> {
     spawn_kubectl(kubectl_command()?.args(arguments))
 }
 
+/// A command that runs in the API server's network, as the cluster's administrator.
+///
+/// # Errors
+/// When there is no cluster.
+pub fn beside_api_server(program: &str) -> Result<Command> {
+    network::open(CONTROL_PLANE)?;
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", netns::path_of(CONTROL_PLANE).display())).args(["--", program]);
+    command.env("KUBECONFIG", kubeconfig("admin"));
+    Ok(command)
+}
+
 /// In the control plane's network namespace, where the API server is.
 fn spawn_kubectl(command: &mut Command) -> Result<Child> {
     let netns = network::open(CONTROL_PLANE)?;

@@ -17,5 +17,7 @@ mod node;
 pub mod pods;
 mod wait;
 
-pub use cluster::{Cluster, Config, Halted, LOOPBACK, NAMESPACE, Network, TAINT, UP_LIMIT, chart, kubectl};
+pub use cluster::{
+    Cluster, Config, Halted, LOOPBACK, NAMESPACE, Network, TAINT, UP_LIMIT, beside_api_server, chart, kubectl,
+};
 pub use wait::until;

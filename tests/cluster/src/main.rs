@@ -3,7 +3,7 @@ use std::{os::unix::process::CommandExt as _, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use cluster::{Cluster, Config, Network, init, init::Unit, kubectl};
+use cluster::{Cluster, Config, Network, beside_api_server, init, init::Unit, kubectl};
 
 const AFTER: &str = "\
 Examples:
@@ -55,6 +55,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
         command: Vec<String>,
     },
+    /// Run a command where the API server is, with the administrator's kubeconfig in KUBECONFIG
+    Run {
+        /// The command and its arguments
+        #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
     /// Become the first process of a unit's namespaces
     #[command(hide = true)]
     Start { unit: String },
@@ -91,6 +97,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
             };
             let error = Cluster::find()?.in_node(number, program)?.args(arguments).exec();
             return Err(error).context("start nsenter (of util-linux)");
+        }
+        Verb::Run { command } => {
+            let (program, arguments) = command.split_first().context("no command")?;
+            return Err(beside_api_server(program)?.args(arguments).exec()).context("start nsenter (of util-linux)");
         }
         Verb::Start { unit } => match init::start(Unit::called(&unit)?)? {},
         Verb::Init { unit } => match init::run(Unit::called(&unit)?)? {},
