@@ -2,6 +2,7 @@
 mod cost;
 mod moments;
 mod naive;
+mod numbers;
 mod properties;
 mod random;
 mod room;
