@@ -13,13 +13,14 @@ use cni_common::{net::Mac, wire::SCTP};
 use cni_ebpf::fake::frame::{self, Ip};
 use lab::{
     Lab, LabConfig, PodSpec, hostile,
+    pair::until,
     probe::{self, Family, Place, Wire},
 };
 use nix::sys::socket::{
     setsockopt,
     sockopt::{Ipv4RecvErr, Ipv6RecvErr},
 };
-use policies::{GONE, apply, connects, delete, of, policy};
+use policies::{GONE, apply, connects, of, policy, settle};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -84,6 +85,22 @@ impl Drop for With<'_> {
             eprintln!("with {} over {}", self.0.name, self.1);
         }
     }
+}
+
+/// They are gone, for all agents.
+fn delete(lab: &Lab, policies: &[Value]) {
+    lab.delete(policies).unwrap();
+    for node in lab.nodes() {
+        until("the policies are gone", || {
+            let all = node.ask("/v1/policies").unwrap();
+            policies.iter().all(|p| {
+                let end = format!("shop/{}", p["metadata"]["name"].as_str().unwrap());
+                all["policies"].as_array().unwrap().iter().all(|k| !k["name"].as_str().unwrap().ends_with(&end))
+            })
+        })
+        .unwrap();
+    }
+    settle(lab);
 }
 
 /// A policy of `web`, in this direction only.

@@ -3,6 +3,7 @@ mod audit;
 mod cost;
 mod moments;
 mod naive;
+mod numbers;
 mod properties;
 mod random;
 mod room;

@@ -268,7 +268,18 @@ impl Policies {
     }
 
     /// Whether the maps have room at each write, in this order.
-    fn fits<'a>(&self, plan: impl IntoIterator<Item = &'a Change>) -> Result<(), String> {
+    fn fits<'a>(&self, plan: impl IntoIterator<Item = &'a Change> + Clone) -> Result<(), String> {
+        // Mostly there is room for all that comes before anything goes.
+        let mut most = self.counts.clone();
+        for change in plan.clone() {
+            if let Change::Entry { map, value: Some(_), .. } = change {
+                *most.entry(map.spec().id).or_default() += 1;
+            }
+        }
+        let max = |map: Map| map.spec().max_entries as usize;
+        if Map::ALL.into_iter().all(|map| most.get(&map.spec().id).is_none_or(|n| *n <= max(map))) {
+            return Ok(());
+        }
         // What a map will hold otherwise than now.
         let mut there: BTreeMap<EntryKey, bool> = BTreeMap::new();
         let mut counts = self.counts.clone();
@@ -282,9 +293,12 @@ impl Policies {
                 (true, false) => *count -= 1,
                 _ => continue,
             }
-            let (name, max) = (map.spec().name, map.spec().max_entries);
-            if *count > max as usize {
-                return Err(format!("map {name} holds {max} entries, and more are needed: policies stay as they were"));
+            if *count > max(*map) {
+                let name = map.spec().name;
+                return Err(format!(
+                    "map {name} holds {} entries, and more are needed: policies stay as they were",
+                    max(*map)
+                ));
             }
             there.insert(key, value.is_some());
         }

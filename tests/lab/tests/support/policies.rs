@@ -54,23 +54,6 @@ pub fn apply(lab: &Lab, policies: &[Value]) {
     settle(lab);
 }
 
-/// They are gone, for all agents.
-#[allow(dead_code, reason = "not all tests take policies back")]
-pub fn delete(lab: &Lab, policies: &[Value]) {
-    lab.delete(policies).unwrap();
-    for node in lab.nodes() {
-        until("the policies are gone", || {
-            let all = node.ask("/v1/policies").unwrap();
-            policies.iter().all(|p| {
-                let end = format!("shop/{}", p["metadata"]["name"].as_str().unwrap());
-                all["policies"].as_array().unwrap().iter().all(|k| !k["name"].as_str().unwrap().ends_with(&end))
-            })
-        })
-        .unwrap();
-    }
-    settle(lab);
-}
-
 /// Whether a connection to this port is made.
 pub fn connects(from: &Place, to: &Place, family: Family, port: u16) -> bool {
     let _listener = to.run(|| TcpListener::bind(SocketAddr::new(family.any(), port))).unwrap();
