@@ -336,12 +336,9 @@ fn a_flow_that_was_judged_by_a_label_class_goes_on_before_its_address_is_known_a
             let back = |w: &Fake| answers(w, v6, new, frame::tcp(443, 40_000, ACK, b""));
             assert!(named(&w, v6, false, new, friend, tcp(443, SYN)).is_ok());
             assert!(answers(&w, v6, new, frame::tcp(443, 40_000, SYN_ACK, b"")).is_ok());
-            let goes_on = |w: &Fake| {
-                let mut both: [&dyn Fn(&Fake) -> Res<Verdict>; 2] = [&forth, &back];
-                if first == "answer" {
-                    both.reverse();
-                }
-                both.map(|way| way(w)).into_iter().all(|r| r.is_ok())
+            let goes_on = |w: &Fake| match first {
+                "answer" => back(w).is_ok() && forth(w).is_ok(),
+                _ => forth(w).is_ok() && back(w).is_ok(),
             };
             // Some other policy has changed: each direction is judged again, by who met it first.
             w.ct_config.epoch += 1;
