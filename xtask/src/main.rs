@@ -16,6 +16,7 @@ mod image;
 mod lab;
 mod libtest;
 mod lint;
+mod promtool;
 mod reference;
 mod run;
 mod setup;
