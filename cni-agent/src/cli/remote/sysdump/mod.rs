@@ -170,8 +170,9 @@ async fn of_a_node(cluster: &Cluster, agent: &Agent) -> Found {
         let answer = ask(cluster, agent, words).await;
         if let (true, Ok(text)) = (file == "maps", &answer) {
             let list = serde_json::from_str::<Value>(text).unwrap_or_default();
-            let names = list.as_array().into_iter().flatten().filter_map(|m| Some(m["name"].as_str()?.to_owned()));
-            maps = names.collect();
+            // One without a number of entries, as a ring buffer is, has none to show.
+            let has_entries = list.as_array().into_iter().flatten().filter(|m| !m["entries"].is_null());
+            maps = has_entries.filter_map(|m| Some(m["name"].as_str()?.to_owned())).collect();
         }
         let down = answer.is_err() && file == "status";
         found.add(at(&format!("{file}.json")), answer);
