@@ -203,7 +203,7 @@ fn cluster_source(settings: &Settings, ready: tokio::sync::watch::Receiver<bool>
                 api: settings.kube_api.clone(),
                 kubeconfig: settings.kubeconfig.clone(),
                 kubelet: settings.kubelet_kubeconfig.clone(),
-                known: settings.cache_dir.join("kube-api.json"),
+                known: settings.cache_dir.join(kube::KNOWN),
             };
             Box::new(KubeApi::new(access, Own { node: settings.node_name.clone(), ready }))
         }
@@ -225,7 +225,7 @@ fn start_datapath(settings: &Settings, pin_dir: &Path) -> anyhow::Result<Datapat
 /// Makes the node's own programs leave the ports of masquerade alone. Without that they only may get one that a flow would like to have: a
 /// node on which it cannot be done, as in a container that may not write to `/proc/sys`, is no reason to serve no pod.
 fn reserve_ports(settings: &Settings, boot_id: &str) -> anyhow::Result<()> {
-    let ports = ReservedPorts::new(&settings.state_dir, boot_id);
+    let ports = ReservedPorts::new(&settings.reserved_ports_file, &settings.state_dir, boot_id);
     let done = match settings.masquerade {
         YesNo::Yes => ports.reserve(settings.masquerade_ports),
         YesNo::No => ports.give_back(),
@@ -236,7 +236,7 @@ fn reserve_ports(settings: &Settings, boot_id: &str) -> anyhow::Result<()> {
             let (error, range) = (error_chain(&e), settings.masquerade_ports);
             warn!(
                 error,
-                "cannot make net.ipv4.ip_local_reserved_ports what it should be; let the agent write to /proc/sys, or see to it yourself \
+                "cannot make net.ipv4.ip_local_reserved_ports what it should be; let the agent write to --reserved-ports-file, or see to it yourself \
                  that it has {range} while pods are masqueraded"
             );
             Ok(())
@@ -311,11 +311,24 @@ fn lock(run_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
     }
 }
 
+/// Whether this process' mounts go with a container: what Kubernetes and the engines tell those inside.
+fn in_container() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+        || ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists())
+}
+
 /// The directory of our pins, on a BPF file system that is mounted if it is not there.
 fn bpffs(dir: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(dir).with_context(|| format!("make the directory {}", dir.display()))?;
     let kind = statfs(dir).with_context(|| format!("look at {}", dir.display()))?.filesystem_type();
     if kind != BPF_FS_MAGIC {
+        if in_container() {
+            bail!(
+                "there is no BPF file system on {}: one that is mounted here would go with this container, and every pod's network with it. Mount it on the \
+                 node (`mount -t bpf bpf /sys/fs/bpf`; systemd does it by itself) and give it to the container as a volume (hostPath)",
+                dir.display()
+            );
+        }
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("bpf"), dir, Some("bpf"), flags, Some("mode=0700")).with_context(|| {
             format!(

@@ -1,6 +1,6 @@
 //! Weft's node agent and the `weft` command.
 //!
-//! One direction of flow: [`sources`] and [`kube`] (the only module that knows the Kubernetes API), [`node::watch`] and [`cni`] requests change [`tables`]; [`compile`] turns rows into map entries and
+//! One direction of flow: [`sources`] and [`kube`] (the only module of the agent that knows the Kubernetes API), [`node::watch`] and [`cni`] requests change [`tables`]; [`compile`] turns rows into map entries and
 //! routes; [`reconcile`] alone makes the kernel follow them, through [`datapath`] (the only module that knows aya) and [`netlink`]
 //! (the only one that knows rtnetlink); [`api`], [`metrics`] and [`cli`] show both. [`conntrack`] takes
 //! out of the kernel what the programs have entered there and is over. [`policy`] compiles policies, which [`reconcile`] writes. [`memory`] keeps all of it small. [`app`] wires the parts.

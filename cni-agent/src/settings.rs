@@ -227,6 +227,14 @@ pub struct Settings {
     #[arg(default_value = "61000-65535", value_parser = masquerade_ports)]
     pub masquerade_ports: PortRange,
 
+    /// The kernel's list of ports that the node's own programs do not get by chance, where the agent may write it
+    ///
+    /// Below /proc/sys nothing can be written in a container that is not privileged: deploy/weft.yaml mounts this one file of the node's there under another
+    /// name. The file must be of the node's network namespace.
+    #[arg(long, env = "WEFT_RESERVED_PORTS_FILE", value_name = "FILE", help_heading = "Masquerade")]
+    #[arg(default_value = crate::node::reserved::RESERVED)]
+    pub reserved_ports_file: PathBuf,
+
     /// Addresses outside of the cluster to which pods speak with their own address
     ///
     /// Networks that know the way back to the pods, as one that routes to them. Nobody needs to name the addresses of pods and nodes, --cluster-cidr and link-local

@@ -17,6 +17,7 @@ mod lab;
 mod libtest;
 mod lint;
 mod mutants;
+mod promtool;
 mod reference;
 mod run;
 mod setup;

@@ -15,6 +15,7 @@ use object::read::elf::{ElfFile64, ProgramHeader as _};
 
 use crate::{
     deb::Suite,
+    promtool,
     run::{self, Ended, Read},
     ui::{self, Stage},
     workspace::{self, Workspace, which},
@@ -130,8 +131,9 @@ const TOOLS: [Tool; 34] = [
 pub fn main(ws: &Workspace, _: &Args) -> Result<ExitCode> {
     let stage = Stage::start("setup");
     ensure(ws, &Need::ALL)?;
+    promtool::path(ws).context("promtool, which checks the metrics, is missing: put that of Prometheus on PATH")?;
     stage.done(&format!(
-        "rust-src, bpf-linker {BPF_LINKER}, cargo-deny {CARGO_DENY}, distribution packages, Go: all there"
+        "rust-src, bpf-linker {BPF_LINKER}, cargo-deny {CARGO_DENY}, distribution packages, promtool, Go: all there"
     ));
     Ok(ExitCode::SUCCESS)
 }

@@ -15,7 +15,7 @@ use crate::{
     build::{self, Built, Profile},
     cluster, docs, fuzz,
     libtest::{self, Counts, Reader},
-    reference,
+    promtool, reference,
     run::{self, Ended, Read},
     setup::{self, Need},
     ui::{self, Stage},
@@ -262,7 +262,9 @@ fn run_suite(suite: Suite, shared: &mut Shared<'_>) -> Result<Counts> {
         Suite::Packets => packets(shared),
         Suite::Lab => {
             let other = build::other_layout(ws, &shared.get()?.0)?;
-            let env = [("WEFT_TEST_LAYOUT_DIR", other.as_os_str())];
+            let linter = promtool::path(ws).map_err(|e| ui::note(&format!("metrics are not linted: {e:#}"))).ok();
+            let mut env = vec![("WEFT_TEST_LAYOUT_DIR", other.as_os_str())];
+            env.extend(linter.iter().map(|file| (promtool::VARIABLE, file.as_os_str())));
             let elsewhere = ["clients", "pair", "clock", "restart", "vlan"];
             run_binaries(shared, |b| b.package == "lab" && !elsewhere.contains(&b.name.as_str()), &env)
         }

@@ -90,14 +90,22 @@ fn state(word: &str) -> Result<State, String> {
     })
 }
 
+impl Flows {
+    pub(super) fn output(&self) -> &Output {
+        match self {
+            Self::Count(output) | Self::List { output, .. } | Self::Flush { output, .. } => output,
+        }
+    }
+}
+
 pub(super) async fn run(client: &Client, flows: &Flows, out: &mut dyn Write) -> Result<(), Failure> {
     match flows {
         Flows::List { filter, limit, output } => {
             let query = Query { limit: Some(*limit), ..Filter::from(filter).query() };
-            super::show(client, *output, &path(&query), |l: &FlowList| show::flows(l), out).await
+            super::show(client, output, &path(&query), |l: &FlowList| show::flows(l), out).await
         }
         Flows::Count(output) => {
-            super::show(client, *output, "/v1/flows/count", |c: &FlowCounts| show::flow_counts(c), out).await
+            super::show(client, output, "/v1/flows/count", |c: &FlowCounts| show::flow_counts(c), out).await
         }
         Flows::Flush { filter, all, output } => {
             let filter = Filter::from(filter);
@@ -105,7 +113,7 @@ pub(super) async fn run(client: &Client, flows: &Flows, out: &mut dyn Write) -> 
                 return Err(Failure::Usage("say which flows to remove by a filter, or --all".into()));
             }
             let flushed: Flushed = client.delete(&path(&Query { all: *all, ..filter.query() })).await?;
-            Ok(show_value(*output, &flushed, show::flushed, out)?)
+            Ok(show_value(output, &flushed, show::flushed, out)?)
         }
     }
 }

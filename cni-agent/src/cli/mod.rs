@@ -5,6 +5,7 @@ mod explain;
 mod flows;
 mod observe;
 mod policy;
+mod remote;
 mod show;
 mod table;
 mod uninstall;
@@ -12,7 +13,7 @@ mod uninstall;
 use std::{
     ffi::OsString,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -61,9 +62,11 @@ Examples:
 struct Cli {
     /// The agent's API socket
     ///
-    /// It is api.sock in the directory that the agent's --run-dir names.
-    #[arg(long, env = "WEFT_API_SOCKET", value_name = "PATH", default_value = "/run/weft/api.sock", global = true)]
-    socket: PathBuf,
+    /// It is api.sock in the directory that the agent's --run-dir names: /run/weft/api.sock, unless something else is said.
+    #[arg(long, env = "WEFT_API_SOCKET", value_name = "PATH", global = true)]
+    socket: Option<PathBuf>,
+    #[command(flatten)]
+    reach: remote::Reach,
     #[command(subcommand)]
     command: Command,
 }
@@ -104,9 +107,59 @@ enum Command {
     /// Name what on this node hinders Weft, why, and the cure
     #[command(long_about = doctor::ABOUT, after_long_help = doctor::AFTER)]
     Doctor(doctor::Doctor),
+    /// Try whether the pods of a cluster reach each other, and name the first broken hop
+    #[command(long_about = remote::connectivity::ABOUT)]
+    ConnectivityTest(remote::connectivity::Connectivity),
+    /// Write an archive of what somebody needs who is to find out what is wrong with a cluster; no secrets
+    #[command(long_about = remote::sysdump::ABOUT)]
+    Sysdump(remote::sysdump::Sysdump),
+    /// What the pods of connectivity-test run
+    #[command(hide = true)]
+    ConnectivityProbe(remote::connectivity::probe::Probe),
     /// Remove from this node what Weft has put there, and nothing else
     #[command(long_about = uninstall::ABOUT, after_long_help = uninstall::AFTER)]
     Uninstall(uninstall::Uninstall),
+}
+
+impl Command {
+    /// Only the cluster can be asked.
+    fn of_a_cluster(&self) -> bool {
+        matches!(self, Self::Sysdump(_) | Self::ConnectivityTest(_))
+    }
+
+    /// Only this machine can be asked, or nobody.
+    fn of_this_node(&self) -> bool {
+        match self {
+            Self::Doctor(_) | Self::Uninstall(_) | Self::ConnectivityProbe(_) => true,
+            Self::Policy(policy) => policy.output().is_none(),
+            _ => false,
+        }
+    }
+
+    /// What is asked for in all commands.
+    fn output(&self) -> Option<&Output> {
+        match self {
+            Self::Status(ask) => Some(&ask.output),
+            Self::Endpoint(List::List(o)) | Self::Node(List::List(o)) | Self::Pod(List::List(o)) => Some(o),
+            Self::Ipam(Ipam::List(o) | Ipam::Audit(o)) | Self::Map(Map::List(o)) | Self::Drops(o) => Some(o),
+            Self::Map(Map::Dump { output, .. }) => Some(output),
+            Self::Ct(flows) => Some(flows.output()),
+            Self::Policy(policy) => policy.output(),
+            Self::Observe(observe) => Some(&observe.output),
+            Self::Sysdump(sysdump) => Some(&sysdump.output),
+            Self::ConnectivityTest(test) => Some(&test.output),
+            Self::Doctor(_) | Self::Uninstall(_) | Self::ConnectivityProbe(_) => None,
+        }
+    }
+
+    /// The nodes that are named.
+    fn nodes(&self) -> &[String] {
+        self.output().map_or(&[], |o| &o.node)
+    }
+
+    fn json(&self) -> bool {
+        self.output().is_some_and(|o| o.json)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -139,7 +192,7 @@ enum Map {
     },
 }
 
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct Ask {
     /// Have the agent compare everything with the kernel now, and repair what differs
     ///
@@ -150,11 +203,14 @@ struct Ask {
     output: Output,
 }
 
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 struct Output {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Ask the agent of this node of a cluster; given several times, of each
+    #[arg(long, value_name = "NODE", conflicts_with = "socket")]
+    node: Vec<String>,
 }
 
 /// Runs a command line; its first word is the program's name.
@@ -184,8 +240,14 @@ where
 enum Failure {
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Remote(#[from] remote::RemoteError),
     #[error("write to standard output: {0}")]
     Output(#[from] io::Error),
+    #[error("write {}: {cause}", path.display())]
+    File { path: PathBuf, cause: io::Error },
+    #[error("interrupted")]
+    Interrupted,
     #[error("something is not as it should be")]
     Unwell,
     #[error("{0}")]
@@ -200,6 +262,8 @@ impl Failure {
         match self {
             Self::Client(ClientError::NotRunning { .. }) | Self::Usage(_) => ExitCode::from(2),
             Self::Unsupported(_) => ExitCode::from(3),
+            // As a shell says it of SIGINT.
+            Self::Interrupted => ExitCode::from(130),
             _ => ExitCode::FAILURE,
         }
     }
@@ -212,35 +276,39 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
-    let client = Client::new(&cli.socket);
+    if remote::asked(cli) {
+        let words = std::env::args().collect::<Vec<_>>();
+        return remote::run(cli, &remote::inner_words(words), out).await;
+    }
+    let client = Client::new(cli.socket.as_deref().unwrap_or(Path::new(remote::SOCKET)));
     match &cli.command {
         Command::Status(Ask { verify: true, output }) => {
             let verified: Verified = client.get("/v1/verify").await?;
-            show_value(*output, &verified, show::verified, out)?;
+            show_value(output, &verified, show::verified, out)?;
             if verified == Verified::default() { Ok(()) } else { Err(Failure::Unwell) }
         }
         Command::Status(Ask { output: o, .. }) => {
-            show(&client, *o, "/v1/status", |s: &Status| show::status(s), out).await
+            show(&client, o, "/v1/status", |s: &Status| show::status(s), out).await
         }
         Command::Endpoint(List::List(o)) => {
-            show(&client, *o, "/v1/endpoints", |l: &Vec<EndpointStatus>| show::endpoints(l), out).await
+            show(&client, o, "/v1/endpoints", |l: &Vec<EndpointStatus>| show::endpoints(l), out).await
         }
-        Command::Node(List::List(o)) => show(&client, *o, "/v1/nodes", |l: &Vec<NodeStatus>| show::nodes(l), out).await,
-        Command::Pod(List::List(o)) => show(&client, *o, "/v1/pods", |l: &Vec<PodStatus>| show::pods(l), out).await,
+        Command::Node(List::List(o)) => show(&client, o, "/v1/nodes", |l: &Vec<NodeStatus>| show::nodes(l), out).await,
+        Command::Pod(List::List(o)) => show(&client, o, "/v1/pods", |l: &Vec<PodStatus>| show::pods(l), out).await,
         Command::Ipam(Ipam::List(o)) => {
-            show(&client, *o, "/v1/ipam", |l: &Vec<IpamAddress>| show::addresses(l), out).await
+            show(&client, o, "/v1/ipam", |l: &Vec<IpamAddress>| show::addresses(l), out).await
         }
         Command::Ipam(Ipam::Audit(o)) => {
             let audit: Audit = client.get("/v1/ipam/audit").await?;
-            show_value(*o, &audit, show::audit, out)?;
+            show_value(o, &audit, show::audit, out)?;
             if audit.differences.is_empty() { Ok(()) } else { Err(Failure::Unwell) }
         }
-        Command::Map(Map::List(o)) => show(&client, *o, "/v1/maps", |l: &Vec<MapInfo>| show::maps(l), out).await,
+        Command::Map(Map::List(o)) => show(&client, o, "/v1/maps", |l: &Vec<MapInfo>| show::maps(l), out).await,
         Command::Map(Map::Dump { name, output }) => {
             let path = format!("/v1/maps/{}", escaped(name));
-            show(&client, *output, &path, |l: &Vec<MapEntry>| show::entries(l), out).await
+            show(&client, output, &path, |l: &Vec<MapEntry>| show::entries(l), out).await
         }
-        Command::Drops(o) => show(&client, *o, "/v1/drops", show::drops, out).await,
+        Command::Drops(o) => show(&client, o, "/v1/drops", show::drops, out).await,
         Command::Ct(flows) => flows::run(&client, flows, out).await,
         Command::Policy(command) => policy::run(&client, command, out).await,
         Command::Explain(question) => explain::run(&client, question, out).await,
@@ -253,12 +321,15 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
             }
         }
         Command::Uninstall(options) => uninstall::run(options, out),
+        Command::ConnectivityProbe(probe) => remote::connectivity::probe::run(probe, out).await,
+        // They have been asked of the cluster.
+        Command::Sysdump(_) | Command::ConnectivityTest(_) => Ok(()),
     }
 }
 
 async fn show<T: DeserializeOwned + Serialize>(
     client: &Client,
-    output: Output,
+    output: &Output,
     path: &str,
     text: impl Fn(&T) -> String,
     out: &mut dyn Write,
@@ -274,7 +345,7 @@ async fn show<T: DeserializeOwned + Serialize>(
 }
 
 fn show_value<T: Serialize>(
-    output: Output,
+    output: &Output,
     value: &T,
     text: impl Fn(&T) -> String,
     out: &mut dyn Write,

@@ -22,7 +22,10 @@ when it fits each of them, and one that is given several times is fit by any of 
 #[derive(Debug, Args)]
 pub(super) struct Observe {
     #[command(flatten)]
-    output: Output,
+    pub(super) output: Output,
+    /// End when standard input does: who has started this in a pod may go without a word
+    #[arg(long, hide = true)]
+    while_stdin: bool,
     /// End after so many events were shown
     #[arg(long, value_name = "N")]
     count: Option<u64>,
@@ -64,12 +67,63 @@ impl Filter {
     }
 }
 
+impl Observe {
+    /// Only these nodes.
+    pub(super) fn nodes(&self) -> &[String] {
+        &self.output.node
+    }
+    /// JSON is asked for.
+    pub(super) fn json(&self) -> bool {
+        self.output.json
+    }
+    /// How long to observe.
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.timeout
+    }
+    /// How many events to show.
+    pub(super) fn most(&self) -> Option<u64> {
+        self.count
+    }
+    /// What is run in an agent's pod: the same events, until nobody is interested any more.
+    pub(super) fn words(&self) -> Vec<String> {
+        let f = &self.filter;
+        let mut words = ["observe", "--json", "--while-stdin"].map(str::to_owned).to_vec();
+        let pairs = [("--pod", f.pod.clone()), ("--reason", f.reason.clone())];
+        let addresses = ("--address", f.address.iter().map(ToString::to_string).collect());
+        for (name, values) in pairs.into_iter().chain([addresses]) {
+            words.extend(values.into_iter().flat_map(|value| [name.to_owned(), value]));
+        }
+        words
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
     seconds.ok_or_else(|| "not a number of seconds, such as 5 or 0.5".to_owned())
 }
 
 pub(super) async fn run(client: &Client, observe: &Observe, out: &mut dyn Write) -> Result<(), Failure> {
+    if observe.while_stdin {
+        return tokio::select! {
+            observed = follow(client, observe, out) => observed,
+            () = end_of_stdin() => Ok(()),
+        };
+    }
+    follow(client, observe, out).await
+}
+
+/// A thread of its own waits for it, and goes with the process.
+async fn end_of_stdin() {
+    let (sender, ended) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _bytes = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _nobody_waits = sender.send(());
+    });
+    // An error means that the thread has ended.
+    let _either = ended.await;
+}
+
+async fn follow(client: &Client, observe: &Observe, out: &mut dyn Write) -> Result<(), Failure> {
     let mut lines = client.open("/v1/observe").await?;
     let end = observe.timeout.and_then(|t| tokio::time::Instant::now().checked_add(t));
     let mut left = observe.count;

@@ -93,17 +93,27 @@ enum Lookup {
     Bpf,
 }
 
+impl Policy {
+    /// What is asked for when an agent is asked.
+    pub(super) fn output(&self) -> Option<&Output> {
+        match self {
+            Self::Verdicts(_) => None,
+            Self::List(output) | Self::Get { output, .. } => Some(output),
+        }
+    }
+}
+
 pub(super) async fn run(client: &Client, command: &Policy, out: &mut dyn Write) -> Result<(), Failure> {
     match command {
         Policy::Verdicts(options) => verdicts(options, out),
-        Policy::List(output) => show(client, *output, "/v1/policies", list, out).await,
+        Policy::List(output) => show(client, output, "/v1/policies", list, out).await,
         Policy::Get { name, output } => {
             let all: PolicyList = client.get("/v1/policies").await?;
             let called = |p: &&PolicyStatus| p.name == *name || p.name.split_once(' ').is_some_and(|(_, n)| n == name);
             let Some(policy) = all.policies.iter().find(called) else {
                 return Err(Failure::Usage(format!("there is no policy {name}: `weft policy list` shows them")));
             };
-            Ok(show_value(*output, policy, get, out)?)
+            Ok(show_value(output, policy, get, out)?)
         }
     }
 }

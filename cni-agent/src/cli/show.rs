@@ -423,7 +423,7 @@ fn family(v4: bool) -> &'static str {
     if v4 { "IPv4" } else { "IPv6" }
 }
 
-fn span(seconds: u64) -> String {
+pub(super) fn span(seconds: u64) -> String {
     let (d, h, m, s) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     match (d, h, m) {
         (0, 0, 0) => format!("{s}s"),

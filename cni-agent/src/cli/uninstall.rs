@@ -55,6 +55,9 @@ pub(super) struct Uninstall {
     /// The agent's --run-dir
     #[arg(long, env = "WEFT_RUN_DIR", value_name = "DIR", default_value = "/run/weft")]
     run_dir: PathBuf,
+    /// The agent's --cache-dir
+    #[arg(long, env = "WEFT_CACHE_DIR", value_name = "DIR", default_value = "/var/lib/weft")]
+    cache_dir: PathBuf,
     /// The agent's --bpffs
     #[arg(long, env = "WEFT_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
@@ -106,6 +109,7 @@ impl Uninstall {
         Places {
             state_dir: self.state_dir.clone(),
             run_dir: self.run_dir.clone(),
+            cache_dir: self.cache_dir.clone(),
             bpffs: self.bpffs.clone(),
             cni_bin_dir: self.cni_bin_dir.clone(),
             cni_conf_dir: self.cni_conf_dir.clone(),

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 const CONNECT: Duration = Duration::from_secs(5);
 /// The name that the certificate of every API server has, whatever its address (kubeadm and kube-apiserver put it in).
 const NAME: &str = "kubernetes.default.svc";
+/// The file in the cache directory that has the servers that were last heard of.
+pub const KNOWN: &str = "kube-api.json";
 /// Where a pod finds the token of its service account.
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 

@@ -27,7 +27,7 @@ use anyhow::Context as _;
 use tokio::sync::{oneshot, watch};
 
 pub use self::{
-    access::Access,
+    access::{Access, KNOWN},
     own::{Own, TAINT},
     wire::now,
 };

@@ -16,10 +16,9 @@ use tracing::info;
 use crate::ports::{NoPorts, PortRange, PortSet};
 
 /// Where the kernel shows and takes them: of the network namespace of the thread that opens it.
-const SYSCTLS: &str = "/proc/sys/net/ipv4";
-const RESERVED: &str = "ip_local_reserved_ports";
+pub const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 /// The range that the kernel chooses from, for a socket that names no port: first and last, with blanks between.
-const LOCAL: &str = "ip_local_port_range";
+const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// Name of the note in the state directory.
 pub const NOTE: &str = "reserved-ports";
 /// Its name while it is written.
@@ -74,19 +73,24 @@ struct Note {
 /// The node's reserved ports, and our part in them.
 #[derive(Clone, Debug)]
 pub struct ReservedPorts {
-    sysctls: PathBuf,
+    /// [`RESERVED`], or another name of it.
+    reserved: PathBuf,
+    /// [`LOCAL`]: only read, which a container may too.
+    local: PathBuf,
     state_dir: PathBuf,
     boot_id: String,
 }
 
 impl ReservedPorts {
-    /// Of the network namespace of the threads that use it; `boot_id` is the content of `/proc/sys/kernel/random/boot_id`.
-    pub fn new(state_dir: &Path, boot_id: &str) -> Self {
-        Self::at(Path::new(SYSCTLS), state_dir, boot_id)
-    }
-
-    fn at(sysctls: &Path, state_dir: &Path, boot_id: &str) -> Self {
-        Self { sysctls: sysctls.to_owned(), state_dir: state_dir.to_owned(), boot_id: boot_id.trim().to_owned() }
+    /// `reserved` is [`RESERVED`], of the network namespace of the threads that use it, or what stands for it in a container, whose own may not be
+    /// written; `boot_id` is the content of `/proc/sys/kernel/random/boot_id`.
+    pub fn new(reserved: &Path, state_dir: &Path, boot_id: &str) -> Self {
+        Self {
+            reserved: reserved.to_owned(),
+            local: PathBuf::from(LOCAL),
+            state_dir: state_dir.to_owned(),
+            boot_id: boot_id.trim().to_owned(),
+        }
     }
 
     /// Makes these ports, and no others, our part.
@@ -139,7 +143,7 @@ impl ReservedPorts {
     fn change(&self, there: &PortSet, ours: &PortSet, plan: &Plan) -> Result<(), ReserveError> {
         if *there != plan.after {
             self.write_note(&ours.union(&plan.added))?;
-            let path = self.sysctls.join(RESERVED);
+            let path = self.reserved.clone();
             // An empty write is none: the line's end says that the list is empty.
             fs::write(&path, format!("{}\n", plan.after)).map_err(failed("write", &path))?;
             info!(before = %there, now = %plan.after, "net.ipv4.ip_local_reserved_ports is another one");
@@ -151,14 +155,14 @@ impl ReservedPorts {
     }
 
     fn there(&self) -> Result<PortSet, ReserveError> {
-        let path = self.sysctls.join(RESERVED);
+        let path = self.reserved.clone();
         let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
         text.parse().map_err(|source| ReserveError::Unreadable { path, source })
     }
 
     /// `None`: it has another form than ours.
     fn local(&self) -> Result<Option<PortRange>, ReserveError> {
-        let path = self.sysctls.join(LOCAL);
+        let path = self.local.clone();
         let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
         let mut numbers = text.split_whitespace().map(str::parse);
         Ok(match (numbers.next(), numbers.next()) {
@@ -226,6 +230,8 @@ mod tests {
     use super::*;
     use crate::netlink::netns;
 
+    const NAME: &str = "ip_local_reserved_ports";
+    const RANGE_NAME: &str = "ip_local_port_range";
     const RANGE: PortRange = PortRange::new(61_000, 65_535).unwrap();
 
     struct Node {
@@ -234,15 +240,17 @@ mod tests {
     impl Node {
         fn new(reserved: &str) -> Self {
             let node = Self { root: tempfile::tempdir().unwrap() };
-            fs::write(node.root.path().join(RESERVED), format!("{reserved}\n")).unwrap();
-            fs::write(node.root.path().join(LOCAL), "32768\t60999\n").unwrap();
+            fs::write(node.root.path().join(NAME), format!("{reserved}\n")).unwrap();
+            fs::write(node.root.path().join(RANGE_NAME), "32768\t60999\n").unwrap();
             node
         }
         fn ports(&self, boot: &str) -> ReservedPorts {
-            ReservedPorts::at(self.root.path(), self.root.path(), boot)
+            let root = self.root.path();
+            let ports = ReservedPorts::new(&root.join(NAME), root, boot);
+            ReservedPorts { local: root.join(RANGE_NAME), ..ports }
         }
         fn reserved(&self) -> String {
-            fs::read_to_string(self.root.path().join(RESERVED)).unwrap().trim().to_owned()
+            fs::read_to_string(self.root.path().join(NAME)).unwrap().trim().to_owned()
         }
         fn has_note(&self) -> bool {
             self.root.path().join(NOTE).exists()
@@ -259,7 +267,7 @@ mod tests {
             ("1-65535", "1-65535"),
         ] {
             let node = Node::new(others);
-            fs::write(node.root.path().join(LOCAL), "0 65535").unwrap();
+            fs::write(node.root.path().join(RANGE_NAME), "0 65535").unwrap();
             for _ in 0..2 {
                 node.ports("b").reserve(RANGE).unwrap();
                 assert_eq!(node.reserved(), with, "{others}");
@@ -278,7 +286,7 @@ mod tests {
         node.ports("b").reserve(PortRange::new(50_000, 61_500).unwrap()).unwrap();
         assert_eq!(node.reserved(), "8080,50000-61500");
         // Somebody else has reserved some in the middle of ours meanwhile, and all of ours went.
-        fs::write(node.root.path().join(RESERVED), "8080,55000\n").unwrap();
+        fs::write(node.root.path().join(NAME), "8080,55000\n").unwrap();
         node.ports("b").reserve(RANGE).unwrap();
         assert_eq!(node.reserved(), "8080,61000-65535", "nobody can tell whose 55000 is");
         node.ports("b").give_back().unwrap();
@@ -300,12 +308,12 @@ mod tests {
     #[test]
     fn it_is_noted_before_it_is_done() {
         let node = Node::new("");
-        let sysctl = node.root.path().join(RESERVED);
+        let sysctl = node.root.path().join(NAME);
         fs::remove_file(&sysctl).unwrap();
         // A number that nobody may write, root neither.
         std::os::unix::fs::symlink("/proc/sys/kernel/random/poolsize", &sysctl).unwrap();
         let error = node.ports("b").reserve(RANGE).unwrap_err().to_string();
-        assert!(error.starts_with("write ") && error.contains(RESERVED), "{error}");
+        assert!(error.starts_with("write ") && error.contains(NAME), "{error}");
         // As if the agent had died behind the write.
         fs::remove_file(&sysctl).unwrap();
         fs::write(&sysctl, "61000-65535\n").unwrap();
@@ -318,7 +326,7 @@ mod tests {
         let node = Node::new("");
         node.ports("one").reserve(RANGE).unwrap();
         // After the reboot somebody's sysctl.d reserves a part.
-        fs::write(node.root.path().join(RESERVED), "62000\n").unwrap();
+        fs::write(node.root.path().join(NAME), "62000\n").unwrap();
         assert!(node.ports("two").ours().unwrap().is_empty());
         node.ports("two").reserve(RANGE).unwrap();
         node.ports("two").give_back().unwrap();
@@ -340,9 +348,9 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_named() {
         let node = Node::new("");
-        fs::remove_file(node.root.path().join(RESERVED)).unwrap();
+        fs::remove_file(node.root.path().join(NAME)).unwrap();
         let error = crate::error_chain(&node.ports("b").reserve(RANGE).unwrap_err());
-        assert!(error.contains("read ") && error.contains(RESERVED) && error.contains("No such file"), "{error}");
+        assert!(error.contains("read ") && error.contains(NAME) && error.contains("No such file"), "{error}");
         node.ports("b").give_back().unwrap();
     }
 
@@ -351,8 +359,8 @@ mod tests {
     fn the_kernel_takes_and_shows_what_is_written() {
         let (ns, state) = (netns::anonymous().unwrap(), tempfile::tempdir().unwrap());
         let in_it = || {
-            let ports = ReservedPorts::new(state.path(), "b");
-            let path = Path::new(SYSCTLS).join(RESERVED);
+            let ports = ReservedPorts::new(Path::new(RESERVED), state.path(), "b");
+            let path = Path::new(RESERVED);
             fs::write(&path, "8080,9000-9010,61005\n").unwrap();
             ports.reserve(RANGE).unwrap();
             let with = fs::read_to_string(&path).unwrap();

@@ -38,6 +38,7 @@ fn everything_has_a_working_default() {
         mtu: 0,
         masquerade: YesNo::Yes,
         masquerade_ports: PortRange::new(61_000, 65_535).unwrap(),
+        reserved_ports_file: "/proc/sys/net/ipv4/ip_local_reserved_ports".into(),
         no_masquerade_cidr: vec![],
         without: vec![],
         metrics_address: None,
@@ -99,6 +100,7 @@ fn every_setting_can_stand_in_the_file() {
         mtu = 9000
         masquerade = false
         masquerade-ports = "50000-50999"
+        reserved-ports-file = "/x"
         no-masquerade-cidr = ["172.16.0.0/12"]
         without = ["tcx"]
         metrics-address = ":9810"
@@ -133,6 +135,7 @@ fn every_setting_can_stand_in_the_file() {
         mtu: 9000,
         masquerade: YesNo::No,
         masquerade_ports: PortRange::new(50_000, 50_999).unwrap(),
+        reserved_ports_file: "/x".into(),
         no_masquerade_cidr: vec!["172.16.0.0/12".parse().unwrap()],
         without: vec!["tcx".into()],
         metrics_address: Some("[::]:9810".parse().unwrap()),

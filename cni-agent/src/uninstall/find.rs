@@ -14,6 +14,7 @@ use crate::{
     endpoint::record::{self, EndpointRecord, RecordError, RecordStore},
     error_chain,
     install::{configs, temporary},
+    kube,
     netlink::{
         NetlinkError, Socket,
         link::{self, Link},
@@ -115,7 +116,7 @@ fn boot_id() -> String {
 
 /// The ports that masquerade has kept from the node's own programs.
 fn ports(places: &Places, found: &mut Found) {
-    let ports = ReservedPorts::new(&places.state_dir, &boot_id());
+    let ports = ReservedPorts::new(Path::new(reserved::RESERVED), &places.state_dir, &boot_id());
     match ports.ours() {
         Ok(ours) if ours.is_empty() => {}
         Ok(ours) => {
@@ -252,6 +253,11 @@ fn files(places: &Places, found: &mut Found) -> Result<(), FindError> {
         }
     }
     found.directory(&places.run_dir);
+    let known = places.cache_dir.join(kube::KNOWN);
+    for path in [Some(known.clone()), temporary(&known)].into_iter().flatten().filter(|path| path.is_file()) {
+        found.file(Kind::File, path);
+    }
+    found.directory(&places.cache_dir);
     Ok(())
 }
 

@@ -27,6 +27,8 @@ pub struct Places {
     pub state_dir: PathBuf,
     /// `--run-dir`.
     pub run_dir: PathBuf,
+    /// `--cache-dir`.
+    pub cache_dir: PathBuf,
     /// `--bpffs`.
     pub bpffs: PathBuf,
     /// `--cni-bin-dir`.

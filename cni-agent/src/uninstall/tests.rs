@@ -8,13 +8,22 @@ fn places(root: &std::path::Path) -> Places {
     let places = Places {
         state_dir: root.join("state"),
         run_dir: root.join("run"),
+        cache_dir: root.join("cache"),
         bpffs: root.join("bpf"),
         cni_bin_dir: root.join("bin"),
         cni_conf_dir: root.join("net.d"),
         cni_conf_name: "05-weft.conflist".into(),
         own_plugin: None,
     };
-    for dir in [&places.state_dir, &places.run_dir, &places.bpffs, &places.cni_bin_dir, &places.cni_conf_dir] {
+    let dirs = [
+        &places.state_dir,
+        &places.run_dir,
+        &places.cache_dir,
+        &places.bpffs,
+        &places.cni_bin_dir,
+        &places.cni_conf_dir,
+    ];
+    for dir in dirs {
         fs::create_dir(dir).unwrap();
     }
     places
@@ -40,14 +49,18 @@ fn files_are_ours_by_name_and_content_and_others_stay() {
         "state/.c3:eth0.json.tmp",
         "run/cni.sock",
         "run/lock",
+        "cache/kube-api.json",
+        "cache/.kube-api.json.new",
     ] {
         write(ours, OURS);
     }
-    for others in ["net.d/10-x.conflist", "bin/bridge", "state/notes.txt", "state/config.json", "run/other.sock"] {
+    for others in
+        ["net.d/10-x.conflist", "bin/bridge", "state/notes.txt", "state/config.json", "run/other.sock", "cache/x.json"]
+    {
         write(others, "{}");
     }
     let (found, kept) = names(&places);
-    assert_eq!(found.len(), 8, "{found:#?}");
+    assert_eq!(found.len(), 10, "{found:#?}");
     assert!(kept.is_empty(), "{kept:?}");
     let all = find(&places, &mut Socket::open().unwrap()).unwrap();
     let files = Found {
@@ -55,7 +68,9 @@ fn files_are_ours_by_name_and_content_and_others_stay() {
         ..all
     };
     assert_eq!(remove(&files, &mut Socket::open().unwrap()), [""; 0]);
-    for there in ["net.d/10-x.conflist", "bin/bridge", "state/notes.txt", "state/config.json", "run/other.sock"] {
+    for there in
+        ["net.d/10-x.conflist", "bin/bridge", "state/notes.txt", "state/config.json", "run/other.sock", "cache/x.json"]
+    {
         assert!(root.path().join(there).exists(), "{there}");
     }
     assert_eq!(names(&places).0, [""; 0], "a second time");

@@ -21,8 +21,8 @@ use crate::{
     clean, files,
     init::Unit,
     layout::{
-        CONTROL_PLANE, NODE_DEVICE, ROOT, WEFT_IMAGE, api_server, kubeconfig, logs, node_addresses, node_name,
-        node_netns,
+        CONTROL_PLANE, Families, NODE_DEVICE, ROOT, WEFT_IMAGE, api_server, directory, kubeconfig, logs,
+        node_addresses, node_name, node_netns,
     },
     network, node,
     node::{hyperkube, images, imported},
@@ -62,6 +62,14 @@ pub struct Config {
     pub nodes: u8,
     /// Who connects pods.
     pub network: Network,
+    /// Which addresses there are.
+    pub families: Families,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { nodes: 2, network: Network::default(), families: Families::default() }
+    }
 }
 
 /// A cluster that is up. It goes with this value, unless it is [kept](Self::keep).
@@ -96,6 +104,8 @@ impl Cluster {
         hyperkube()?;
         let mut cluster = Self { nodes: config.nodes, units: Vec::new(), kept: false };
         let begin = Instant::now();
+        fs::create_dir_all(ROOT).with_context(|| format!("make {ROOT}"))?;
+        config.families.keep().context("note the families of addresses")?;
         cluster.bring_up(config.network, &mut |what| {
             step(&format!("{:>5.1} s  {what}", begin.elapsed().as_secs_f64()));
         })?;
@@ -135,7 +145,6 @@ impl Cluster {
     }
 
     fn bring_up(&mut self, network: Network, step: &mut dyn FnMut(&str)) -> Result<()> {
-        fs::create_dir_all(ROOT).with_context(|| format!("make {ROOT}"))?;
         clean::note_directory()?;
         files::write(self.nodes)?;
         node::provide_images()?;
@@ -273,6 +282,7 @@ impl Cluster {
             "--node",
             "--state-dir=/host/run/weft/state",
             "--run-dir=/host/run/weft",
+            "--cache-dir=/host/var/lib/weft",
             "--bpffs=/host/sys/fs/bpf",
             "--cni-bin-dir=/host/opt/cni/bin",
             "--cni-conf-dir=/host/etc/cni/net.d",
@@ -319,6 +329,30 @@ impl Cluster {
         run_kubectl(&["apply", "--server-side", "-f", "-"], Some(manifests)).map(drop)
     }
 
+    /// Starts a program as somebody does who sits at another machine: with the administrator's kubeconfig, and a way to the API server.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn at_workstation(&self, command: &mut Command) -> Result<Child> {
+        spawn_in_control_plane(command.env("KUBECONFIG", kubeconfig("admin")))
+    }
+
+    /// Runs lines of `nft -f -` where the nodes' wires meet.
+    ///
+    /// # Errors
+    /// When nft does not take them.
+    pub fn on_the_wire(&self, lines: &str) -> Result<()> {
+        let mut command = Command::new("nft");
+        let child = command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = spawn_in_control_plane(child)?;
+        child.stdin.take().context("nft's input")?.write_all(lines.as_bytes()).context("write to nft")?;
+        let output = child.wait_with_output().context("wait for nft")?;
+        if !output.status.success() {
+            bail!("nft failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+
     /// The number on this machine of a node's first process.
     ///
     /// # Errors
@@ -355,6 +389,71 @@ impl Cluster {
         let pid = Pid::from_raw(pids.into_iter().find(is_it).context("the API server does not run")?);
         kill(pid, Signal::SIGSTOP).context("stop the API server")?;
         Ok(Halted(pid))
+    }
+
+    /// Ends a node at once, as if its power had gone: its processes, its network, all that it had in memory or in files.
+    ///
+    /// # Errors
+    /// When something of it stays.
+    pub fn power_off(&mut self, number: u8) -> Result<()> {
+        let names = [node_netns(number)];
+        until("end of the node's processes", UP_LIMIT, || {
+            let left = clean::processes(&names)?;
+            for pid in &left {
+                // One that has ended by itself meanwhile is no error.
+                let _gone = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            }
+            Ok(left.is_empty().then_some(()))
+        })?;
+        if let Some(unit) = self.units.get_mut(usize::from(number)) {
+            unit.wait().context("wait for the end of a unit")?;
+        }
+        network::remove(number)?;
+        let dir = directory(&node_name(number)).join("imported");
+        if dir.exists() {
+            fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Starts a node: one that was powered off, or the next one. Its disk is empty.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn power_on(&mut self, number: u8) -> Result<()> {
+        // The former wire's other end goes a moment after its namespace.
+        until("wire of the node", UP_LIMIT, || {
+            let wired = network::node(number);
+            if wired.is_err() {
+                // What there is of it already.
+                let _none = network::remove(number);
+            }
+            wired.map(Some)
+        })?;
+        let unit = start(Unit::Node(number))?;
+        match self.units.get_mut(usize::from(number)) {
+            Some(former) => *former = unit,
+            None => self.units.push(unit),
+        }
+        self.nodes = self.nodes.max(number);
+        let archives = images()?;
+        until("images on the node", UP_LIMIT, || {
+            Ok(archives.iter().all(|archive| imported(number, archive).exists()).then_some(()))
+        })?;
+        self.install_plugins(number, &[LOOPBACK]).map(drop)
+    }
+
+    /// Requests to the API by Weft's agents that are no watches, since the cluster is up: verb and URI.
+    ///
+    /// # Errors
+    /// When the API server's log cannot be read.
+    pub fn asked_by_weft(&self) -> Result<Vec<String>> {
+        let file = logs("control-plane").join("audit.log");
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let word = |event: &Value, name: &str| event[name].as_str().unwrap_or_default().to_owned();
+        let asked = events.filter(|e| e["verb"] != "watch" && e["stage"] == "ResponseComplete");
+        Ok(asked.map(|e| format!("{} {}", word(&e, "verb"), word(&e, "requestURI"))).collect())
     }
 
     /// A command that runs in a node.
@@ -396,7 +495,7 @@ pub fn chart(arguments: &[&str]) -> Result<String> {
 /// # Errors
 /// When there is no cluster.
 pub fn kubectl(arguments: &[String]) -> Result<Child> {
-    spawn_kubectl(kubectl_command()?.args(arguments))
+    spawn_in_control_plane(kubectl_command()?.args(arguments))
 }
 
 /// A command that runs in the API server's network, as the cluster's administrator.
@@ -412,7 +511,7 @@ pub fn beside_api_server(program: &str) -> Result<Command> {
 }
 
 /// In the control plane's network namespace, where the API server is.
-fn spawn_kubectl(command: &mut Command) -> Result<Child> {
+fn spawn_in_control_plane(command: &mut Command) -> Result<Child> {
     let netns = network::open(CONTROL_PLANE)?;
     netns::spawn_in(netns.as_fd(), command).with_context(|| format!("start {command:?}"))
 }
@@ -429,7 +528,7 @@ fn run_kubectl(arguments: &[&str], input: Option<&str>) -> Result<String> {
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     let what = || format!("kubectl {}", arguments.join(" "));
-    let mut child = spawn_kubectl(&mut command)?;
+    let mut child = spawn_in_control_plane(&mut command)?;
     if let (Some(mut pipe), Some(text)) = (child.stdin.take(), input) {
         pipe.write_all(text.as_bytes()).with_context(what)?;
     }

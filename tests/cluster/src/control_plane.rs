@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 
 use crate::{
     init::Programs,
-    layout::{API_PORT, POD_CIDRS, SERVICE_CIDRS, control_plane_addresses, directory, kubeconfig, logs},
+    layout::{API_PORT, Families, POD_CIDRS, SERVICE_CIDRS, control_plane_addresses, directory, kubeconfig, logs},
     node::hyperkube,
     wait::until,
 };
@@ -25,7 +25,9 @@ pub(crate) fn start() -> Result<Programs> {
     let mut programs = Programs::new(logs("control-plane"));
     let hyperkube = hyperkube()?;
     let hyperkube = hyperkube.to_str().context("the path of hyperkube")?;
-    let (own, _) = control_plane_addresses();
+    let families = Families::of_cluster();
+    let own = families.first(control_plane_addresses());
+    let services = families.of(SERVICE_CIDRS).join(",");
     let file = |name: &str| dir.join(name).display().to_string();
     let flag = |name: &str, value: &str| format!("--{name}={value}");
     let mut start = |name: &str, flags: &[String]| {
@@ -56,7 +58,7 @@ pub(crate) fn start() -> Result<Programs> {
             flag("external-hostname", &own.to_string()),
             flag("bind-address", "::"),
             flag("secure-port", &API_PORT.to_string()),
-            flag("service-cluster-ip-range", SERVICE_CIDRS),
+            flag("service-cluster-ip-range", &services),
             flag("allow-privileged", "true"),
             flag("authorization-mode", "Node,RBAC"),
             flag("token-auth-file", &file("tokens.csv")),
@@ -66,6 +68,8 @@ pub(crate) fn start() -> Result<Programs> {
             flag("kubelet-preferred-address-types", "InternalIP"),
             flag("shutdown-delay-duration", "0s"),
             flag("profiling", "false"),
+            flag("audit-policy-file", &file("audit.json")),
+            flag("audit-log-path", &file("log/audit.log")),
         ],
     )?;
     // The controllers, started before it answers, would wait for seconds before they ask again.
@@ -88,14 +92,13 @@ pub(crate) fn start() -> Result<Programs> {
         flag("kube-api-burst", "1000"),
         flag("service-account-private-key-file", &key),
         flag("root-ca-file", &file("certificates/apiserver.crt")),
-        flag("cluster-cidr", POD_CIDRS),
-        flag("service-cluster-ip-range", SERVICE_CIDRS),
+        flag("cluster-cidr", &families.of(POD_CIDRS).join(",")),
+        flag("service-cluster-ip-range", &services),
         flag("allocate-node-cidrs", "true"),
-        flag("node-cidr-mask-size-ipv4", "24"),
-        flag("node-cidr-mask-size-ipv6", "64"),
         flag("node-monitor-period", "2s"),
         flag("node-monitor-grace-period", "20s"),
     ]);
+    controllers.extend(families.of([flag("node-cidr-mask-size-ipv4", "24"), flag("node-cidr-mask-size-ipv6", "64")]));
     start("kube-controller-manager", &controllers)?;
     start("kube-scheduler", &client("scheduler"))?;
     Ok(programs)

@@ -3,7 +3,7 @@ use std::{fmt::Write as _, fs, io::Read as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::layout::{api_server, directory, kubeconfig, node_name};
+use crate::layout::{MAX_NODES, api_server, directory, kubeconfig, node_name};
 
 /// Users of the API beside the nodes: name of the kubeconfig, user, groups. The administrator is the first.
 const USERS: [(&str, &str, &str); 4] = [
@@ -12,6 +12,9 @@ const USERS: [(&str, &str, &str); 4] = [
     ("scheduler", "system:kube-scheduler", ""),
     ("proxy", "system:kube-proxy", ""),
 ];
+
+/// So many nodes may come while the cluster is up.
+const LATER: u8 = 2;
 
 /// Writes tokens, kubeconfigs and the key of service accounts.
 pub(crate) fn write(nodes: u8) -> Result<()> {
@@ -28,10 +31,15 @@ pub(crate) fn write(nodes: u8) -> Result<()> {
     for (file, name, groups) in USERS {
         user(file, name, groups)?;
     }
-    for name in (1..=nodes).map(node_name) {
+    // The API server reads this once: nodes that come later have theirs already.
+    for name in (1..=(nodes + LATER).min(MAX_NODES)).map(node_name) {
         user(&name, &format!("system:node:{name}"), "system:nodes")?;
     }
     fs::write(dir.join("tokens.csv"), tokens).context("write the API's tokens")?;
+    // Who asks what of the API, as far as it is Weft.
+    let audit = serde_json::json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
+        {"level": "Metadata", "users": ["system:serviceaccount:kube-system:weft"]}, {"level": "None"}]});
+    write_file(&dir.join("audit.json"), &audit.to_string())?;
     let mut openssl = Command::new("openssl");
     openssl.args(["genrsa", "-out"]).arg(dir.join("service-accounts.key")).arg("2048");
     succeeds(&mut openssl).map(drop)

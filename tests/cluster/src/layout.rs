@@ -1,6 +1,7 @@
 //! Names, numbers and places of the cluster's parts.
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
 
@@ -12,10 +13,10 @@ pub const CONTROL_PLANE: &str = "weft-cluster";
 pub const NODE_DEVICE: &str = "eth0";
 /// Where the API server listens, at the control plane's addresses.
 pub const API_PORT: u16 = 6443;
-/// Services' addresses.
-pub const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/112";
+/// Services' addresses, of either family.
+pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
 /// All pods' addresses; of them each node gets a /24 and a /64.
-pub const POD_CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
+pub const POD_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/56"];
 /// Where pods look for the cluster's DNS.
 pub const DNS: &str = "10.96.0.10";
 /// As many nodes as the addresses reach for.
@@ -56,7 +57,72 @@ pub fn control_plane_addresses() -> (Ipv4Addr, Ipv6Addr) {
 /// Where the API server is.
 #[must_use]
 pub fn api_server() -> String {
-    format!("https://{}:{API_PORT}", control_plane_addresses().0)
+    match Families::of_cluster().first(control_plane_addresses()) {
+        IpAddr::V4(a) => format!("https://{a}:{API_PORT}"),
+        IpAddr::V6(a) => format!("https://[{a}]:{API_PORT}"),
+    }
+}
+
+/// Families of addresses that nodes, pods and Services have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Families {
+    /// IPv4 alone
+    Ipv4,
+    /// IPv6 alone
+    Ipv6,
+    /// Both, IPv4 first
+    #[default]
+    Dual,
+}
+
+impl Families {
+    /// Those of the cluster that is up, or comes up; every part of it asks. Both, if nothing is noted.
+    #[must_use]
+    pub fn of_cluster() -> Self {
+        match fs::read_to_string(note()).unwrap_or_default().as_str() {
+            "ipv4" => Self::Ipv4,
+            "ipv6" => Self::Ipv6,
+            _ => Self::Dual,
+        }
+    }
+
+    /// Notes that the cluster has these.
+    pub(crate) fn keep(self) -> io::Result<()> {
+        let name = match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+            Self::Dual => "dual",
+        };
+        fs::write(note(), name)
+    }
+
+    /// Whether IPv4 is among them.
+    #[must_use]
+    pub fn v4(self) -> bool {
+        self != Self::Ipv6
+    }
+
+    /// Whether IPv6 is among them.
+    #[must_use]
+    pub fn v6(self) -> bool {
+        self != Self::Ipv4
+    }
+
+    /// Of two, one of each family, those that the cluster has.
+    #[must_use]
+    pub fn of<T>(self, [v4, v6]: [T; 2]) -> Vec<T> {
+        [self.v4().then_some(v4), self.v6().then_some(v6)].into_iter().flatten().collect()
+    }
+
+    /// Of a unit's addresses, that of the first family.
+    #[must_use]
+    pub fn first(self, (v4, v6): (Ipv4Addr, Ipv6Addr)) -> IpAddr {
+        if self.v4() { v4.into() } else { v6.into() }
+    }
+}
+
+fn note() -> PathBuf {
+    PathBuf::from(ROOT).join("families")
 }
 
 /// A node's addresses.

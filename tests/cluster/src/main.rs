@@ -3,7 +3,7 @@ use std::{os::unix::process::CommandExt as _, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use cluster::{Cluster, Config, Network, beside_api_server, init, init::Unit, kubectl};
+use cluster::{Cluster, Config, Network, beside_api_server, init, init::Unit, kubectl, layout::Families};
 
 const AFTER: &str = "\
 Examples:
@@ -38,6 +38,9 @@ enum Verb {
         /// Who connects pods
         #[arg(long, value_enum, default_value_t, value_name = "WHO")]
         network: Network,
+        /// Which addresses nodes and pods have
+        #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
+        families: Families,
     },
     /// Take the cluster down, or what a crashed one has left behind
     Down,
@@ -81,8 +84,8 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Up { nodes, network } => {
-            let mut cluster = Cluster::up(Config { nodes, network }, |line| eprintln!("{line}"))?;
+        Verb::Up { nodes, network, families } => {
+            let mut cluster = Cluster::up(Config { nodes, network, families }, |line| eprintln!("{line}"))?;
             cluster.keep();
             println!("{nodes} nodes are up: `cargo xtask cluster kubectl get nodes`");
         }

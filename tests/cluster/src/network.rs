@@ -9,23 +9,28 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
 
-use crate::layout::{CONTROL_PLANE, NODE_DEVICE, control_plane_addresses, node_addresses, node_name, node_netns};
+use crate::layout::{
+    CONTROL_PLANE, Families, NODE_DEVICE, control_plane_addresses, node_addresses, node_name, node_netns,
+};
 
 /// Makes the namespaces, and wires those of `nodes`.
 pub(crate) fn up(nodes: u8) -> Result<()> {
     make(CONTROL_PLANE)?;
     let (v4, v6) = control_plane_addresses();
-    ip(
-        CONTROL_PLANE,
-        &format!(
-            "link set lo up\nlink add bridge type bridge\naddress add {v4}/24 dev bridge\naddress add {v6}/64 dev bridge nodad\nlink set bridge up\n"
-        ),
-    )?;
+    let addresses = Families::of_cluster().of([format!("{v4}/24"), format!("{v6}/64 nodad")]);
+    let addresses: String = addresses.iter().map(|a| format!("address add dev bridge {a}\n")).collect();
+    ip(CONTROL_PLANE, &format!("link set lo up\nlink add bridge type bridge\n{addresses}link set bridge up\n"))?;
     (1..=nodes).try_for_each(node)
 }
 
+/// Takes a node's namespace away, with all that is in it.
+pub(crate) fn remove(number: u8) -> Result<()> {
+    let name = node_netns(number);
+    netns::delete(&name).with_context(|| format!("delete the network namespace {name}"))
+}
+
 /// Makes the namespace of a node and wires it.
-fn node(number: u8) -> Result<()> {
+pub(crate) fn node(number: u8) -> Result<()> {
     let (netns, name) = (node_netns(number), node_name(number));
     make(&netns)?;
     // Made in the control plane's namespace: its name is free there.
@@ -34,13 +39,12 @@ fn node(number: u8) -> Result<()> {
         &format!("link add {name} type veth peer name {NODE_DEVICE} netns {netns}\nlink set {name} master bridge up\n"),
     )?;
     let ((v4, v6), (gateway4, gateway6)) = (node_addresses(number), control_plane_addresses());
-    ip(
-        &netns,
-        &format!(
-            "link set lo up\naddress add {v4}/24 dev {NODE_DEVICE}\naddress add {v6}/64 dev {NODE_DEVICE} nodad\nlink set {NODE_DEVICE} up\n\
-         route add default via {gateway4}\nroute add default via {gateway6}\n"
-        ),
-    )?;
+    let families = Families::of_cluster();
+    let addresses = families.of([format!("{v4}/24"), format!("{v6}/64 nodad")]);
+    let addresses: String = addresses.iter().map(|a| format!("address add dev {NODE_DEVICE} {a}\n")).collect();
+    let routes = families.of([gateway4.to_string(), gateway6.to_string()]);
+    let routes: String = routes.iter().map(|gateway| format!("route add default via {gateway}\n")).collect();
+    ip(&netns, &format!("link set lo up\n{addresses}link set {NODE_DEVICE} up\n{routes}"))?;
     let fd = open(&netns)?;
     for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         netns::set_sysctl(fd.as_fd(), key, "1").with_context(|| format!("set net/{key} in {netns}"))?;

@@ -17,7 +17,7 @@ use crate::{
     cgroups,
     files::{succeeds, write_file},
     init::Programs,
-    layout::{DNS, PAUSE_IMAGE, ROOT, directory, kubeconfig, logs, node_addresses, node_name},
+    layout::{DNS, Families, PAUSE_IMAGE, ROOT, directory, kubeconfig, logs, node_addresses, node_name},
     wait::until,
 };
 
@@ -84,6 +84,7 @@ pub(crate) fn start(number: u8) -> Result<Programs> {
     let socket = Path::new(CONTAINERD);
     until("socket of containerd", Duration::from_secs(30), || Ok(socket.exists().then_some(())))?;
     let (v4, v6) = node_addresses(number);
+    let addresses = Families::of_cluster().of([v4.to_string(), v6.to_string()]).join(",");
     let hyperkube = hyperkube()?;
     let hyperkube = hyperkube.to_str().context("the path of hyperkube")?;
     programs.start(
@@ -94,7 +95,7 @@ pub(crate) fn start(number: u8) -> Result<Programs> {
             &format!("--config={KUBELET_CONFIG}"),
             &format!("--kubeconfig={}", kubeconfig(&name).display()),
             &format!("--hostname-override={name}"),
-            &format!("--node-ip={v4},{v6}"),
+            &format!("--node-ip={addresses}"),
             "--v=2",
         ],
     )?;

@@ -56,7 +56,9 @@ fn the_chart_has_few_values_and_uses_each() {
 
 #[test]
 fn the_api_server_takes_every_object() {
-    let cluster = Cluster::up(Config { nodes: 1, network: Network::None }, |line| println!("{line}")).unwrap();
+    let cluster =
+        Cluster::up(Config { nodes: 1, network: Network::None, ..Config::default() }, |line| println!("{line}"))
+            .unwrap();
     let file = deploy().join("weft.yaml");
     let said = cluster.kubectl(&["apply", "--server-side", "--dry-run=server", "-f", file.to_str().unwrap()]).unwrap();
     for kind in ["serviceaccount", "clusterrole", "clusterrolebinding", "role", "rolebinding", "configmap", "daemonset"]

@@ -17,7 +17,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 fn up() -> Cluster {
     let begin = Instant::now();
-    let cluster = Cluster::up(Config { nodes: 2, network: Network::Weft }, |line| println!("{line}")).unwrap();
+    let cluster =
+        Cluster::up(Config { nodes: 2, network: Network::Weft, ..Config::default() }, |line| println!("{line}"))
+            .unwrap();
     println!("figure: a cluster of two nodes on Weft is usable after {:.1} s", begin.elapsed().as_secs_f64());
     cluster
 }

@@ -147,6 +147,7 @@ fn uninstall(lab: &Lab, further: &[&str]) -> (bool, String) {
     for (flag, dir) in [
         ("--state-dir", paths.state()),
         ("--run-dir", paths.run()),
+        ("--cache-dir", paths.run().join("cache")),
         ("--bpffs", paths.bpf()),
         ("--cni-bin-dir", paths.cni_bin()),
         ("--cni-conf-dir", paths.cni_conf()),
