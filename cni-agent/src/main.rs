@@ -8,6 +8,7 @@ use cni_agent::settings::{LogFormat, Settings};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    cni_agent::memory::one_heap();
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

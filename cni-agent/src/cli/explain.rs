@@ -1,7 +1,7 @@
 //! `weft explain`: why a flow may pass on this node, or may not.
 use std::io::Write;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::{Failure, Output, client::Client, escaped, show};
 use crate::{
@@ -53,18 +53,7 @@ pub(super) struct Explain {
     #[arg(value_name = "PROTO/PORT", value_parser = probe)]
     probe: Probe,
     #[command(flatten)]
-    output: Output,
-    /// Print in this form: json is what --json prints
-    #[arg(short = 'o', long = "output", value_enum, value_name = "FORM", default_value_t = Form::Text)]
-    form: Form,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    /// For people
-    Text,
-    /// For programs
-    Json,
+    pub(super) output: Output,
 }
 
 /// In any case; an echo has no port.
@@ -77,8 +66,7 @@ fn probe(word: &str) -> Result<Probe, String> {
 
 pub(super) async fn run(client: &Client, e: &Explain, out: &mut dyn Write) -> Result<(), Failure> {
     let (from, to, probe) = (escaped(&e.from), escaped(&e.to), escaped(&e.probe.to_string()));
-    let output = Output { json: e.output.json || e.form == Form::Json };
-    super::show(client, output, &format!("/v1/explain?from={from}&to={to}&probe={probe}"), explanation, out).await
+    super::show(client, &e.output, &format!("/v1/explain?from={from}&to={to}&probe={probe}"), explanation, out).await
 }
 
 fn explanation(e: &Explanation) -> String {

@@ -145,6 +145,7 @@ impl Command {
             Self::Map(Map::Dump { output, .. }) => Some(output),
             Self::Ct(flows) => Some(flows.output()),
             Self::Policy(policy) => policy.output(),
+            Self::Explain(explain) => Some(&explain.output),
             Self::Observe(observe) => Some(&observe.output),
             Self::Sysdump(sysdump) => Some(&sysdump.output),
             Self::ConnectivityTest(test) => Some(&test.output),

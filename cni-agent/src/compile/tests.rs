@@ -234,7 +234,7 @@ fn pods_leave_by_each_device_under_its_address_unless_masquerade_is_off() {
             .expect("compiles")
             .is_empty()
     );
-    let by = |map, key: u32| leaves_by(&EntryKey::new(map, key.to_ne_bytes().to_vec()).expect("in order"));
+    let by = |map, key: u32| leaves_by(&EntryKey::new(map, key.to_ne_bytes()).expect("in order"));
     assert_eq!((by(&schema::LEAVE6, 8), by(&schema::ENDPOINTS, 8)), (Some(8), None));
 }
 

@@ -59,10 +59,9 @@ impl<T: Ord + ?Sized> Clone for Shared<T> {
 }
 impl<T: Ord + ?Sized> Shared<T> {
     /// The shared copy.
-    pub fn share<'a, S: ?Sized>(&mut self, wanted: &'a S) -> Arc<T>
+    pub fn share<'a, S: Ord + ?Sized>(&mut self, wanted: &'a S) -> Arc<T>
     where
         Arc<T>: Borrow<S>,
-        S: Ord,
         &'a S: Into<Arc<T>>,
     {
         if let Some(known) = self.known.get(wanted) {

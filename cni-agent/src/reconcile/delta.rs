@@ -57,7 +57,7 @@ enum Asked {
     /// One row, as for nearly all.
     By(Row, Value),
     /// Several, at least one.
-    ByMore(Box<BTreeMap<Row, Value>>),
+    ByMore(BTreeMap<Row, Value>),
 }
 impl Asked {
     fn set(&mut self, row: &Row, value: Value) {
@@ -65,7 +65,7 @@ impl Asked {
             Self::By(known, held) if known == row => *held = value,
             Self::By(known, held) => {
                 let both = BTreeMap::from([(known.clone(), held.clone()), (row.clone(), value)]);
-                *self = Self::ByMore(Box::new(both));
+                *self = Self::ByMore(both);
             }
             Self::ByMore(all) => drop(all.insert(row.clone(), value)),
         }

@@ -12,7 +12,7 @@ use cni_common::{
     drop::Point,
     maps::CtConfig,
     net::{Ip4, Ip6, Mac},
-    policy::{RULE_PORT_BITS, RULES_FIRST, Rule, RuleKey, VERDICT_ALLOW},
+    policy::{Holder, RULE_PORT_BITS, RULES_FIRST, Rule, RuleKey, VERDICT_ALLOW},
     schema,
     wire::UDP,
 };
@@ -88,8 +88,9 @@ impl Size {
         }
         for n in 0..self.identities {
             let [_, b, c, d] = n.to_be_bytes();
-            w.policy.identities4.insert(Ip4::new([10, 100 + b, c, d]), 1000 + n);
-            w.policy.identities6.insert(Ip6::new([0xfd, 0x99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b, c, d]), 1000 + n);
+            let holder = Holder { identity: 1000 + n, class: 0 };
+            w.policy.identities4.insert(Ip4::new([10, 100 + b, c, d]), holder);
+            w.policy.identities6.insert(Ip6::new([0xfd, 0x99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b, c, d]), holder);
             for set in [policy::CLIENT_OUT, policy::SERVER_IN] {
                 w.policy.peers.insert((set, 1000 + n), RULES_FIRST);
             }

@@ -1,5 +1,14 @@
 //! What the C library says of its heap.
 
+/// One heap for all threads that begin from now on, instead of one each.
+pub fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number of the allocator's, under its lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Gives free pages of the heap back to the kernel.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]

@@ -18,7 +18,7 @@ use std::{
 use bytemuck::{Pod, Zeroable};
 
 pub use self::{
-    heap::{heap_in_use, trim_heap},
+    heap::{heap_in_use, one_heap, trim_heap},
     links::{LinkFacts, attach_tcx_ingress, attach_tcx_ingress_first, link_facts, update_link},
     maps::{MapFacts, create_probe_map, lookup, map_facts},
     programs::{Code, Insn, ProgramFacts, load_btf, load_counted, load_probe, program_facts},

@@ -162,7 +162,7 @@ fn of(app: &str) -> Value {
     json!([{"podSelector": {"matchLabels": {"app": app}}}])
 }
 fn set_of(entries: &BTreeMap<EntryKey, Vec<u8>>) -> u32 {
-    let key = EntryKey::new(&schema::LOCAL4, WEB.to_vec()).unwrap();
+    let key = EntryKey::new(&schema::LOCAL4, WEB).unwrap();
     entries.get(&key).map_or(0, |v| pod_read_unaligned::<Local>(v).set_in)
 }
 /// Whether the maps let somebody in to port 80 of `web`.
