@@ -47,23 +47,20 @@ pub extern "C" fn drop_report(ctx: *mut __sk_buff, point: u32, reason: u32) -> i
     0
 }
 
-/// Counts, and reports like a drop, what a packet passes for only because policies are in audit mode, at each end, as a function of the kernel's. Arguments:
-/// [`Ask::what`], [`Judged::word`]. Answers 0.
+/// Counts, and reports like a drop, what a packet passes for only because policies are in audit mode at one of its flow's ends, as a function of the kernel's. Arguments:
+/// [`Ask::what`], [`Judged::word`], whether it is the opener's end. Answers 0.
 ///
 /// Called where drops are reported, and not by what judges: on 5.10 all frames of a chain of calls share 512 bytes.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn audit_report(ctx: *mut __sk_buff, what: u64, judged: u64) -> i32 {
+pub extern "C" fn audit_report(ctx: *mut __sk_buff, what: u64, judged: u64, of_opener: u32) -> i32 {
     let met = Ask { what, heard: 0, ends: Ends { from: 0, to: 0 } };
     let (Some(point), judged) = (met.point(), Judged::from_word(judged)) else { return 0 };
     // SAFETY: as in `count`; policy has written it in this run, if the other end is in audit mode.
     let blamed = BLAME.get_ptr(0).map_or(0, |b| unsafe { (*b).cookie });
-    // Both ends, at most.
-    for end in 0..2 {
-        if let Some((outcome, reason, cookie)) = judged.audited(end == 0, blamed) {
-            count(point, outcome as u64, Skb::new(ctx).len());
-            send(ctx, point, reason as u8 | WOULD_BE, Blame { at: met.l3() as u32, cookie });
-        }
+    if let Some((outcome, reason, cookie)) = judged.audited(of_opener != 0, blamed) {
+        count(point, outcome as u64, Skb::new(ctx).len());
+        send(ctx, point, reason as u8 | WOULD_BE, Blame { at: met.l3() as u32, cookie });
     }
     0
 }

@@ -227,7 +227,8 @@ macro_rules! track {
                 let (sender, receiver) = (packed_sets(sender), packed_sets(receiver));
                 let judged = Judged::from_word($judge(p.context(), ask.what, question.word(), sender, receiver));
                 if judged.is_audited() {
-                    count::audit_report(p.context(), ask.what, judged.word());
+                    count::audit_report(p.context(), ask.what, judged.word(), 1);
+                    count::audit_report(p.context(), ask.what, judged.word(), 0);
                 }
                 judged.result()
             }

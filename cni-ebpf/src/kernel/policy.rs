@@ -3,6 +3,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use cni_common::policy::{Holder, PeerKey, RULE_PORT_BITS, Rule, RuleKey, SENDER_BITS, SenderKey};
 use cni_ebpf::{
     Tables,
+    ct::CtEnv,
     family::{Family, V4, V6},
     policy::{Blame, Identities, Rules},
 };
@@ -18,6 +19,10 @@ impl Rules for Kernel {
     #[inline(always)]
     fn rule(&self, key: &RuleKey) -> Option<&Rule> {
         POLICY_RULE.get(&Key::new(RULE_PORT_BITS, *key))
+    }
+    #[inline(always)]
+    fn blur(&self, n: u64) -> u64 {
+        CtEnv::blur(self, n, self.jiffies())
     }
 }
 

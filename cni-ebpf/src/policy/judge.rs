@@ -53,7 +53,7 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     };
     // A flow that is known has come in as its opener's packets do: none that came from elsewhere has an address of the node as source.
     let from_stack = direction == Direction::Back || question.is_quoted() || ask.point() == Some(Point::FromHost);
-    let ruling = egress(s, sets.egress, &flow);
+    let ruling = Ruling::from_word(s.blur(egress(s, sets.egress, &flow).word()));
     if !ruling.is_allowed() {
         return passes.dropped(refused(s, &met, ruling, D::PolicyEgress));
     }
@@ -65,7 +65,8 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
         said::of_packet(p, &met)
     };
     let judged = passes.with_egress(ruling);
-    let ruling = ingress_of(s, sets.ingress, from_stack, &flow, class);
+    let class = s.blur(class.into()) as u32;
+    let ruling = Ruling::from_word(s.blur(ingress_of(s, sets.ingress, from_stack, &flow, class).word()));
     if !ruling.is_allowed() {
         return judged.dropped(refused(s, &met, ruling, D::PolicyIngress));
     }

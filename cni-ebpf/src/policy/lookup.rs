@@ -29,6 +29,11 @@ pub trait Rules {
     fn rules_of(&self, set: u32, identity: u32) -> Option<u32>;
     /// The entry with the longest prefix of this key.
     fn rule(&self, key: &RuleKey) -> Option<&Rule>;
+    /// The same number, of which the kernel's verifier forgets by which way it came to be: it then walks what follows once for all ways.
+    #[inline(always)]
+    fn blur(&self, n: u64) -> u64 {
+        n
+    }
 }
 
 /// The maps that say who an address is, of one family.
@@ -134,6 +139,14 @@ pub fn ingress_of<F: Family, S: Rules + Identities<F>>(
     judge(s, set, identify_sender(s, &flow.src, class), flow.proto, flow.port)
 }
 
+/// See [`Rules::blur`].
+#[inline(always)]
+fn blurred<S: Rules>(s: &S, n: Option<u32>) -> Option<u32> {
+    const NONE: u64 = 1 << 32;
+    let n = s.blur(n.map_or(NONE, u64::from));
+    if n & NONE == 0 { Some(n as u32) } else { None }
+}
+
 /// What a policy set says of a peer, protocol and port.
 #[inline(always)]
 fn judge<S: Rules>(s: &S, set: u32, peer: Option<u32>, proto: u32, port: Be16) -> Ruling {
@@ -142,10 +155,10 @@ fn judge<S: Rules>(s: &S, set: u32, peer: Option<u32>, proto: u32, port: Be16) -
 }
 #[inline(always)]
 fn look_up<S: Rules>(s: &S, set: u32, peer: Option<u32>, proto: u32, port: Be16) -> Ruling {
-    let Some(identity) = peer else { return Ruling::denied(Why::UnknownPeer) };
+    let Some(identity) = blurred(s, peer) else { return Ruling::denied(Why::UnknownPeer) };
     let own = s.rules_of(set, identity);
     let found = if own.is_none() && identity != IDENTITY_OTHER { s.rules_of(set, IDENTITY_OTHER) } else { own };
-    let Some(rules) = found else { return Ruling::denied(Why::NoSet) };
+    let Some(rules) = blurred(s, found) else { return Ruling::denied(Why::NoSet) };
     if rules == RULES_ALLOW_ALL {
         return Ruling::allowed(Why::Whole);
     }

@@ -55,6 +55,16 @@ impl Ruling {
         let may = (rule.verdict == VERDICT_ALLOW) as u64 | audited;
         Self { word: may | audited << 1 | (Why::Entry as u64) << 8 | (rule.cookie as u64) << 32 }
     }
+    /// From what [`word`](Self::word) gives.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self { word }
+    }
+    /// As a number.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.word
+    }
     /// Whether it may pass.
     #[inline(always)]
     pub const fn is_allowed(self) -> bool {
