@@ -48,11 +48,12 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
         return passes.dropped(D::FragmentOrder);
     }
     let flow = match opened::<F, P>(p, &ask, direction) {
-        Ok(flow) => flow,
+        Ok(flow) => Flow { port: Be16::new((s.blur(flow.port.raw().into()) as u16).to_ne_bytes()), ..flow },
         Err(reason) => return passes.dropped(reason),
     };
     // A flow that is known has come in as its opener's packets do: none that came from elsewhere has an address of the node as source.
     let from_stack = direction == Direction::Back || question.is_quoted() || ask.point() == Some(Point::FromHost);
+    let from_stack = s.blur(from_stack.into()) != 0;
     let ruling = Ruling::from_word(s.blur(egress(s, sets.egress, &flow).word()));
     if !ruling.is_allowed() {
         return passes.dropped(refused(s, &met, ruling, D::PolicyEgress));
