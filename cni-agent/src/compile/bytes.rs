@@ -5,8 +5,8 @@ use std::{
     ops::Deref,
 };
 
-/// Bytes of the longest key of a map that the agent fills: an IPv6 prefix.
-pub const LONGEST_KEY: usize = 20;
+/// Bytes of the longest key of a map that the agent fills: node, label class and IPv6 prefix of a sender.
+pub const LONGEST_KEY: usize = 28;
 /// Bytes of a value that are kept in place: a [`Remote`](cni_common::maps::Remote) has 12.
 const IN_PLACE: usize = 14;
 
@@ -91,6 +91,6 @@ mod tests {
 
     #[test]
     fn they_are_small() {
-        assert!(size_of::<Key>() <= 21 && size_of::<Value>() <= 16);
+        assert!(size_of::<Key>() <= 29 && size_of::<Value>() <= 16);
     }
 }

@@ -361,15 +361,15 @@ mod tests {
         let in_it = || {
             let ports = ReservedPorts::new(Path::new(RESERVED), state.path(), "b");
             let path = Path::new(RESERVED);
-            fs::write(&path, "8080,9000-9010,61005\n").unwrap();
+            fs::write(path, "8080,9000-9010,61005\n").unwrap();
             ports.reserve(RANGE).unwrap();
-            let with = fs::read_to_string(&path).unwrap();
+            let with = fs::read_to_string(path).unwrap();
             ports.give_back().unwrap();
-            let after = fs::read_to_string(&path).unwrap();
-            fs::write(&path, "\n").unwrap();
+            let after = fs::read_to_string(path).unwrap();
+            fs::write(path, "\n").unwrap();
             ports.reserve(RANGE).unwrap();
             ports.give_back().unwrap();
-            (with, after, fs::read_to_string(&path).unwrap())
+            (with, after, fs::read_to_string(path).unwrap())
         };
         use std::os::fd::AsFd as _;
         let (with, after, empty) = netns::in_netns(ns.as_fd(), in_it).unwrap();

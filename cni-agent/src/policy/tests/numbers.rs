@@ -45,7 +45,9 @@ fn numbers(change: &Change) -> Vec<(Kind, u32)> {
             vec![(Kind::Rules, rules)]
         }
         Change::Entry { value: Some(value), .. } => {
-            vec![(Kind::Identity, pod_read_unaligned::<Identity>(value).identity)]
+            // Of who has an address there is more behind it.
+            let identity = &value[..size_of::<Identity>()];
+            vec![(Kind::Identity, pod_read_unaligned::<Identity>(identity).identity)]
         }
         Change::Entry { .. } => Vec::new(),
     }
