@@ -311,10 +311,9 @@ fn lock(run_dir: &Path) -> anyhow::Result<Flock<fs::File>> {
     }
 }
 
-/// Whether this process' mounts go with a container: what Kubernetes and the engines tell those inside.
-fn in_container() -> bool {
+/// Whether this process' mounts go with a container of a pod: Kubernetes tells those inside.
+fn in_pod() -> bool {
     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
-        || ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists())
 }
 
 /// The directory of our pins, on a BPF file system that is mounted if it is not there.
@@ -322,7 +321,7 @@ fn bpffs(dir: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(dir).with_context(|| format!("make the directory {}", dir.display()))?;
     let kind = statfs(dir).with_context(|| format!("look at {}", dir.display()))?.filesystem_type();
     if kind != BPF_FS_MAGIC {
-        if in_container() {
+        if in_pod() {
             bail!(
                 "there is no BPF file system on {}: one that is mounted here would go with this container, and every pod's network with it. Mount it on the \
                  node (`mount -t bpf bpf /sys/fs/bpf`; systemd does it by itself) and give it to the container as a volume (hostPath)",

@@ -211,9 +211,19 @@ impl Scrape {
             one(p.isolated as u64),
         )?;
         out.gauge(
-            "policy_waiting_pods",
+            "policy_unknown_pods",
             "Pods of this node that are isolated as it is not known yet which policies hold for them",
             one(p.unknown as u64),
+        )?;
+        out.gauge(
+            "policy_waiting_pods",
+            "Pods for whose policies the maps have no room; older ones are in force for them, or they are isolated",
+            one(p.waiting as u64),
+        )?;
+        out.gauge(
+            "policy_withheld_peers",
+            "Classes of peers for which the maps have no room; isolated pods drop what they send",
+            one(p.withheld as u64),
         )?;
         out.gauge("policy_epoch", "Rises when all flows are judged again", one(p.epoch.into()))
     }
@@ -230,18 +240,6 @@ impl Scrape {
             "reconciler_lag_revisions",
             "Changes that the kernel is behind",
             one(r.revision.saturating_sub(r.applied)),
-        )?;
-        let p = &self.status.policy;
-        out.gauge("policy_in_force", "1 when the maps hold what the policies say", one(p.in_force.into()))?;
-        out.gauge(
-            "policy_waiting_pods",
-            "Pods for whose policies the maps have no room; older ones are in force for them, or they are isolated",
-            one(p.waiting as u64),
-        )?;
-        out.gauge(
-            "policy_withheld_peers",
-            "Classes of peers for which the maps have no room; isolated pods drop what they send",
-            one(p.withheld as u64),
         )?;
         let drift = r.drift.iter().map(|(kind, n)| (vec![("kind", kind.to_string())], *n)).collect::<Vec<_>>();
         out.counter("drift_repairs", "What somebody else had changed in the kernel and the agent repaired", drift)?;

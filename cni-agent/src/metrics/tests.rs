@@ -53,6 +53,14 @@ fn drops_calls_and_starts_are_told_by_name() {
 }
 
 #[test]
+fn no_metric_comes_twice() {
+    let text = metrics(dropping()).text().unwrap();
+    let mut seen = BTreeSet::new();
+    let twice: Vec<&str> = text.lines().filter(|l| l.starts_with("# TYPE ") && !seen.insert(*l)).collect();
+    assert!(twice.is_empty() && seen.len() > 30, "{twice:?}");
+}
+
+#[test]
 fn every_metric_is_documented() {
     let page = include_str!("../../../docs/inspect.md");
     let text = metrics(dropping()).text().unwrap();

@@ -151,6 +151,8 @@ impl Node {
             .arg("--cni-conf-dir")
             .arg(self.paths.cni_conf())
             .args(further)
+            // A lab in a pod is no agent in a pod.
+            .env_remove("KUBERNETES_SERVICE_HOST")
             .stdin(Stdio::null())
             .stdout(log.try_clone().with_context(what)?)
             .stderr(log)
