@@ -19,7 +19,7 @@ use super::{
     family::{NatFamily, is_same_end},
     port::{self, Wanted},
     rewrite::End,
-    table::NatSystem,
+    table::{NatSystem, Sockets},
 };
 use crate::{
     DropReason as D, Res,
@@ -246,28 +246,32 @@ pub fn back<F: NatFamily, S: NatSystem<F>>(s: &S, world: &F::Addr, node: &F::Add
 
 /// The key of what this packet from the world is to the node.
 #[inline(always)]
-pub fn key_of<F: NatFamily>(world: &F::Addr, node: &F::Addr, rest: Rest) -> F::Key {
+fn key_of<F: NatFamily>(world: &F::Addr, node: &F::Addr, rest: Rest) -> F::Key {
     let asked = Pair::<F>::received(node, world, rest);
     asked.key(&asked.pod)
 }
 
-/// The node itself sends to the world, as conntrack reads the packet: what a pod's flow has of its tuple it gives up, and goes on under
-/// another port. The caller knows that the packet is the node's own, and no masqueraded one that it meets once more.
+/// To which pod what the world sends to the node goes, as conntrack reads it. `None`: to the node itself. The node's own flows win, also those
+/// that have begun since a pod's got their port: the pod's gives it up, and goes on under another one.
+///
+/// # Errors
+/// As of [`back`].
 #[inline(always)]
-pub fn give_way<F: NatFamily, S: NatSystem<F>>(s: &S, node: &F::Addr, world: &F::Addr, rest: Rest) {
-    // As above.
-    let own = Pair::<F>::sent(node, world, rest);
-    if rest.asker == Asker::RECEIVER {
-        // Nobody translates what the world asks the node.
-        return;
+pub fn receiver<F: NatFamily, P, S: NatSystem<F> + Sockets<P, F>>(
+    p: &mut P,
+    s: &S,
+    world: &F::Addr,
+    node: &F::Addr,
+    rest: Rest,
+) -> Res<Option<End<F>>> {
+    let pod = back(s, world, node, rest);
+    if let Ok(None) = pod {
+        return Ok(None);
     }
-    let mut key = own.key(&own.pod);
-    let Some(found) = s.back(&key) else { return };
-    let Some(cfg) = s.ct_config() else { return };
-    if let Holder::Node(made) = holder::<F>(&found)
-        && is_within(s.jiffies(), made, cfg.second)
-    {
-        return;
+    let mut key = key_of::<F>(world, node, rest);
+    if s.is_used(p, &key) {
+        port::hand_over(s, &mut key);
+        return Ok(None);
     }
-    port::hand_over(s, &mut key);
+    pod
 }

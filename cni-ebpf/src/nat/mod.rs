@@ -15,7 +15,7 @@
 //!
 //! Out of a pod, a packet is tracked, then translated ([`leave`]); from the world it is translated first and tracked as the pod's
 //! ([`arrive`]).
-//! What the node itself sends must not meet a pod's translation: [`give_way`], which no hook calls yet.
+//! What the node itself has asked does not meet a pod's translation: [`receiver`].
 //!
 //! A packet of a flow that is known costs three look-ups in either direction: its flow and the two halves.
 pub mod entry;
@@ -43,7 +43,7 @@ pub mod table;
 mod tests;
 pub mod way;
 
-pub use entry::{Pair, back, give_way};
+pub use entry::{Pair, receiver};
 pub use family::NatFamily;
 pub use icmp::{error_back, error_forth};
 pub use passage::{arrive, leave};

@@ -8,7 +8,7 @@ use cni_common::{
 };
 
 use super::{
-    End, NatFamily, Pair, back, give_way,
+    End, NatFamily, Pair, receiver,
     steps::{Answer, Cpu, Maps, one_step},
 };
 use crate::{
@@ -33,9 +33,9 @@ const REST: Rest =
 enum Job {
     /// A pod's packet, from the port that all want: conntrack enters its flow, then it is translated.
     Sends(u8),
-    /// The node binds a socket to the port and sends from it.
+    /// The node binds a socket to the port, and speaks to the same end of the world.
     Binds,
-    /// The answer to what this pod sent under the port that all want comes in.
+    /// What that end sends to the port that all want comes in.
     Answer,
 }
 
@@ -69,13 +69,15 @@ impl Job {
                 end_of(&mut (), cpu, &pair, &NODE).map(|end| end.map(|e| e.port.to_host()))
             }
             Self::Binds => {
-                cpu.flag(|m| m.sockets.insert(bytes(&pair(0).key(&node(PORT)))));
-                give_way::<V4, _>(cpu, &NODE, &WORLD, REST);
+                cpu.flag(|m| {
+                    let key = bytes(&pair(0).key(&node(PORT)));
+                    m.sockets.insert(key.clone()) && m.used.insert(key)
+                });
                 Ok(Some(PORT.to_host()))
             }
             Self::Answer => {
                 // To whom it goes: no port.
-                back::<V4, _>(cpu, &WORLD, &NODE, REST).map(|pod| pod.map(|p| p.addr.bytes[3].into()))
+                receiver::<V4, _, _>(&mut (), cpu, &WORLD, &NODE, REST).map(|pod| pod.map(|p| p.addr.bytes[3].into()))
             }
         }
     }
@@ -219,7 +221,7 @@ fn the_node_that_binds_at_the_same_time_wins() {
             maps
         }),
     ] {
-        for (mut maps, results) in every_order(maps, &[Job::Sends(1), Job::Binds]) {
+        for (mut maps, results) in every_order(maps, &[Job::Sends(1), Job::Binds, Job::Answer]) {
             // The pod's packet may have left before, but the port is the node's now.
             assert_eq!(serial(&mut maps, &[Job::Answer]), [Ok(None)], "{start}: {results:?}");
             let next = serial(&mut maps, &[Job::Binds, Job::Sends(1), Job::Answer]);

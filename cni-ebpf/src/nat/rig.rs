@@ -3,7 +3,7 @@ use std::{cell::Cell, net::IpAddr};
 
 use cni_common::{drop::Point, net::Mac, wire::ETH_LEN};
 
-use super::{End, NatFamily, Pair, Side, Step, back, entry, error_back, error_forth, give_way, related, rewrite};
+use super::{End, NatFamily, Pair, Side, Step, entry, error_back, error_forth, receiver, related, rewrite};
 use crate::{
     Res,
     ct::{Ask, Ends, Granted, key::Rest, signal, track},
@@ -24,8 +24,13 @@ pub trait Tested: NatFamily<Addr: FromIp> {
     const IS_6: bool;
     fn track(w: &Fake, f: &mut Frame, ask: Ask) -> Res<()>;
     fn forth_of(w: &Fake, f: &mut Frame, pair: &Pair<Self>, node: &Self::Addr) -> Res<Option<End<Self>>>;
-    fn back_of(w: &Fake, world: &Self::Addr, node: &Self::Addr, rest: Rest) -> Res<Option<End<Self>>>;
-    fn give_way(w: &Fake, node: &Self::Addr, world: &Self::Addr, rest: Rest);
+    fn receiver_of(
+        w: &Fake,
+        f: &mut Frame,
+        world: &Self::Addr,
+        node: &Self::Addr,
+        rest: Rest,
+    ) -> Res<Option<End<Self>>>;
     fn has_flow(w: &Fake, pair: &Pair<Self>) -> bool;
     fn error_back_of(w: &Fake, f: &mut Frame) -> Res<Option<Self::Addr>>;
     fn error_forth_of(w: &Fake, f: &mut Frame) -> Res<Step>;
@@ -41,11 +46,14 @@ macro_rules! tested {
             fn forth_of(w: &Fake, f: &mut Frame, pair: &Pair<Self>, node: &Self::Addr) -> Res<Option<End<Self>>> {
                 end_of(f, w, pair, node)
             }
-            fn back_of(w: &Fake, world: &Self::Addr, node: &Self::Addr, rest: Rest) -> Res<Option<End<Self>>> {
-                back(w, world, node, rest)
-            }
-            fn give_way(w: &Fake, node: &Self::Addr, world: &Self::Addr, rest: Rest) {
-                give_way::<$family, _>(w, node, world, rest);
+            fn receiver_of(
+                w: &Fake,
+                f: &mut Frame,
+                world: &Self::Addr,
+                node: &Self::Addr,
+                rest: Rest,
+            ) -> Res<Option<End<Self>>> {
+                receiver(f, w, world, node, rest)
             }
             fn has_flow(w: &Fake, pair: &Pair<Self>) -> bool {
                 entry::living::<$family, _>(w, &pair.flow().0).is_some()
@@ -114,14 +122,9 @@ impl<F: Tested> Node<F> {
     }
     pub fn translate_back(&self, f: &mut Frame) -> Res<bool> {
         let (ip, rest) = Self::read(f);
-        let Some(pod) = F::back_of(&self.w, &ip.src, &ip.dst, rest)? else { return Ok(false) };
+        let Some(pod) = F::receiver_of(&self.w, f, &ip.src, &ip.dst, rest)? else { return Ok(false) };
         rewrite(f, ETH_LEN, &ip, Side::DESTINATION, &pod)?;
         Ok(true)
-    }
-    /// The node itself sends this.
-    pub fn own(&self, f: &mut Frame) {
-        let (ip, rest) = Self::read(f);
-        F::give_way(&self.w, &ip.src, &ip.dst, rest);
     }
     pub fn after(&self, seconds: u64) -> &Self {
         self.w.now.set(self.w.now.get() + seconds * HZ);

@@ -35,6 +35,8 @@ pub struct Maps {
     pub alive: BTreeSet<Vec<u8>>,
     /// What sockets of the node would receive.
     pub sockets: BTreeSet<Vec<u8>>,
+    /// What those would that are more than listening.
+    pub used: BTreeSet<Vec<u8>>,
     /// Whether the range is so large that second choices do not meet: for three there would be too many orders.
     pub roomy: bool,
 }
@@ -191,8 +193,8 @@ impl Sockets<(), V4> for Cpu<'_> {
     fn has_socket(&self, (): &mut (), key: &NatKey4) -> bool {
         self.flag(|m| m.sockets.contains(bytes_of(key)))
     }
-    fn is_used(&self, (): &mut (), _: &NatKey4) -> bool {
-        false
+    fn is_used(&self, (): &mut (), key: &NatKey4) -> bool {
+        self.flag(|m| m.used.contains(bytes_of(key)))
     }
 }
 

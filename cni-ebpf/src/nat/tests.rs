@@ -51,9 +51,22 @@ of_both_families! {
 impl<F: Tested> Node<F> {
     /// A socket of the node has what the world writes so.
     fn bind(&self, proto: u8, world: (IpAddr, u16), port: u16) {
+        self.tables().sockets.borrow_mut().insert(self.heard(proto, world, port));
+    }
+    /// It speaks to the world from there.
+    fn use_port(&self, proto: u8, world: (IpAddr, u16), port: u16) {
+        self.bind(proto, world, port);
+        self.tables().used.borrow_mut().insert(self.heard(proto, world, port));
+    }
+    fn close(&self, proto: u8, world: (IpAddr, u16), port: u16) {
+        let key = self.heard(proto, world, port);
+        assert!(self.tables().sockets.borrow_mut().remove(&key) && self.tables().used.borrow_mut().remove(&key));
+    }
+    /// What the world writes to that port.
+    fn heard(&self, proto: u8, world: (IpAddr, u16), port: u16) -> Vec<u8> {
         let end = |addr, port| End::<F> { addr, port: Be16::from_host(port) };
         let key = F::key(&end(addr(world.0), world.1), &end(self.address.get(), port), proto.into());
-        self.tables().sockets.borrow_mut().insert(bytemuck::bytes_of(&key).to_vec());
+        bytemuck::bytes_of(&key).to_vec()
     }
 }
 
@@ -257,7 +270,6 @@ fn what_the_world_has_opened_goes_as_it_is<F: Tested>() {
     n.track(&mut question, Ends { from: 0, to: 11 }).expect("is allowed");
     assert_eq!(n.port_of(pod(F::IS_6, 11), echo(F::IS_6, 8, false), out), Ok(8));
     assert_eq!(n.incoming(&mut Node::<F>::frame(out, n.here(), echo(F::IS_6, 8, false))), Ok(false));
-    n.own(&mut Node::<F>::frame(n.here(), out, echo(F::IS_6, 8, true)));
     assert_eq!(n.incoming(&mut Node::<F>::frame(out, n.here(), echo(F::IS_6, 8, true))), Ok(true), "still the pod's");
 }
 
@@ -293,27 +305,20 @@ fn one_half_without_the_other_is_made_anew_or_dropped<F: Tested>() {
 
 fn the_nodes_own_flow_takes_its_port_back<F: Tested>() {
     let (n, out) = (Node::<F>::new(), world::outside(F::IS_6));
-    for (there, answer) in [
-        (echo(F::IS_6, 7, false), echo(F::IS_6, 7, true)),
-        (frame::udp(7, 53, b"question"), frame::udp(53, 7, b"answer")),
-    ] {
-        let own = || Node::<F>::frame(n.here(), out, there.clone());
-        let answer = || Node::<F>::frame(out, n.here(), answer.clone());
-        n.own(&mut own());
-        assert_eq!(n.incoming(&mut answer()), Ok(false), "no pod has it: nothing is noted");
-        assert_eq!(n.port_of(pod(F::IS_6, 11), there.clone(), out), Ok(7));
-        n.own(&mut own());
-        assert_eq!(n.incoming(&mut answer()), Ok(false), "the node's");
-        assert_ne!(n.port_of(pod(F::IS_6, 11), there.clone(), out), Ok(7), "the pod's flow goes on elsewhere");
-        // For as long as the node uses it, and a while after.
-        let life = u64::from(if there.0 == UDP { lifetime::UDP_SERVICE } else { lifetime::ECHO });
-        for _ in 0..3 {
-            n.after(life - 1).own(&mut own());
-        }
-        assert_ne!(n.port_of(pod(F::IS_6, 12), there.clone(), out), Ok(7));
-        n.after(life + 1);
-        assert_eq!(n.port_of(pod(F::IS_6, 13), there.clone(), out), Ok(7));
-    }
+    let udp = || frame::udp(7, 53, b"question");
+    let answer = || Node::<F>::frame(out, n.here(), frame::udp(53, 7, b"answer"));
+    assert_eq!(n.incoming(&mut answer()), Ok(false), "no pod has it: nothing is noted");
+    assert_eq!(n.port_of(pod(F::IS_6, 11), udp(), out), Ok(7));
+    n.bind(UDP, (out, 53), 7);
+    assert_eq!(n.incoming(&mut answer()), Ok(true), "who only listens has asked nothing");
+    n.use_port(UDP, (out, 53), 7);
+    assert_eq!(n.incoming(&mut answer()), Ok(false), "the node's");
+    assert_ne!(n.port_of(pod(F::IS_6, 11), udp(), out), Ok(7), "the pod's flow goes on elsewhere");
+    assert_ne!(n.port_of(pod(F::IS_6, 12), udp(), out), Ok(7));
+    n.close(UDP, (out, 53), 7);
+    assert_ne!(n.port_of(pod(F::IS_6, 14), udp(), out), Ok(7), "for a while after, too");
+    n.after(u64::from(lifetime::UDP_SERVICE) + 1);
+    assert_eq!(n.port_of(pod(F::IS_6, 13), udp(), out), Ok(7));
 }
 
 fn a_hold_that_is_not_to_be_had_is_not_waited_for<F: Tested>() {

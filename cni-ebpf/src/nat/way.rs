@@ -153,13 +153,7 @@ pub fn arrive<F: NatFamily, P: Mend, S: NatNode<P, F>>(p: &mut P, s: &S) -> Res<
         // The ports of a later fragment whose first one was not seen nobody knows: it may be the node's.
         return Ok(if !ip.part.is_later() && F::is_icmp_error(p, &ip) { Step::Error } else { Step::Itself });
     };
-    let Some(pod) = entry::back(s, &ip.src, &ip.dst, signal.rest)? else { return Ok(Step::Itself) };
-    // The node's own flows win, also those that have begun since: the pod's goes on under another port.
-    let mut key = entry::key_of::<F>(&ip.src, &ip.dst, signal.rest);
-    if s.is_used(p, &key) {
-        port::hand_over(s, &mut key);
-        return Ok(Step::Itself);
-    }
+    let Some(pod) = entry::receiver(p, s, &ip.src, &ip.dst, signal.rest)? else { return Ok(Step::Itself) };
     F::dec_ttl(p, ETH_LEN)?;
     rewrite(p, ETH_LEN, &ip, Side::DESTINATION, &pod)?;
     Ok(Step::Done)
