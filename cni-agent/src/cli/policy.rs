@@ -222,23 +222,36 @@ impl Judge {
 }
 
 fn batch(judge: &mut Judge, cases: &mut dyn BufRead, out: &mut dyn Write) -> Result<(), Failure> {
-    let mut bad = 0_usize;
+    let (mut bad, mut unsupported) = (0_usize, None);
     for (n, line) in cases.lines().enumerate() {
         let line = line.map_err(|e| Failure::Usage(format!("standard input: {e}")))?;
         if line.trim().is_empty() {
             continue;
         }
         let judged = match line.parse() {
-            Ok(case) => judge.judge(&case, out)?,
-            Err(bad) => Err(bad),
+            Ok(case) => judge.judge(&case, out),
+            Err(bad) => Ok(Err(bad)),
         };
-        if let Err(error) = judged {
-            eprintln!("weft: line {}: {error}", n + 1);
-            bad += 1;
+        match judged {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                eprintln!("weft: line {}: {error}", n + 1);
+                bad += 1;
+            }
+            // It may be this one's alone.
+            Err(Failure::Unsupported(reason)) => {
+                eprintln!("weft: line {}: not supported: {reason}", n + 1);
+                unsupported = Some(reason);
+            }
+            Err(failure) => return Err(failure),
         }
     }
     out.flush()?;
-    if bad == 0 { Ok(()) } else { Err(Failure::Usage(format!("{bad} of the lines are no scenarios"))) }
+    match unsupported {
+        Some(reason) => Err(Failure::Unsupported(reason)),
+        None if bad > 0 => Err(Failure::Usage(format!("{bad} of the lines are no scenarios"))),
+        None => Ok(()),
+    }
 }
 
 fn question(words: &[String]) -> Result<Question, Failure> {
@@ -405,6 +418,33 @@ mod tests {
         let error = batch(&mut judge, &mut lines.as_bytes(), &mut out).unwrap_err();
         assert!(matches!(error, Failure::Usage(_)));
         assert_eq!(String::from_utf8(out).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn a_line_that_is_not_supported_leaves_the_others() {
+        // As below, both or none of them are.
+        let lines = format!("{}\n{}\n", case(), case());
+        let mut out = Vec::new();
+        let mut judge = Judge { mode: Mode::Incremental, programs: Some(Programs::default()) };
+        let judged = batch(&mut judge, &mut lines.as_bytes(), &mut out);
+        let out = String::from_utf8(out).unwrap();
+        assert_eq!(out.lines().count(), 2, "{out}");
+        assert_eq!(matches!(judged, Err(Failure::Unsupported(_))), out.contains("unsupported"), "{out}");
+    }
+
+    #[test]
+    fn a_field_that_is_null_is_as_one_that_is_absent() {
+        let mut c = case();
+        for field in ["hostNetwork", "phase", "ports", "labels"] {
+            c["cluster"]["pods"][0][field] = json!(null);
+        }
+        c["cluster"]["policies"] = json!(null);
+        c["cluster"]["nodes"] = json!(null);
+        c["cluster"]["namespaces"] = json!(null);
+        let file = file(&c.to_string());
+        let answer: Value = serde_json::from_str(&weft(&["--input", file.path().to_str().unwrap()]).unwrap()).unwrap();
+        let ends = json!(["pod:shop/db@10.1.0.2", "pod:shop/web@10.1.0.1", "ext:203.0.113.1"]);
+        assert_eq!((&answer["steps"][0]["endpoints"], &answer["problems"]), (&ends, &json!(null)), "{answer}");
     }
 
     #[test]

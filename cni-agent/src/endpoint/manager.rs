@@ -378,6 +378,25 @@ mod tests {
     }
 
     #[test]
+    fn an_id_comes_again_only_after_all_others_had_their_turn_and_when_it_is_free() {
+        let mut ids = Ids::default();
+        assert_eq!((ids.next(), ids.next()), (Some(1), Some(2)));
+        ids.taken.remove(&1);
+        for wanted in 3..=u16::MAX {
+            assert_eq!(ids.next(), Some(wanted));
+            if wanted != 7 {
+                ids.taken.remove(&wanted);
+            }
+        }
+        // 0 is nobody's, 2 and 7 are taken.
+        assert_eq!([ids.next(), ids.next(), ids.next()], [Some(1), Some(3), Some(4)]);
+        while ids.next().is_some() {}
+        assert_eq!(ids.taken.len(), usize::from(u16::MAX));
+        ids.taken.remove(&7);
+        assert_eq!((ids.next(), ids.next()), (Some(7), None));
+    }
+
+    #[test]
     fn an_attachment_that_left_twice_gives_back_both_ids_and_addresses() {
         let (mut ids, key) = (Ids::default(), ("c1".to_owned(), "eth0".to_owned()));
         ids.ipam.add_cidr(CIDR.parse().unwrap()).unwrap();

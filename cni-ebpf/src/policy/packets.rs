@@ -5,7 +5,7 @@ use cni_common::{
     drop::Point,
     net::{Ip6, Mac},
     policy::{RULE_PORT_BITS, RULES_ALLOW_ALL, RULES_FIRST, Rule, RuleKey, SENDER_BITS, SenderKey, VERDICT_ALLOW},
-    wire::{TCP, UDP},
+    wire::{ICMP, ICMP6, SCTP, TCP, UDP},
 };
 
 use crate::{
@@ -127,6 +127,21 @@ fn what_no_rule_allows_is_dropped_and_leaves_no_trace() {
         assert_eq!(from_far(&w, v6, pod(v6, 1, 1), tcp(443, SYN)), Ok(Verdict::Peer(SERVER_IFINDEX)));
         // Of a pod CIDR, but of which pod nobody knows.
         assert_eq!(from_far(&w, v6, pod(v6, 1, 7), tcp(443, SYN)), Err(D::PolicyUnknown));
+    }
+}
+
+#[test]
+fn sctp_has_ports_and_an_echo_is_asked_about_under_none_whatever_its_identifier() {
+    for v6 in [false, true] {
+        let mut w = isolated();
+        for (proto, port) in [(SCTP, 443_u16), (if v6 { ICMP6 } else { ICMP }, 0)] {
+            let key = RuleKey { rules: RULES, proto, port: port.to_be_bytes(), pad: 0 };
+            w.policy.rules.push((RULE_PORT_BITS, key, Rule { verdict: VERDICT_ALLOW, cookie: 9 }));
+        }
+        let into_server = Ok(Verdict::Peer(SERVER_IFINDEX));
+        assert_eq!(asks(&w, v6, frame::sctp(40_000, 443)), into_server);
+        assert_eq!(asks(&w, v6, frame::sctp(40_000, 444)), Err(D::PolicyIngress));
+        assert_eq!(asks(&w, v6, frame::ping(v6)), into_server);
     }
 }
 

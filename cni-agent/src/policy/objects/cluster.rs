@@ -1,7 +1,7 @@
 //! ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2).
 //!
 //! A rule with a peer or protocol that has no field known here fails closed, as the API demands: Accept matches nothing, Deny and Pass deny
-//! all. Everything else that the custom resource's definition refuses makes the object a broken one.
+//! all. So does one with a peer or protocol that the custom resource's definition refuses. Everything else that it refuses makes the object a broken one.
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -116,7 +116,7 @@ const PRIORITY_MAX: u16 = 1000;
 /// Takes a ClusterNetworkPolicy over.
 ///
 /// # Errors
-/// When it says what its definition refuses, but for peers and protocols of kinds that are not known here.
+/// When it says what its definition refuses elsewhere than in peers and protocols.
 pub fn read(object: ClusterNetworkPolicy) -> Result<Read, Broken> {
     let name = object.metadata.name.filter(|n| !n.is_empty());
     let shown = name.as_deref().unwrap_or("without a name").to_owned();
@@ -135,11 +135,11 @@ pub fn read(object: ClusterNetworkPolicy) -> Result<Read, Broken> {
     let (mut ingress, mut egress) = (Vec::new(), Vec::new());
     for (n, r) in spec.ingress.iter().flatten().enumerate() {
         let at = format!("spec.ingress[{n}]");
-        ingress.push(reader.rule(&at, Direction::Ingress, r.action, &r.from, r.protocols.as_deref()).map_err(broken)?);
+        ingress.push(reader.rule(&at, Direction::Ingress, r.action, &r.from, r.protocols.as_deref()));
     }
     for (n, r) in spec.egress.iter().flatten().enumerate() {
         let at = format!("spec.egress[{n}]");
-        egress.push(reader.rule(&at, Direction::Egress, r.action, &r.to, r.protocols.as_deref()).map_err(broken)?);
+        egress.push(reader.rule(&at, Direction::Egress, r.action, &r.to, r.protocols.as_deref()));
     }
     let tier = match spec.tier {
         TierName::Admin => Tier::Admin,
@@ -176,14 +176,6 @@ fn some_pods(fields: &NamespacedPods, at: &str) -> Result<Subject, Flaw> {
     Ok(Subject { namespaces, pods: selector(&fields.pod_selector, "podSelector")? })
 }
 
-/// Why a peer or protocol is not what it should be.
-enum Bad {
-    /// It may be one of a later version of the API: the rule fails closed.
-    Unknown(Flaw),
-    /// It is one that the definition refuses.
-    Refused(Flaw),
-}
-
 struct Reader {
     flaws: Vec<Flaw>,
 }
@@ -195,7 +187,7 @@ impl Reader {
         action: ActionName,
         peers: &[Map<String, Value>],
         protocols: Option<&[Map<String, Value>]>,
-    ) -> Result<Rule, Flaw> {
+    ) -> Rule {
         let action = match action {
             ActionName::Accept => Action::Accept,
             ActionName::Deny => Action::Deny,
@@ -205,16 +197,15 @@ impl Reader {
             Direction::Ingress => "from",
             Direction::Egress => "to",
         };
-        let mut unknown = Vec::new();
+        let mut flaws = Vec::new();
         let mut known = Vec::new();
         if peers.is_empty() {
-            unknown.push(Flaw::new(format!("{at}.{side}"), "it is empty"));
+            flaws.push(Flaw::new(format!("{at}.{side}"), "it is empty"));
         }
         for (n, fields) in peers.iter().enumerate() {
             match peer(&format!("{at}.{side}[{n}]"), direction, action, fields) {
                 Ok(list) => known.extend(list),
-                Err(Bad::Unknown(flaw)) => unknown.push(flaw),
-                Err(Bad::Refused(flaw)) => return Err(flaw),
+                Err(flaw) => flaws.push(flaw),
             }
         }
         let protocols = protocols.unwrap_or_default();
@@ -222,77 +213,79 @@ impl Reader {
         for (n, fields) in protocols.iter().enumerate() {
             match protocol(&format!("{at}.protocols[{n}]"), fields) {
                 Ok(port) => ports.push(port),
-                Err(Bad::Unknown(flaw)) => unknown.push(flaw),
-                Err(Bad::Refused(flaw)) => return Err(flaw),
+                Err(flaw) => flaws.push(flaw),
             }
         }
-        if unknown.is_empty() {
+        if flaws.is_empty() {
             let ports = if protocols.is_empty() { Ports::All } else { Ports::Of(ports) };
-            return Ok(Rule { action, peers: Peers::Of(known), ports });
+            return Rule { action, peers: Peers::Of(known), ports };
         }
-        self.flaws.extend(unknown);
-        Ok(match action {
-            Action::Accept => Rule { action, peers: Peers::Of(Vec::new()), ports: Ports::All },
-            Action::Deny | Action::Pass => Rule { action: Action::Deny, peers: Peers::Any, ports: Ports::All },
-        })
+        let (closed, effect) = match action {
+            Action::Accept => {
+                (Rule { action, peers: Peers::Of(Vec::new()), ports: Ports::All }, "the rule matches nothing")
+            }
+            Action::Deny | Action::Pass => {
+                (Rule { action: Action::Deny, peers: Peers::Any, ports: Ports::All }, "the rule denies all")
+            }
+        };
+        self.flaws.extend(flaws.into_iter().map(|flaw| Flaw { effect, ..flaw }));
+        closed
     }
 }
 
 /// The one field of an object that must have exactly one; fields that are null are absent.
-fn only<'a>(at: &str, fields: &'a Map<String, Value>) -> Result<(&'a str, &'a Value), Bad> {
+fn only<'a>(at: &str, fields: &'a Map<String, Value>) -> Result<(&'a str, &'a Value), Flaw> {
     let mut set = fields.iter().filter(|(_, v)| !v.is_null());
     match (set.next(), set.next()) {
         (Some((name, value)), None) => Ok((name, value)),
-        (None, _) => Err(Bad::Unknown(Flaw::new(at, "it has no field that is known here"))),
+        (None, _) => Err(Flaw::new(at, "it has no field that is known here")),
         (Some((one, _)), Some((two, _))) => {
-            Err(Bad::Unknown(Flaw::new(at, format!("it has both {one} and {two}; give it one of them"))))
+            Err(Flaw::new(at, format!("it has both {one} and {two}; give it one of them")))
         }
     }
 }
 
-fn field<T: for<'de> Deserialize<'de>>(at: &str, value: &Value) -> Result<T, Bad> {
+fn field<T: for<'de> Deserialize<'de>>(at: &str, value: &Value) -> Result<T, Flaw> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let at = if path == "." { at.to_owned() } else { format!("{at}.{path}") };
-        Bad::Refused(Flaw::new(at, error.inner().to_string()))
+        Flaw::new(at, error.inner().to_string())
     })
 }
 
-fn peer(at: &str, direction: Direction, action: Action, fields: &Map<String, Value>) -> Result<Vec<Peer>, Bad> {
+fn peer(at: &str, direction: Direction, action: Action, fields: &Map<String, Value>) -> Result<Vec<Peer>, Flaw> {
     let (name, value) = only(at, fields)?;
     let at = format!("{at}.{name}");
     match (name, direction) {
-        ("namespaces", _) => Ok(vec![Peer::Pods(all_pods(&field(&at, value)?, &at).map_err(Bad::Refused)?)]),
-        ("pods", _) => Ok(vec![Peer::Pods(some_pods(&field(&at, value)?, &at).map_err(Bad::Refused)?)]),
-        ("nodes", Direction::Egress) => {
-            Ok(vec![Peer::Nodes(LabelSelector::read(&field(&at, value)?, &at).map_err(Bad::Refused)?)])
-        }
+        ("namespaces", _) => Ok(vec![Peer::Pods(all_pods(&field(&at, value)?, &at)?)]),
+        ("pods", _) => Ok(vec![Peer::Pods(some_pods(&field(&at, value)?, &at)?)]),
+        ("nodes", Direction::Egress) => Ok(vec![Peer::Nodes(LabelSelector::read(&field(&at, value)?, &at)?)]),
         ("networks", Direction::Egress) => {
             let texts: Vec<String> = field(&at, value)?;
             let net = |(n, text): (usize, &String)| {
                 let cidr = model::cidr(text)
-                    .map_err(|cause| Bad::Refused(Flaw::new(format!("{at}[{n}]"), format!("`{text}` is {cause}"))))?;
+                    .map_err(|cause| Flaw::new(format!("{at}[{n}]"), format!("`{text}` is {cause}")))?;
                 Ok(Peer::Block { cidr, except: Vec::new() })
             };
             texts.iter().enumerate().map(net).collect()
         }
         ("domainNames", Direction::Egress) if action != Action::Accept => {
-            Err(Bad::Refused(Flaw::new(at, "names are for Accept rules only")))
+            Err(Flaw::new(at, "names are for Accept rules only"))
         }
         ("domainNames", Direction::Egress) => {
             let texts: Vec<String> = field(&at, value)?;
             let name = |(n, text): (usize, &String)| {
                 let flaw =
                     || Flaw::new(format!("{at}[{n}]"), format!("`{text}` is neither a name nor `*.` before one"));
-                Domain::read(text).map(Peer::Domain).ok_or_else(|| Bad::Refused(flaw()))
+                Domain::read(text).map(Peer::Domain).ok_or_else(flaw)
             };
             texts.iter().enumerate().map(name).collect()
         }
-        _ => Err(Bad::Unknown(Flaw::new(at, "it is not known here"))),
+        _ => Err(Flaw::new(at, "it is not known here")),
     }
 }
 
-fn protocol(at: &str, fields: &Map<String, Value>) -> Result<PortMatch, Bad> {
+fn protocol(at: &str, fields: &Map<String, Value>) -> Result<PortMatch, Flaw> {
     let (name, value) = only(at, fields)?;
     let at = format!("{at}.{name}");
     let protocol = match name {
@@ -300,11 +293,11 @@ fn protocol(at: &str, fields: &Map<String, Value>) -> Result<PortMatch, Bad> {
         "udp" => Protocol::Udp,
         "sctp" => Protocol::Sctp,
         "destinationNamedPort" => return Ok(PortMatch::Named { protocol: None, name: field(&at, value)? }),
-        _ => return Err(Bad::Unknown(Flaw::new(at, "it is not known here"))),
+        _ => return Err(Flaw::new(at, "it is not known here")),
     };
     let fields: ProtocolFields = field(&at, value)?;
     let at = format!("{at}.destinationPort");
-    let refused = |cause: String| Bad::Refused(Flaw::new(at.as_str(), cause));
+    let refused = |cause: String| Flaw::new(at.as_str(), cause);
     let (first, last) = match fields.destination_port {
         None => return Ok(PortMatch::Range { protocol, first: 0, last: u16::MAX }),
         Some(PortFields { number: Some(0), .. }) => return Err(refused("0 is not a port".into())),

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    Action, Direction, Domain, Mode, Peers, PortMatch, Ports, Read, Rule, cluster_policy, model, network_policy,
+    Action, Direction, Domain, Flaw, Mode, Peers, PortMatch, Ports, Read, Rule, cluster_policy, model, network_policy,
 };
 use crate::tables::Protocol;
 
@@ -154,30 +154,49 @@ fn a_broken_cluster_policy_is_named_by_its_field() {
         (rule(json!({"action": "Allow", "to": to})), "spec.egress[0].action: unknown variant"),
         (rule(json!({"action": "Accept"})), "spec.egress[0]: missing field `to`"),
         (rule(json!({"action": "Accept", "to": to, "ports": []})), "spec.egress[0].ports: unknown field"),
-        (
-            rule(json!({"action": "Accept", "to": [{"networks": ["x"]}]})),
-            "spec.egress[0].to[0].networks[0]: `x` is not a network",
-        ),
-        (
-            rule(json!({"action": "Deny", "to": [{"domainNames": ["a.b"]}]})),
-            "spec.egress[0].to[0].domainNames: names are for Accept",
-        ),
-        (rule(json!({"action": "Accept", "to": [{"domainNames": ["*"]}]})), "spec.egress[0].to[0].domainNames[0]"),
-        (
-            rule(
-                json!({"action": "Accept", "to": to, "protocols": [{"tcp": {"destinationPort": {"range": {"start": 9, "end": 9}}}}]}),
-            ),
-            "spec.egress[0].protocols[0].tcp.destinationPort: 9 to 9 is not a range",
-        ),
-        (
-            rule(json!({"action": "Accept", "to": to, "protocols": [{"udp": {"destinationPort": {"number": 70000}}}]})),
-            "spec.egress[0].protocols[0].udp.destinationPort.number: invalid value",
-        ),
     ];
     for (spec, text) in cases {
         let error = cluster(spec).unwrap_err();
         assert!(error.contains(text), "{text:?} is not in {error:?}");
     }
+}
+
+#[test]
+fn a_rule_with_a_peer_or_protocol_that_the_definition_refuses_fails_closed_and_the_others_hold() {
+    let to = json!([{"namespaces": {}}]);
+    let range = |start: u32, end: u32| json!([{"tcp": {"destinationPort": {"range": {"start": start, "end": end}}}}]);
+    let cases = [
+        (json!([{"networks": ["10.0.0.0/8", "x"]}]), json!([]), "to[0].networks[1]: `x` is not a network"),
+        (json!([{"networks": ["::ffff:0:0/96"]}]), json!([]), "to[0].networks[0]: `::ffff:0:0/96` is an IPv4"),
+        (json!([{"networks": "10.0.0.0/8"}]), json!([]), "to[0].networks: invalid type"),
+        (json!([{"domainNames": ["*"]}]), json!([]), "to[0].domainNames"),
+        (
+            json!([{"pods": {"podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}}]),
+            json!([]),
+            "to[0].pods.podSelector.matchExpressions[0].values: In needs at least one",
+        ),
+        (to.clone(), range(9, 9), "protocols[0].tcp.destinationPort: 9 to 9 is not a range"),
+        (to.clone(), json!([{"udp": {"destinationPort": {"number": 0}}}]), "destinationPort: 0 is not a port"),
+        (to.clone(), json!([{"udp": {"destinationPort": {"number": 70000}}}]), "destinationPort.number: invalid value"),
+    ];
+    let whole = Rule { action: Action::Deny, peers: Peers::Any, ports: Ports::All };
+    for (peers, protocols, text) in cases {
+        let rule = |action: &str| json!({"action": action, "to": peers, "protocols": protocols});
+        let last = json!({"action": "Pass", "to": to});
+        let read = cluster(json!({"egress": [rule("Accept"), rule("Deny"), rule("Pass"), last]})).unwrap();
+        let rules = read.policy.egress.unwrap();
+        assert_eq!((&rules[0].action, &rules[0].peers), (&Action::Accept, &Peers::Of(vec![])), "{text}");
+        assert!(rules[1] == whole && rules[2] == whole && rules[3].action == Action::Pass, "{text}: {rules:?}");
+        let told: Vec<String> = read.flaws.iter().map(Flaw::in_full).collect();
+        let effects = ["the rule matches nothing", "the rule denies all", "the rule denies all"];
+        assert_eq!(told.len(), 3, "{told:?}");
+        for ((n, flaw), effect) in told.iter().enumerate().zip(effects) {
+            let is_it = flaw.starts_with(&format!("spec.egress[{n}].")) && flaw.contains(text);
+            assert!(is_it && flaw.ends_with(&format!("; {effect}")), "{flaw}");
+        }
+    }
+    let deny = json!({"egress": [{"action": "Deny", "to": [{"domainNames": ["a.b"]}]}]});
+    assert!(cluster(deny).unwrap().flaws[0].to_string().contains("names are for Accept rules only"));
 }
 
 #[test]

@@ -84,16 +84,16 @@ fn or_none<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(field: D) -
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Cluster {
     /// Namespaces by name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub namespaces: BTreeMap<String, NamespaceFields>,
     /// Nodes.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub nodes: Vec<NodeFields>,
     /// Pods.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub pods: Vec<PodFields>,
     /// NetworkPolicies and ClusterNetworkPolicies, as the API returns them.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub policies: Vec<Value>,
     /// What DNS has answered.
     #[serde(default, deserialize_with = "or_none")]
@@ -141,7 +141,7 @@ pub struct PodFields {
     pub ips: Vec<Address>,
     #[serde(default)]
     ports: Option<Vec<PortFields>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     host_network: bool,
     #[serde(default)]
     phase: Option<String>,

@@ -242,6 +242,91 @@ fn an_endpoint_without_a_pod_of_kubernetes_is_not_isolated_and_one_without_an_ob
     assert_eq!(rig.set(), 0);
 }
 
+/// A pod that no policy names, with a device of its own, under the endpoint id and the address of another one.
+fn heir_of(id: u16) -> (Pod, Endpoint) {
+    (pod("heir", "here", &[]), Endpoint { ifindex: HEIR, ..endpoint(id, "heir") })
+}
+const HEIR: u32 = 99;
+
+/// What the entries of the heir's address have said: how many writes were before, and its set for ingress.
+fn written_of_heir(log: &[(EntryKey, Option<Vec<u8>>)]) -> Vec<(usize, u32)> {
+    let local = |(n, (key, value)): (usize, &(EntryKey, Option<Vec<u8>>))| {
+        let value = value.as_ref().filter(|_| key.map().id == schema::LOCAL4.id)?;
+        let Local { ifindex, set_in, .. } = pod_read_unaligned(value);
+        (ifindex == HEIR).then_some((n, set_in))
+    };
+    log.iter().enumerate().filter_map(local).collect()
+}
+
+#[test]
+fn a_pod_under_the_endpoint_id_and_the_address_of_a_deleted_one_has_nothing_of_it() {
+    for (id, former) in [(9, "web"), (10, "near")] {
+        for at_once in [true, false] {
+            let mut rig = Rig::on(Memory::default());
+            rig.cluster();
+            rig.policy(into_web(of("near")));
+            rig.pass();
+            assert!(allows(&rig.kernel.entries, NEAR) && rig.set() != 0);
+            rig.kernel.log.clear();
+            let before = rig.kernel.clone();
+            rig.tables.remove_endpoint(id);
+            rig.tables.remove_pod(&PodKey::new("shop", former));
+            if !at_once {
+                rig.pass();
+            }
+            let (pod, endpoint) = heir_of(id);
+            rig.tables.set_pod(pod);
+            rig.tables.set_endpoint(endpoint);
+            rig.pass();
+            let written = written_of_heir(&rig.kernel.log);
+            let (first, _) = written[0];
+            assert!(written.iter().all(|(_, set)| [0, SET_ISOLATED].contains(set)), "{former}'s set: {written:?}");
+            assert_eq!(written.last().map(|(_, set)| *set), Some(0), "no policy selects it");
+            if former == "near" {
+                let moments = moments(&before, &rig.kernel, NEAR);
+                assert!(moments[first + 1..].iter().all(|m| !*m), "{former}'s identity: {moments:?} from {first}");
+            }
+            let named = |address: [u8; 4]| {
+                let mut event = crate::api::types::DropEvent {
+                    src: Some(FAR.into()),
+                    dst: Some(address.into()),
+                    ..crate::api::tests::event("PolicyIngress")
+                };
+                rig.policies.explain(&mut event, 0);
+                (event.ends.unwrap()[1].clone(), event.policies)
+            };
+            assert_eq!(named([10, 244, 1, id as u8]), (Some("shop/heir".to_owned()), vec![]));
+        }
+    }
+}
+
+#[test]
+fn an_agent_that_begins_gives_a_pod_nothing_of_the_one_that_had_its_endpoint_id_and_address() {
+    for (id, former) in [(9, "web"), (10, "near")] {
+        let mut earlier = Rig::on(Memory::default());
+        earlier.cluster();
+        earlier.policy(into_web(of("near")));
+        earlier.pass();
+        // The pod went, and the other came, while the agent began.
+        let mut next = Rig::on(earlier.kernel.clone());
+        next.cluster();
+        next.policy(into_web(of("near")));
+        next.tables.remove_endpoint(id);
+        next.tables.remove_pod(&PodKey::new("shop", former));
+        let (pod, endpoint) = heir_of(id);
+        next.tables.set_pod(pod);
+        next.tables.set_endpoint(endpoint);
+        next.pass();
+        let written = written_of_heir(&next.kernel.log);
+        assert_eq!(written.last().map(|(_, set)| *set), Some(0), "{former}");
+        assert!(written.iter().all(|(_, set)| [0, SET_ISOLATED].contains(set)), "{former}'s set: {written:?}");
+        if former == "near" {
+            let moments = moments(&earlier.kernel, &next.kernel, NEAR);
+            assert!(moments[written[0].0 + 1..].iter().all(|m| !*m), "{former}'s identity: {moments:?}");
+        }
+    }
+}
+
 #[test]
 fn a_change_of_policy_is_the_old_one_or_the_new_one_at_each_write() {
     let mut rig = Rig::on(Memory::default());
