@@ -2,13 +2,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::Deref,
     sync::Arc,
 };
 
 use super::{
     addresses::ByAddress,
     labels::{Labels, Shared, Texts},
-    objects::{Direction, Policy, PolicyName, model},
+    objects::{Direction, Policy, PolicyName, Read, model},
     senders::{Located, Senders},
 };
 use crate::{
@@ -23,7 +24,17 @@ pub struct Revision {
     /// Another one for each version of each policy.
     pub number: u64,
     /// What it says.
-    pub policy: Policy,
+    pub policy: Said,
+}
+
+/// What a policy says, in memory once for all that know of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Said(Arc<Read>);
+impl Deref for Said {
+    type Target = Policy;
+    fn deref(&self) -> &Policy {
+        &self.0.policy
+    }
 }
 
 /// Pods with the same namespace, labels and named ports.
@@ -230,13 +241,18 @@ impl Store {
 
     /// A pod is there. One that is over, or in the node's network, is nobody to policies.
     pub fn apply_pod(&mut self, key: &PodKey, pod: &Pod) {
+        let labels = self.texts.labels(&pod.labels);
+        self.apply_labelled(key, pod, labels);
+    }
+    /// The same, of one whose labels somebody else has in memory already.
+    pub fn apply_labelled(&mut self, key: &PodKey, pod: &Pod, labels: Labels) {
         if pod.host_network || pod.phase.is_over() {
             self.delete_pod(key);
             return;
         }
         let alike = Alike {
             namespace: self.texts.share(&pod.namespace),
-            labels: self.texts.labels(&pod.labels),
+            labels,
             ports: self.ports.share(&pod.ports.iter().cloned().collect::<Vec<_>>()[..]),
         };
         let local = pod.node.as_deref() == Some(self.node.as_str());
@@ -341,16 +357,21 @@ impl Store {
 
     /// A policy is there.
     pub fn apply_policy(&mut self, policy: Policy) {
+        self.apply_read(Arc::new(Read { policy, flaws: Vec::new() }));
+    }
+    /// The same, as it was read.
+    pub fn apply_read(&mut self, read: Arc<Read>) {
+        let policy = &read.policy;
         let known = match &policy.name {
             PolicyName::Network { namespace, name } => self.network.get(namespace).and_then(|n| n.get(name)),
             PolicyName::Cluster { name } => self.cluster.get(name),
         };
-        if known.is_some_and(|known| known.policy == policy) {
+        if known.is_some_and(|known| *known.policy == *policy) {
             return;
         }
         self.last_revision += 1;
         let name = policy.name.clone();
-        let revision = Arc::new(Revision { number: self.last_revision, policy });
+        let revision = Arc::new(Revision { number: self.last_revision, policy: Said(read) });
         match name {
             PolicyName::Network { namespace, name } => {
                 self.locals_of(&namespace);

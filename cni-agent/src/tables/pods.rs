@@ -107,6 +107,10 @@ impl Pods {
     pub fn get(&self, key: &PodKey) -> Option<Pod> {
         self.rows.get(key).map(|kept| kept.pod(key))
     }
+    /// The labels of one of them, as all who know it may share them.
+    pub fn labels(&self, key: &PodKey) -> Option<&Labels> {
+        Some(&self.rows.get(key)?.template.labels)
+    }
     /// The names of those on a node.
     pub fn on_node(&self, node: &str) -> impl Iterator<Item = &PodKey> {
         self.rows.iter().filter(move |(_, kept)| kept.node.as_deref().is_some_and(|at| at == node)).map(|(key, _)| key)
