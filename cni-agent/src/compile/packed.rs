@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_sender_with_an_ipv4_address_takes_no_more_than_an_ipv6_address() {
         let mapped = [&[7; 12][..], &MAPPED, &[10, 0, 0, 1]].concat();
-        let mut others = vec![mapped.clone(), mapped.clone(), mapped[..27].to_vec(), mapped[..16].to_vec()];
+        let mut others = [mapped.clone(), mapped.clone(), mapped[..27].to_vec(), mapped[..16].to_vec()];
         others[0][23] = 0;
         others[1][27] = 2;
         let all: Vec<EntryKey> = others.iter().chain([&mapped]).map(|bytes| key(3, bytes)).collect();
