@@ -76,6 +76,40 @@ impl Debug for Value {
     }
 }
 
+/// Bytes of the longest value of a map of policy.
+pub const LONGEST_OF_POLICY: usize = 8;
+
+/// The bytes of a value of a map of policy: [`LONGEST_OF_POLICY`] at most.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Few {
+    len: u8,
+    bytes: [u8; LONGEST_OF_POLICY],
+}
+impl From<&[u8]> for Few {
+    fn from(value: &[u8]) -> Self {
+        let mut bytes = [0; LONGEST_OF_POLICY];
+        match (bytes.get_mut(..value.len()), u8::try_from(value.len())) {
+            (Some(place), Ok(len)) => {
+                place.copy_from_slice(value);
+                Self { len, bytes }
+            }
+            // The test `no_value_of_policy_is_too_long` holds that.
+            _ => unreachable!("{value:?} is too long for a value of policy"),
+        }
+    }
+}
+impl Deref for Few {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+impl Debug for Few {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.deref().fmt(f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +120,9 @@ mod tests {
         for len in 0..all.len() {
             assert_eq!(&*Value::from(&all[..len]), &all[..len]);
             assert_eq!(Key::new(&all[..len]).as_deref(), (len <= LONGEST_KEY).then_some(&all[..len]));
+            if len <= LONGEST_OF_POLICY {
+                assert_eq!(&*Few::from(&all[..len]), &all[..len]);
+            }
         }
     }
 

@@ -6,6 +6,7 @@ pub(crate) mod fixtures;
 mod heard;
 mod masquerade;
 mod nodes;
+mod packed;
 mod routes;
 #[cfg(test)]
 mod tests;
@@ -19,9 +20,10 @@ use cni_common::{
 use ipnet::IpNet;
 
 pub use self::{
-    bytes::{Key, LONGEST_KEY, Value},
+    bytes::{Few, Key, LONGEST_KEY, Value},
     heard::{Heard, is_whole},
     nodes::{NodeNumbers, TooManyNodes},
+    packed::{Entries, Keys},
     routes::{ClusterRoute, cluster_routes, host_addresses},
 };
 use crate::{

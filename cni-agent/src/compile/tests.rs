@@ -73,6 +73,13 @@ fn no_key_is_too_long() {
 }
 
 #[test]
+fn no_value_of_policy_is_too_long() {
+    for map in Map::ALL.into_iter().map(Map::spec) {
+        assert!(map.value_size as usize <= bytes::LONGEST_OF_POLICY, "{}", map.name);
+    }
+}
+
+#[test]
 fn every_map_has_its_place_in_the_order() {
     let ordered: BTreeSet<u32> = maps().map(|m| m.id).collect();
     for m in schema::ALL {

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 pub use self::room::Room;
 use self::room::Waiting;
 use super::{
+    addresses::{ByAddress, ByPlace},
     change::Change,
     classes::{Class, Classes, Owner, Part, Parts, Seen},
     criteria::{Criteria, Touched},
@@ -99,9 +100,9 @@ pub struct Engine {
     /// What is seen in each group of pods.
     groups: BTreeMap<u32, Arc<Part>>,
     classes: Classes,
-    identities: BTreeMap<IpAddr, Holder>,
+    identities: ByAddress<Holder>,
     /// By class on a node and prefix: the node's number in the maps, and the identity.
-    senders: BTreeMap<name::Place, (u32, u32)>,
+    senders: ByPlace<(u32, u32)>,
     blocks: BTreeMap<IpNet, u32>,
     criteria: Criteria,
     sets: BTreeMap<u32, Set>,
@@ -126,8 +127,8 @@ impl Engine {
             parts: Parts::default(),
             groups: BTreeMap::new(),
             classes: Classes::default(),
-            identities: BTreeMap::new(),
-            senders: BTreeMap::new(),
+            identities: ByAddress::default(),
+            senders: ByPlace::default(),
             blocks: BTreeMap::new(),
             criteria: Criteria::default(),
             sets: BTreeMap::new(),
@@ -185,7 +186,7 @@ impl Engine {
         if policies.is_empty() {
             return SET_NONE;
         }
-        let key = sets::key(direction, &policies, &pod.alike.ports);
+        let key = sets::key(direction, &policies, &self.store.alike(pod).ports);
         if let Some(id) = self.set_ids.get(&key) {
             if let Some(set) = self.sets.get_mut(id) {
                 set.users += 1;
@@ -305,7 +306,7 @@ impl Engine {
             let new = wanted.then(|| Holder { identity: self.classes.take(seen), class });
             let old = match new {
                 Some(holder) => self.identities.insert(address, holder),
-                None => self.identities.remove(&address),
+                None => self.identities.remove(address),
             };
             left.extend(old.map(|holder| holder.identity));
             if new != old {
@@ -401,7 +402,7 @@ impl Engine {
         });
         let blocks = self.blocks.iter().map(|(net, id)| Change::block(*net, Some(self.shown(*id))));
         let addresses =
-            self.identities.iter().map(|(address, holder)| Change::address(*address, Some(self.shown_holder(*holder))));
+            self.identities.iter().map(|(address, holder)| Change::address(address, Some(self.shown_holder(*holder))));
         let senders = self.senders().map(|(sender, id)| Change::sender(&sender, Some(id)));
         let endpoints =
             self.endpoints.iter().map(|(pod, sets)| Change::Endpoint { pod: pod.clone(), sets: Some(*sets) });
@@ -409,7 +410,7 @@ impl Engine {
     }
     /// The identity of an address, as the maps say it.
     pub fn identity_of(&self, address: IpAddr) -> u32 {
-        let known = self.identities.get(&address).map(|holder| self.shown(holder.identity));
+        let known = self.identities.get(address).map(|holder| self.shown(holder.identity));
         known.unwrap_or_else(|| self.identity_of_prefix(address.into()))
     }
     /// The identity of a prefix that no other one cuts through: that of the longest one that holds it.
@@ -455,7 +456,8 @@ impl Engine {
     /// Packs what is kept for each address as closely as it goes.
     pub fn pack(&mut self) {
         self.store.pack();
-        pack(&mut self.identities);
+        self.identities.pack();
+        self.senders.pack();
         pack(&mut self.groups);
     }
     /// How much there is.

@@ -9,10 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 
 use super::objects::Flaw;
 
-/// The labels of an object, sorted by key; texts are shared between objects.
+/// The labels of an object, sorted by key; texts are shared between objects, and a copy is a reference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Labels {
-    pairs: Box<[(Arc<str>, Arc<str>)]>,
+    pairs: Arc<[(Arc<str>, Arc<str>)]>,
 }
 impl Labels {
     /// The value under a key.
@@ -110,13 +110,16 @@ impl Texts {
     }
 }
 
+/// Values of a label, in order and each once.
+type Values = Box<[String]>;
+
 /// What a key must be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Demand {
     /// There, with one of these values.
-    In(BTreeSet<String>),
+    In(Values),
     /// Absent, or there with none of these values.
-    NotIn(BTreeSet<String>),
+    NotIn(Values),
     /// There.
     Exists,
     /// Absent.
@@ -126,7 +129,8 @@ pub enum Demand {
 /// A selector of objects by their labels: all demands hold. Without any it selects every object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LabelSelector {
-    demands: BTreeSet<(String, Demand)>,
+    /// In order and each once: there are thousands of selectors, of a demand or two.
+    demands: Box<[(String, Demand)]>,
 }
 impl LabelSelector {
     /// Takes the API's selector over; `field` is its path, for what is wrong with it.
@@ -136,12 +140,13 @@ impl LabelSelector {
     pub fn read(selector: &meta::LabelSelector, field: &str) -> Result<Self, Flaw> {
         let mut demands = BTreeSet::new();
         for (key, value) in selector.match_labels.iter().flatten() {
-            demands.insert((key.clone(), Demand::In(BTreeSet::from([value.clone()]))));
+            demands.insert((key.clone(), Demand::In([value.clone()].into())));
         }
         for (n, e) in selector.match_expressions.iter().flatten().enumerate() {
             let flaw =
                 |field_of: &str, cause: String| Flaw::new(format!("{field}.matchExpressions[{n}].{field_of}"), cause);
-            let values: BTreeSet<String> = e.values.iter().flatten().cloned().collect();
+            let values: BTreeSet<&String> = e.values.iter().flatten().collect();
+            let values: Values = values.into_iter().cloned().collect();
             if e.key.is_empty() {
                 return Err(flaw("key", "it is empty".into()));
             }
@@ -159,27 +164,31 @@ impl LabelSelector {
             };
             demands.insert((e.key.clone(), demand));
         }
-        Ok(Self { demands })
+        Ok(Self { demands: demands.into_iter().collect() })
     }
 
     /// Whether it selects an object with these labels.
     pub fn selects<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
         self.demands.iter().all(|(key, demand)| match (demand, label(key)) {
-            (Demand::In(values), Some(value)) => values.contains(value),
+            (Demand::In(values), Some(value)) => has(values, value),
             (Demand::In(_), None) => false,
-            (Demand::NotIn(values), value) => value.is_none_or(|v| !values.contains(v)),
+            (Demand::NotIn(values), value) => value.is_none_or(|v| !has(values, v)),
             (Demand::Exists, value) => value.is_some(),
             (Demand::Absent, value) => value.is_none(),
         })
     }
 
     /// The keys that it looks at, with the values that it tells apart.
-    pub fn mentions(&self) -> impl Iterator<Item = (&str, Option<&BTreeSet<String>>)> {
+    pub fn mentions(&self) -> impl Iterator<Item = (&str, Option<&[String]>)> {
         self.demands.iter().map(|(key, demand)| match demand {
-            Demand::In(values) | Demand::NotIn(values) => (key.as_str(), Some(values)),
+            Demand::In(values) | Demand::NotIn(values) => (key.as_str(), Some(&**values)),
             Demand::Exists | Demand::Absent => (key.as_str(), None),
         })
     }
+}
+
+fn has(values: &[String], value: &str) -> bool {
+    values.binary_search_by(|v| v.as_str().cmp(value)).is_ok()
 }
 
 #[cfg(test)]
@@ -217,6 +226,20 @@ mod tests {
         assert_eq!(one("NotIn", json!(["x"])), (true, false, true));
         assert_eq!(one("Exists", json!(null)), (false, true, true));
         assert_eq!(one("DoesNotExist", json!([])), (true, false, false));
+    }
+
+    #[test]
+    fn values_are_found_in_whatever_order_they_are_written() {
+        let s = json!({"matchExpressions": [{"key": "a", "operator": "In", "values": ["z", "b", "z", "m", "a"]}]});
+        for value in ["a", "b", "m", "z"] {
+            assert!(selects(s.clone(), &[("a", value)]), "{value}");
+        }
+        assert!(!selects(s.clone(), &[("a", "c")]) && !selects(s, &[("a", "")]));
+        let read = |values: Value| {
+            let object = json!({"matchExpressions": [{"key": "a", "operator": "In", "values": values}]});
+            LabelSelector::read(&serde_json::from_value(object).unwrap(), "s").unwrap()
+        };
+        assert_eq!(read(json!(["z", "b", "z"])), read(json!(["b", "z"])));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! ```
 //!
 //! `weft policy verdicts` goes the same way, with [`image::Image`] in the kernel's place ([`verdicts`]).
+pub mod addresses;
 pub mod change;
 pub mod classes;
 pub mod criteria;

@@ -7,6 +7,8 @@ use std::{
 
 use ipnet::IpNet;
 
+use crate::memory::pack;
+
 /// What names an identity to the programs: [`SenderKey`](cni_common::policy::SenderKey).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Sender {
@@ -88,6 +90,11 @@ impl Senders {
     pub fn touch(&mut self, place: u32) {
         let of_place = self.pods.range((place, 0, 0)..=(place, u32::MAX, u32::MAX)).map(|((_, class, _), _)| *class);
         self.dirty.extend(of_place.map(|class| (place, class)));
+    }
+
+    /// Packs what is kept for each pod as closely as it goes.
+    pub fn pack(&mut self) {
+        pack(&mut self.pods);
     }
 
     /// The place of a node, if it has one.

@@ -2,12 +2,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::Deref,
     sync::Arc,
 };
 
 use super::{
+    addresses::ByAddress,
     labels::{Labels, Shared, Texts},
-    objects::{Direction, Policy, PolicyName, model},
+    objects::{Direction, Policy, PolicyName, Read, model},
     senders::{Located, Senders},
 };
 use crate::{
@@ -22,7 +24,17 @@ pub struct Revision {
     /// Another one for each version of each policy.
     pub number: u64,
     /// What it says.
-    pub policy: Policy,
+    pub policy: Said,
+}
+
+/// What a policy says, in memory once for all that know of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Said(Arc<Read>);
+impl Deref for Said {
+    type Target = Policy;
+    fn deref(&self) -> &Policy {
+        &self.0.policy
+    }
 }
 
 /// Pods with the same namespace, labels and named ports.
@@ -52,16 +64,31 @@ pub struct Group {
 pub struct PodRow {
     /// What names it.
     pub key: PodKey,
-    /// What it shares with others.
-    pub alike: Arc<Alike>,
-    /// The number of those that it shares it with.
-    pub group: u32,
     /// Its addresses.
     pub ips: Ips,
-    /// It is on this node.
-    pub local: bool,
+    /// The number of those that are like it.
+    pub group: u32,
+    at: At,
+}
+// There is one for every pod of the cluster.
+const _: () = assert!(size_of::<PodRow>() <= 48);
+impl PodRow {
+    /// Whether it is on this node.
+    pub fn is_local(&self) -> bool {
+        self.at == At::HERE
+    }
     /// The place of its node, if that is another one.
-    pub place: Option<u32>,
+    pub fn place(&self) -> Option<u32> {
+        (![At::NOWHERE, At::HERE].contains(&self.at)).then_some(self.at.0)
+    }
+}
+
+/// Where a pod is: the place of its node, of which none has these two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct At(u32);
+impl At {
+    const NOWHERE: Self = Self(0);
+    const HERE: Self = Self(u32::MAX);
 }
 
 /// In the place of a pod's number: several claim the address.
@@ -104,7 +131,7 @@ pub struct Store {
     pub pods: BTreeMap<u32, PodRow>,
     numbers: BTreeMap<PodKey, u32>,
     last_pod: u32,
-    pods_at: BTreeMap<IpAddr, u32>,
+    pods_at: ByAddress<u32>,
     /// Who claims an address that several do: it is given anew before the former pod's object is gone.
     claims: BTreeMap<IpAddr, Vec<u32>>,
     group_numbers: BTreeMap<Arc<Alike>, u32>,
@@ -135,7 +162,7 @@ impl Store {
             pods: BTreeMap::new(),
             numbers: BTreeMap::new(),
             last_pod: 0,
-            pods_at: BTreeMap::new(),
+            pods_at: ByAddress::default(),
             claims: BTreeMap::new(),
             group_numbers: BTreeMap::new(),
             groups: BTreeMap::new(),
@@ -214,30 +241,36 @@ impl Store {
 
     /// A pod is there. One that is over, or in the node's network, is nobody to policies.
     pub fn apply_pod(&mut self, key: &PodKey, pod: &Pod) {
+        let labels = self.texts.labels(&pod.labels);
+        self.apply_labelled(key, pod, labels);
+    }
+    /// The same, of one whose labels somebody else has in memory already.
+    pub fn apply_labelled(&mut self, key: &PodKey, pod: &Pod, labels: Labels) {
         if pod.host_network || pod.phase.is_over() {
             self.delete_pod(key);
             return;
         }
         let alike = Alike {
             namespace: self.texts.share(&pod.namespace),
-            labels: self.texts.labels(&pod.labels),
+            labels,
             ports: self.ports.share(&pod.ports.iter().cloned().collect::<Vec<_>>()[..]),
         };
         let local = pod.node.as_deref() == Some(self.node.as_str());
         let elsewhere = pod.node.as_deref().filter(|_| !local);
         let place = elsewhere.and_then(|node| self.senders.place_of(node));
         if let Some(known) = self.pod(key)
-            && *known.alike == alike
+            && *self.alike(known) == alike
             && known.ips.as_slice() == pod.ips
-            && known.local == local
-            && known.place == place
+            && known.is_local() == local
+            && known.place() == place
         {
             return;
         }
         self.delete_pod(key);
         self.last_pod += 1;
         let number = self.last_pod;
-        let (group, alike) = self.join(alike, number);
+        let namespace = Arc::clone(&alike.namespace);
+        let group = self.join(alike, number);
         for a in &pod.ips {
             match self.pods_at.insert(*a, number) {
                 None => {}
@@ -251,16 +284,19 @@ impl Store {
         }
         self.numbers.insert(key.clone(), number);
         if local {
-            self.locals.entry(Arc::clone(&alike.namespace)).or_default().insert(number);
+            self.locals.entry(namespace).or_default().insert(number);
             self.dirty.locals.insert(key.clone());
         }
         let class = self.groups.get(&group).map_or(identity::UNKNOWN, |g| g.class);
-        let place = elsewhere.map(|node| self.senders.join(node, class, group));
-        let ips = pod.ips.as_slice().into();
-        self.pods.insert(number, PodRow { key: key.clone(), alike, group, ips, local, place });
+        let at = match elsewhere {
+            Some(node) => At(self.senders.join(node, class, group)),
+            None if local => At::HERE,
+            None => At::NOWHERE,
+        };
+        self.pods.insert(number, PodRow { key: key.clone(), ips: pod.ips.as_slice().into(), group, at });
     }
     /// Puts a pod to those that are like it.
-    fn join(&mut self, alike: Alike, pod: u32) -> (u32, Arc<Alike>) {
+    fn join(&mut self, alike: Alike, pod: u32) -> u32 {
         let number = self.group_numbers.get(&alike).copied().unwrap_or_else(|| {
             self.last_group += 1;
             self.last_group
@@ -273,7 +309,7 @@ impl Store {
             Group { alike, class, pods: BTreeSet::new() }
         });
         group.pods.insert(pod);
-        (number, Arc::clone(&group.alike))
+        number
     }
     fn leave(&mut self, group: u32, pod: u32) {
         let Some(found) = self.groups.get_mut(&group) else { return };
@@ -289,7 +325,7 @@ impl Store {
         let Some(row) = self.pods.remove(&number) else { return };
         for a in row.ips.as_slice() {
             match self.claims.get_mut(a) {
-                None => drop(self.pods_at.remove(a)),
+                None => drop(self.pods_at.remove(*a)),
                 Some(claims) => {
                     claims.retain(|n| *n != number);
                     if let [other] = claims[..] {
@@ -300,32 +336,42 @@ impl Store {
             }
             self.dirty.addresses.insert(*a);
         }
-        if let (Some(place), Some(group)) = (row.place, self.groups.get(&row.group)) {
+        if let (Some(place), Some(group)) = (row.place(), self.groups.get(&row.group)) {
             self.senders.leave(place, group.class, row.group);
         }
-        self.leave(row.group, number);
-        if row.local {
-            take_from(&mut self.locals, &row.alike.namespace, number);
+        if row.is_local() {
+            let alike = self.alike(&row);
+            take_from(&mut self.locals, &alike.namespace, number);
             self.dirty.locals.insert(key.clone());
         }
+        self.leave(row.group, number);
     }
     /// A pod.
     pub fn pod(&self, key: &PodKey) -> Option<&PodRow> {
         self.pods.get(self.numbers.get(key)?)
     }
+    /// What a pod shares with others.
+    pub fn alike(&self, pod: &PodRow) -> Arc<Alike> {
+        self.groups.get(&pod.group).map(|group| Arc::clone(&group.alike)).unwrap_or_default()
+    }
 
     /// A policy is there.
     pub fn apply_policy(&mut self, policy: Policy) {
+        self.apply_read(Arc::new(Read { policy, flaws: Vec::new() }));
+    }
+    /// The same, as it was read.
+    pub fn apply_read(&mut self, read: Arc<Read>) {
+        let policy = &read.policy;
         let known = match &policy.name {
             PolicyName::Network { namespace, name } => self.network.get(namespace).and_then(|n| n.get(name)),
             PolicyName::Cluster { name } => self.cluster.get(name),
         };
-        if known.is_some_and(|known| known.policy == policy) {
+        if known.is_some_and(|known| *known.policy == *policy) {
             return;
         }
         self.last_revision += 1;
         let name = policy.name.clone();
-        let revision = Arc::new(Revision { number: self.last_revision, policy });
+        let revision = Arc::new(Revision { number: self.last_revision, policy: Said(read) });
         match name {
             PolicyName::Network { namespace, name } => {
                 self.locals_of(&namespace);
@@ -355,7 +401,8 @@ impl Store {
     }
     /// The policies that hold for a pod in one direction, in the order of their names, NetworkPolicies first.
     pub fn policies_of(&self, pod: &PodRow, direction: Direction) -> Vec<Arc<Revision>> {
-        let namespace = &pod.alike.namespace;
+        let alike = self.alike(pod);
+        let namespace = &alike.namespace;
         let labels = self.namespaces.get(namespace);
         let network = self.network.get(&**namespace).into_iter().flat_map(BTreeMap::values);
         network
@@ -364,7 +411,7 @@ impl Store {
                 let subject = &r.policy.subject;
                 r.policy.rules(direction).is_some()
                     && subject.namespaces.contain(namespace, |key| labels.and_then(|l| l.get(key)))
-                    && subject.pods.selects(|key| pod.alike.labels.get(key))
+                    && subject.pods.selects(|key| alike.labels.get(key))
             })
             .cloned()
             .collect()
@@ -395,15 +442,16 @@ impl Store {
     pub fn pack(&mut self) {
         pack(&mut self.pods);
         pack(&mut self.numbers);
-        pack(&mut self.pods_at);
+        self.pods_at.pack();
         pack(&mut self.groups);
         pack(&mut self.group_numbers);
         self.texts.pack();
+        self.senders.pack();
     }
 
     /// The pod that has an address. Should several claim it, the first by name: any choice must not depend on the order of events.
     pub fn pod_at(&self, address: IpAddr) -> Option<&PodRow> {
-        let only = self.pods_at.get(&address)?;
+        let only = self.pods_at.get(address)?;
         let claims = self.claims.get(&address).map_or(std::slice::from_ref(only), Vec::as_slice);
         claims.iter().filter_map(|n| self.pods.get(n)).min_by(|a, b| a.key.cmp(&b.key))
     }
@@ -435,7 +483,7 @@ impl Store {
     /// The label classes of a group's pods on other nodes.
     pub fn located(&self, group: &Group) -> BTreeSet<Located> {
         let rows = group.pods.iter().filter_map(|n| self.pods.get(n));
-        rows.filter_map(|row| Some((row.place?, group.class))).collect()
+        rows.filter_map(|row| Some((row.place()?, group.class))).collect()
     }
     /// How many kinds of pods there are.
     pub fn group_count(&self) -> usize {
@@ -448,12 +496,6 @@ impl Store {
     /// All addresses of nodes.
     pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.nodes_at.keys().copied()
-    }
-    /// Known addresses from `first` to `last`.
-    pub fn addresses_between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
-        let pods = self.pods_at.range(first..=last).map(|(a, _)| *a);
-        let nodes = self.nodes_at.range(first..=last).map(|(a, _)| *a);
-        pods.chain(nodes).chain(self.names_of.range(first..=last).map(|(a, _)| *a))
     }
 }
 

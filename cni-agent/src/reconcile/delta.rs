@@ -2,12 +2,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    ops::Deref,
 };
 
 use cni_common::schema::MapSpec;
 
 use crate::{
-    compile::{self, Entry, EntryKey, Value},
+    compile::{self, Entries, Entry, EntryKey, Keys, Value},
     fault::{self, Point},
     memory::pack,
     policy::change::Map,
@@ -37,102 +38,44 @@ pub struct Drifted {
     pub should: Option<Vec<u8>>,
 }
 impl Drifted {
-    /// The entries that a map holds otherwise than they were written.
-    pub(super) fn between(found: &BTreeMap<EntryKey, Value>, written: &BTreeMap<EntryKey, Value>) -> Vec<Self> {
-        let all: BTreeSet<&EntryKey> = found.keys().chain(written.keys()).collect();
-        let differ = all.into_iter().filter(|key| found.get(*key) != written.get(*key));
-        let bytes = |of: &BTreeMap<EntryKey, Value>, key| of.get(key).map(|value| value.to_vec());
-        differ.map(|key| Self { key: key.clone(), was: bytes(found, key), should: bytes(written, key) }).collect()
+    /// The entries that maps hold otherwise than they were `written`, of which `is_written` knows the keys; in order.
+    pub(super) fn between<'a, V: Deref<Target = [u8]> + 'a>(
+        found: &Entries<V>,
+        written: impl Iterator<Item = (EntryKey, &'a V)>,
+        is_written: impl Fn(&EntryKey) -> bool,
+    ) -> Vec<Self> {
+        let bytes = |value: &V| value.to_vec();
+        let strange = found.iter().filter(|(key, _)| !is_written(key));
+        let mut drifted: Vec<Self> =
+            strange.map(|(key, was)| Self { key, was: Some(bytes(was)), should: None }).collect();
+        for (key, should) in written {
+            let was = found.get(&key);
+            if was.map(|was| &**was) != Some(&**should) {
+                drifted.push(Self { key, was: was.map(bytes), should: Some(bytes(should)) });
+            }
+        }
+        drifted.sort_by(|a, b| a.key.cmp(&b.key));
+        drifted
     }
 }
 
 /// Entries as the agent keeps them.
-pub(super) fn kept(entries: Vec<Entry>) -> BTreeMap<EntryKey, Value> {
-    entries.into_iter().map(|(key, value)| (key, Value::from(&*value))).collect()
-}
-
-/// Who asks for an entry, and for which value.
-#[derive(Debug)]
-enum Asked {
-    /// One row, as for nearly all.
-    By(Row, Value),
-    /// Several, at least one.
-    ByMore(BTreeMap<Row, Value>),
-}
-impl Asked {
-    fn set(&mut self, row: &Row, value: Value) {
-        match self {
-            Self::By(known, held) if known == row => *held = value,
-            Self::By(known, held) => {
-                let both = BTreeMap::from([(known.clone(), held.clone()), (row.clone(), value)]);
-                *self = Self::ByMore(both);
-            }
-            Self::ByMore(all) => drop(all.insert(row.clone(), value)),
-        }
-    }
-    /// Whether nobody asks any more.
-    fn unset(&mut self, row: &Row) -> bool {
-        match self {
-            Self::By(known, _) => known == row,
-            Self::ByMore(all) => {
-                all.remove(row);
-                if all.len() == 1
-                    && let Some((row, value)) = all.pop_first()
-                {
-                    *self = Self::By(row, value);
-                }
-                false
-            }
-        }
-    }
-    /// The value that wins: that of the last row in order, the same each time.
-    fn value(&self) -> Option<&Value> {
-        match self {
-            Self::By(_, value) => Some(value),
-            Self::ByMore(all) => all.values().next_back(),
-        }
-    }
-    fn rows(&self) -> Vec<&Row> {
-        match self {
-            Self::By(row, _) => vec![row],
-            Self::ByMore(all) => all.keys().collect(),
-        }
-    }
-}
-
-/// An entry that is asked for.
-#[derive(Debug)]
-struct Wanted {
-    asked: Asked,
-    /// The kernel holds the value that wins.
-    written: bool,
-}
-
-/// The entries that a row asks for.
-#[derive(Debug)]
-enum Keys {
-    /// One, as nearly all do.
-    One(EntryKey),
-    /// Another number of them, in order.
-    More(Box<[EntryKey]>),
-}
-impl Keys {
-    fn as_slice(&self) -> &[EntryKey] {
-        match self {
-            Self::One(key) => std::slice::from_ref(key),
-            Self::More(keys) => keys,
-        }
-    }
+pub(super) fn kept<V: for<'a> From<&'a [u8]>>(entries: Vec<Entry>) -> Entries<V> {
+    entries.into_iter().map(|(key, value)| (key, V::from(&*value))).collect()
 }
 
 /// What rows ask for, what the kernel holds, and the difference.
 #[derive(Debug, Default)]
 pub struct Delta {
-    /// Two rows may name one entry: an address is given to the next pod before the former one's object is gone.
-    desired: BTreeMap<EntryKey, Wanted>,
+    /// What is asked for: where several rows do, the value that wins.
+    desired: Entries<Value>,
+    /// Of what is asked for, what the kernel does not hold as it is wanted.
+    unwritten: BTreeSet<EntryKey>,
+    /// Two rows may name one entry: an address is given to the next pod before the former one's object is gone. Of such an entry, who asks for which value.
+    contested: BTreeMap<EntryKey, BTreeMap<Row, Value>>,
     by_row: BTreeMap<Row, Keys>,
     /// What the kernel holds and is not as wanted: another value, or one that nobody asks for.
-    other: BTreeMap<EntryKey, Value>,
+    other: Entries<Value>,
     pending: BTreeSet<EntryKey>,
     /// What a former agent wrote and this one has not written since.
     adopted: BTreeSet<EntryKey>,
@@ -145,85 +88,125 @@ pub struct Delta {
 impl Delta {
     /// Takes over what the kernel holds.
     pub fn adopt(&mut self, target: &mut impl Target) -> io::Result<()> {
-        let found = kept(target.dump()?);
-        self.adopted = found.keys().cloned().collect();
+        let found: Entries<Value> = kept(target.dump()?);
+        self.adopted = found.keys().collect();
         self.learn(found);
-        self.pending.extend(self.desired.keys().cloned());
+        self.pending.extend(self.desired.keys());
         Ok(())
     }
 
     /// This is all that the kernel holds.
-    fn learn(&mut self, mut found: BTreeMap<EntryKey, Value>) {
-        for (key, wanted) in &mut self.desired {
-            wanted.written = found.get(key) == wanted.asked.value();
-            if wanted.written {
-                found.remove(key);
+    fn learn(&mut self, mut found: Entries<Value>) {
+        self.unwritten.clear();
+        for (key, wanted) in self.desired.iter() {
+            if found.get(&key) == Some(wanted) {
+                found.remove(&key);
+            } else {
+                self.unwritten.insert(key);
             }
         }
         self.other = found;
     }
 
+    /// Whether the kernel holds what is asked for.
+    fn is_written(&self, key: &EntryKey) -> bool {
+        self.desired.contains_key(key) && !self.unwritten.contains(key)
+    }
+
     /// All that the kernel holds.
-    fn actual(&self) -> impl Iterator<Item = (&EntryKey, &Value)> {
-        let written = self.desired.iter().filter(|(_, wanted)| wanted.written);
-        written.filter_map(|(key, wanted)| Some((key, wanted.asked.value()?))).chain(&self.other)
+    fn actual(&self) -> impl Iterator<Item = (EntryKey, &Value)> {
+        let written = self.desired.iter().filter(|(key, _)| !self.unwritten.contains(key));
+        written.chain(self.other.iter())
     }
 
     /// What is asked for under a key is about to change: what the kernel holds there is not what is wanted, until that is seen to.
     fn unsettle(&mut self, key: &EntryKey) {
-        if let Some(wanted) = self.desired.get_mut(key).filter(|wanted| wanted.written) {
-            wanted.written = false;
-            self.other.extend(wanted.asked.value().map(|value| (key.clone(), value.clone())));
+        if let Some(value) = self.desired.get(key)
+            && self.unwritten.insert(key.clone())
+        {
+            self.other.insert(key, value.clone());
         }
     }
     /// The kernel holds what is wanted under a key.
     fn settle(&mut self, key: &EntryKey) {
-        if let Some(wanted) = self.desired.get_mut(key) {
-            wanted.written = true;
+        if self.desired.contains_key(key) {
+            self.unwritten.remove(key);
             self.other.remove(key);
+        }
+    }
+
+    /// The row that asks for an entry for which only one does. Looked for, as nearly no entry is ever another row's as well.
+    fn only_row(&self, key: &EntryKey) -> Option<&Row> {
+        self.by_row.iter().find(|(_, keys)| keys.iter().any(|k| k == *key)).map(|(row, _)| row)
+    }
+    /// A row asks for a value; `others`: that it is not the only one, if anybody asks yet.
+    fn ask(&mut self, row: &Row, key: EntryKey, value: Value, others: bool) {
+        self.unsettle(&key);
+        if others
+            && !self.contested.contains_key(&key)
+            && let Some(held) = self.desired.get(&key).cloned()
+            && let Some(other) = self.only_row(&key).cloned()
+        {
+            self.contested.insert(key.clone(), BTreeMap::from([(other, held)]));
+        }
+        let wins = match self.contested.get_mut(&key) {
+            Some(all) => {
+                all.insert(row.clone(), value);
+                last(all)
+            }
+            None => Some(value),
+        };
+        if let Some(value) = wins {
+            self.desired.insert(&key, value);
+            self.unwritten.insert(key);
+        }
+    }
+    /// A row asks for an entry no more.
+    fn unask(&mut self, row: &Row, key: &EntryKey) {
+        self.unsettle(key);
+        let left = self.contested.get_mut(key).map(|all| {
+            all.remove(row);
+            (all.len(), last(all))
+        });
+        if let Some((0 | 1, _)) = left {
+            self.contested.remove(key);
+        }
+        match left.and_then(|(_, value)| value) {
+            Some(value) => drop(self.desired.insert(key, value)),
+            None => {
+                self.desired.remove(key);
+                self.unwritten.remove(key);
+            }
         }
     }
 
     /// Replaces what a row asks for.
     pub fn set_row(&mut self, row: &Row, entries: Vec<Entry>) {
-        let entries = kept(entries);
-        let before = self.by_row.remove(row);
-        for key in before.iter().flat_map(Keys::as_slice).filter(|key| !entries.contains_key(key)) {
-            self.unsettle(key);
-            if self.desired.get_mut(key).is_some_and(|wanted| wanted.asked.unset(row)) {
-                self.desired.remove(key);
-            }
+        let entries: BTreeMap<EntryKey, Value> =
+            entries.into_iter().map(|(key, value)| (key, Value::from(&*value))).collect();
+        let before: BTreeSet<EntryKey> = self.by_row.remove(row).iter().flat_map(Keys::iter).collect();
+        for key in before.iter().filter(|key| !entries.contains_key(*key)) {
+            self.unask(row, key);
             self.pending.insert(key.clone());
         }
-        let mut keys = entries.keys().cloned();
-        match (keys.next(), entries.len()) {
-            (None, _) => {}
-            (Some(key), 1) => drop(self.by_row.insert(row.clone(), Keys::One(key))),
-            (Some(first), _) => {
-                let all = [first].into_iter().chain(keys).collect();
-                self.by_row.insert(row.clone(), Keys::More(all));
-            }
-        }
+        let keys: Keys = entries.keys().cloned().collect();
         for (key, value) in entries {
             self.pending.insert(key.clone());
-            self.unsettle(&key);
-            match self.desired.get_mut(&key) {
-                Some(wanted) => wanted.asked.set(row, value),
-                None => {
-                    let wanted = Wanted { asked: Asked::By(row.clone(), value), written: false };
-                    self.desired.insert(key, wanted);
-                }
-            }
+            let others = !before.contains(&key);
+            self.ask(row, key, value, others);
+        }
+        if keys.iter().next().is_some() {
+            self.by_row.insert(row.clone(), keys);
         }
     }
 
     /// Holds back what a row asks for where a former agent's entry stands, or lets it go.
     pub fn hold(&mut self, row: &Row, held: bool) {
-        for key in self.by_row.get(row).into_iter().flat_map(Keys::as_slice) {
+        for key in self.by_row.get(row).into_iter().flat_map(Keys::iter) {
             if held {
-                self.held.insert(key.clone());
-            } else if self.held.remove(key) {
-                self.pending.insert(key.clone());
+                self.held.insert(key);
+            } else if self.held.remove(&key) {
+                self.pending.insert(key);
             }
         }
     }
@@ -231,28 +214,24 @@ impl Delta {
     /// Entries that a former agent left and of which it is known that nobody will ask for them become pending.
     pub fn forget(&mut self, which: impl Fn(&EntryKey, &[u8]) -> bool) {
         let forgotten: Vec<EntryKey> =
-            self.actual().filter(|(key, value)| which(key, value)).map(|(key, _)| key.clone()).collect();
+            self.actual().filter(|(key, value)| which(key, value)).map(|(key, _)| key).collect();
         self.pending.extend(forgotten);
     }
 
     /// What the kernel holds and no row asks for becomes pending: only when every source is in sync.
     pub fn prune(&mut self) {
-        self.pending.extend(self.other.keys().filter(|k| !self.desired.contains_key(*k)).cloned());
-    }
-
-    fn wanted(&self, key: &EntryKey) -> Option<&Value> {
-        self.desired.get(key).and_then(|wanted| wanted.asked.value())
+        self.pending.extend(self.other.keys().filter(|k| !self.desired.contains_key(k)));
     }
 
     /// Writes what is pending: additions in the maps' order, then deletions in the opposite one. What fails stays pending, and its rows
     /// are in the answer, each with the error.
     pub fn flush(&mut self, target: &mut impl Target) -> BTreeMap<Row, String> {
-        let mut failures = BTreeMap::new();
+        let mut failed = BTreeMap::new();
         let pending = std::mem::take(&mut self.pending);
         let (writes, deletes): (Vec<_>, Vec<_>) = pending.into_iter().partition(|k| self.desired.contains_key(k));
         for key in writes {
-            let Some(value) = self.wanted(&key).cloned() else { continue };
-            if self.desired.get(&key).is_some_and(|wanted| wanted.written) || self.other.get(&key) == Some(&value) {
+            let Some(value) = self.desired.get(&key).cloned() else { continue };
+            if self.is_written(&key) || self.other.get(&key) == Some(&value) {
                 self.settle(&key);
                 continue;
             }
@@ -267,7 +246,7 @@ impl Delta {
                     self.adopted.remove(&key);
                     self.settle(&key);
                 }
-                Err(e) => self.failed(key, &e, &mut failures),
+                Err(e) => drop(failed.insert(key, e)),
             }
         }
         for key in deletes.into_iter().rev() {
@@ -281,18 +260,24 @@ impl Delta {
                     self.adopted.remove(&key);
                     self.other.remove(&key);
                 }
-                Err(e) => self.failed(key, &e, &mut failures),
+                Err(e) => drop(failed.insert(key, e)),
             }
         }
+        let failures = self.rows_of(&failed);
+        self.pending.extend(failed.into_keys());
         failures
     }
 
-    fn failed(&mut self, key: EntryKey, error: &io::Error, failures: &mut BTreeMap<Row, String>) {
-        let text = full(key.map(), error);
-        for row in self.desired.get(&key).into_iter().flat_map(|wanted| wanted.asked.rows()) {
-            failures.insert(row.clone(), text.clone());
+    /// The rows that ask for entries that could not be written, each with an error.
+    fn rows_of(&self, failed: &BTreeMap<EntryKey, io::Error>) -> BTreeMap<Row, String> {
+        if failed.is_empty() {
+            return BTreeMap::new();
         }
-        self.pending.insert(key);
+        let error = |keys: &Keys| {
+            let (key, error) = keys.iter().find_map(|key| failed.get_key_value(&key))?;
+            Some(full(key.map(), error))
+        };
+        self.by_row.iter().filter_map(|(row, keys)| Some((row.clone(), error(keys)?))).collect()
     }
 
     /// Whether something is yet to be written.
@@ -304,9 +289,8 @@ impl Delta {
     /// and what ought to be.
     pub fn verify(&mut self, target: &mut impl Target) -> io::Result<Vec<Drifted>> {
         let found = kept(target.dump()?);
-        let written = self.actual().map(|(key, value)| (key.clone(), value.clone())).collect();
-        let drifted = Drifted::between(&found, &written);
-        drop(written);
+        let is_written = |key: &EntryKey| self.is_written(key) || self.other.contains_key(key);
+        let drifted = Drifted::between(&found, self.actual(), is_written);
         self.learn(found);
         self.pending.extend(drifted.iter().map(|d| d.key.clone()));
         Ok(drifted)
@@ -328,10 +312,15 @@ impl Delta {
         if final_word && self.held.is_empty() {
             self.adopted.clear();
         }
-        pack(&mut self.desired);
+        self.desired.pack();
         pack(&mut self.by_row);
-        pack(&mut self.other);
+        self.other.pack();
     }
+}
+
+/// The value that wins: that of the last row in order, the same each time.
+fn last(all: &BTreeMap<Row, Value>) -> Option<Value> {
+    all.values().next_back().cloned()
 }
 
 /// A write that failed, in words.

@@ -16,7 +16,7 @@ use crate::{
         compare::{Cure, Device, Difference, Hook, Wanted, compare},
         kernel::{self, Hands},
     },
-    endpoint,
+    endpoint, memory,
     netlink::{NetlinkError, Socket, link, names, rule::Rule},
     node::devices,
     observe::render,
@@ -91,6 +91,8 @@ impl Reconciler {
             Err(e) => verified.unread.push(e),
         }
         self.note(&verified);
+        // All that the maps hold was read.
+        memory::give_back();
         verified
     }
 

@@ -39,6 +39,8 @@ struct Template {
     labels: Labels,
     ports: Arc<[NamedPort]>,
     host_network: bool,
+    // Nearly all pods are in one.
+    phase: Phase,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +48,9 @@ struct Kept {
     template: Arc<Template>,
     node: Option<Arc<String>>,
     ips: Ips,
-    phase: Phase,
 }
+// There is one for every pod of the cluster.
+const _: () = assert!(size_of::<Kept>() <= 40);
 impl Kept {
     fn pod(&self, key: &PodKey) -> Pod {
         Pod {
@@ -56,7 +59,7 @@ impl Kept {
             node: self.node.as_deref().cloned(),
             labels: self.template.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             ips: self.ips.as_slice().to_vec(),
-            phase: self.phase,
+            phase: self.template.phase,
             host_network: self.template.host_network,
             ports: self.template.ports.iter().cloned().collect(),
         }
@@ -104,6 +107,10 @@ impl Pods {
     pub fn get(&self, key: &PodKey) -> Option<Pod> {
         self.rows.get(key).map(|kept| kept.pod(key))
     }
+    /// The labels of one of them, as all who know it may share them.
+    pub fn labels(&self, key: &PodKey) -> Option<&Labels> {
+        Some(&self.rows.get(key)?.template.labels)
+    }
     /// The names of those on a node.
     pub fn on_node(&self, node: &str) -> impl Iterator<Item = &PodKey> {
         self.rows.iter().filter(move |(_, kept)| kept.node.as_deref().is_some_and(|at| at == node)).map(|(key, _)| key)
@@ -115,7 +122,6 @@ impl Pods {
             template: self.template(pod),
             node: pod.node.clone().map(|node| self.nodes.keep(node)),
             ips: pod.ips.as_slice().into(),
-            phase: pod.phase,
         };
         let key = pod.key();
         if let Some((known, row)) = self.rows.range_mut(&key..=&key).next() {
@@ -144,6 +150,7 @@ impl Pods {
             labels: self.texts.labels(&pod.labels),
             ports: self.ports.share(&ports[..]),
             host_network: pod.host_network,
+            phase: pod.phase,
         })
     }
 }

@@ -18,6 +18,7 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
+    api::Api,
     clean, files,
     init::Unit,
     layout::{
@@ -381,14 +382,31 @@ impl Cluster {
     /// # Errors
     /// When it does not run.
     pub fn stop_api_server(&self) -> Result<Halted> {
+        self.halt("kube-apiserver")
+    }
+
+    /// Halts a program of the control plane until the value goes.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn halt(&self, program: &str) -> Result<Halted> {
         let is_it = |pid: &i32| {
             let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            words.split(|b| *b == 0).nth(1) == Some(b"kube-apiserver")
+            words.split(|b| *b == 0).nth(1) == Some(program.as_bytes())
         };
         let pids = clean::processes(&[CONTROL_PLANE.to_owned()])?;
-        let pid = Pid::from_raw(pids.into_iter().find(is_it).context("the API server does not run")?);
-        kill(pid, Signal::SIGSTOP).context("stop the API server")?;
+        let pid = pids.into_iter().find(is_it).with_context(|| format!("{program} does not run"))?;
+        let pid = Pid::from_raw(pid);
+        kill(pid, Signal::SIGSTOP).with_context(|| format!("stop {program}"))?;
         Ok(Halted(pid))
+    }
+
+    /// The API, for who asks it often.
+    ///
+    /// # Errors
+    /// When the way there does not open.
+    pub fn api(&self) -> Result<Api> {
+        Api::start()
     }
 
     /// Ends a node at once, as if its power had gone: its processes, its network, all that it had in memory or in files.
@@ -511,13 +529,13 @@ pub fn beside_api_server(program: &str) -> Result<Command> {
 }
 
 /// In the control plane's network namespace, where the API server is.
-fn spawn_in_control_plane(command: &mut Command) -> Result<Child> {
+pub(crate) fn spawn_in_control_plane(command: &mut Command) -> Result<Child> {
     let netns = network::open(CONTROL_PLANE)?;
     netns::spawn_in(netns.as_fd(), command).with_context(|| format!("start {command:?}"))
 }
 
 /// kubectl with the administrator's kubeconfig.
-fn kubectl_command() -> Result<Command> {
+pub(crate) fn kubectl_command() -> Result<Command> {
     let mut command = Command::new(hyperkube()?);
     command.arg("kubectl").env("KUBECONFIG", kubeconfig("admin"));
     Ok(command)

@@ -5,10 +5,12 @@
 //! an agent, a kubelet and a container runtime know (`/etc/cni`, `/opt/cni`, `/run`, `/var/lib`, `/sys/fs/bpf`) are the node's
 //! alone, and go with it. The first process of each is this crate's program ([`init`]); whoever ends it ends all of them.
 //! There is one cluster on a machine at a time. A [`Cluster`] is the fixture of tests; `weft-cluster` is the same for people.
+pub mod api;
 mod cgroups;
 mod clean;
 mod cluster;
 mod control_plane;
+pub mod crowd;
 mod files;
 pub mod init;
 pub mod layout;

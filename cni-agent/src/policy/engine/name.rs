@@ -1,23 +1,17 @@
 //! What the tunnel names as a packet's sender gets its identity: under each pod CIDR of the sending node, and under what policies name inside of one.
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::collections::BTreeSet;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::{
     super::{
+        addresses::Place,
         change::Change,
         classes::{Class, Owner},
         senders::{Located, Sender},
     },
     Engine,
 };
-
-/// A sender by its node's place, which outlives the node's number.
-pub(super) type Place = (u32, u32, IpNet);
-
-/// The first and the last of all prefixes.
-const FIRST: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
-const LAST: IpNet = IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6Addr::from_bits(u128::MAX), 128));
 
 impl Engine {
     /// Gives dirty senders their identities; `left` gets those that they had.
@@ -42,7 +36,7 @@ impl Engine {
                 }
             }
             for place in gone {
-                if let Some((number, id)) = self.senders.remove(&place) {
+                if let Some((number, id)) = self.senders.remove(place) {
                     left.push(id);
                     moves.push(Change::sender(&sender(place, number), None));
                 }
@@ -79,8 +73,8 @@ impl Engine {
     }
 
     /// What a class on a node has, with identities.
-    pub(super) fn senders_of(&self, (place, class): Located) -> impl Iterator<Item = (Place, u32)> {
-        self.senders.range((place, class, FIRST)..=(place, class, LAST)).map(|(key, (_, id))| (*key, *id))
+    pub(super) fn senders_of(&self, located: Located) -> impl Iterator<Item = (Place, u32)> {
+        self.senders.of_class(located).map(|(key, (_, id))| (key, *id))
     }
     /// Senders whose prefix is in this one, of nodes whose pod CIDR is; nodes of which it is a part are noted: they have one prefix more or less.
     pub(super) fn senders_in(&mut self, net: IpNet) -> Vec<(Place, u32)> {
@@ -88,8 +82,8 @@ impl Engine {
         let mut cut = Vec::new();
         for (place, way) in self.store.senders.ways() {
             if way.cidrs.iter().any(|cidr| net.contains(cidr)) {
-                let of_place = self.senders.range((place, 0, FIRST)..=(place, u32::MAX, LAST));
-                found.extend(of_place.filter(|((.., p), _)| net.contains(p)).map(|(key, (_, id))| (*key, *id)));
+                let of_place = self.senders.of_place(place);
+                found.extend(of_place.filter(|((.., p), _)| net.contains(p)).map(|(key, (_, id))| (key, *id)));
             }
             if way.cidrs.iter().any(|cidr| *cidr != net && cidr.contains(&net)) {
                 cut.push(place);
@@ -103,11 +97,11 @@ impl Engine {
     /// The senders that have this identity.
     pub(super) fn senders_with(&self, identity: u32) -> impl Iterator<Item = Sender> {
         let theirs = self.senders.iter().filter(move |(_, (_, id))| *id == identity);
-        theirs.map(|(key, (number, _))| sender(*key, *number))
+        theirs.map(|(key, (number, _))| sender(key, *number))
     }
     /// All senders that have an identity, as the maps show it.
     pub fn senders(&self) -> impl Iterator<Item = (Sender, u32)> {
-        self.senders.iter().map(|(key, (number, id))| (sender(*key, *number), self.shown(*id)))
+        self.senders.iter().map(|(key, (number, id))| (sender(key, *number), self.shown(*id)))
     }
 }
 

@@ -84,7 +84,7 @@ impl Engine {
     #[cfg(test)]
     pub(in crate::policy) fn has(&self, identity: u32, address: std::net::IpAddr) -> bool {
         let block = || self.block_of(address.into()).and_then(|net| self.blocks.get(&net).copied());
-        self.identities.get(&address).map(|holder| holder.identity).or_else(block) == Some(identity)
+        self.identities.get(address).map(|holder| holder.identity).or_else(block) == Some(identity)
     }
     /// The policies of a pod that waits, in both directions.
     pub fn awaited(&self, pod: &PodKey) -> impl Iterator<Item = Arc<Revision>> {
@@ -116,11 +116,11 @@ impl Engine {
     pub(super) fn by_asked(&self, pods: BTreeSet<PodKey>) -> BTreeMap<Asked, BTreeSet<PodKey>> {
         let mut all: BTreeMap<Asked, BTreeSet<PodKey>> = BTreeMap::new();
         for pod in pods {
-            let row = self.store.pod(&pod).filter(|p| p.local);
+            let row = self.store.pod(&pod).filter(|p| p.is_local());
             let asked = row.map(|row| {
                 Direction::ALL.map(|direction| {
                     let policies = sets::in_order(self.store.policies_of(row, direction));
-                    sets::key(direction, &policies, &row.alike.ports)
+                    sets::key(direction, &policies, &self.store.alike(row).ports)
                 })
             });
             all.entry(asked).or_default().insert(pod);
@@ -218,7 +218,7 @@ impl Engine {
         let blocks: Vec<&IpNet> = self.blocks.iter().filter(|(_, id)| **id == identity).map(|(net, _)| net).collect();
         let addresses = self.identities.iter().filter(|(_, holder)| holder.identity == identity);
         let blocks = blocks.into_iter().map(|net| Change::block(*net, shown));
-        let addresses = addresses.map(|(a, holder)| Change::address(*a, Some(self.shown_holder(*holder))));
+        let addresses = addresses.map(|(a, holder)| Change::address(a, Some(self.shown_holder(*holder))));
         blocks.chain(addresses).chain(self.senders_with(identity).map(|s| Change::sender(&s, shown))).collect()
     }
     /// Who has an address, as the maps show it.
@@ -234,7 +234,7 @@ impl Engine {
         let taken: Vec<(PodKey, Option<EndpointSets>)> = pods
             .iter()
             .map(|pod| {
-                let row = self.store.pod(pod).filter(|p| p.local).cloned();
+                let row = self.store.pod(pod).filter(|p| p.is_local()).cloned();
                 let sets = row.map(|row| EndpointSets {
                     set_in: self.take_set(&row, Direction::Ingress, &mut part),
                     set_out: self.take_set(&row, Direction::Egress, &mut part),

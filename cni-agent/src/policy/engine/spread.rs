@@ -12,12 +12,13 @@ use ipnet::IpNet;
 
 use super::{
     super::{
+        addresses::Place,
         change::Change,
         classes::{Class, Owner, Part},
         mentions::Changed,
         senders::Located,
     },
-    Engine, name,
+    Engine,
 };
 
 /// Who has an identity.
@@ -27,7 +28,7 @@ enum User {
 }
 
 /// Those of senders that have one of these identities.
-fn located(senders: &[(name::Place, u32)], ids: &BTreeSet<u32>) -> impl Iterator<Item = Located> {
+fn located(senders: &[(Place, u32)], ids: &BTreeSet<u32>) -> impl Iterator<Item = Located> {
     senders.iter().filter(|(_, id)| ids.contains(id)).map(|((place, class, _), _)| (*place, *class))
 }
 
@@ -90,7 +91,7 @@ impl Engine {
                 if self.store.dirty.addresses.contains(&a) {
                     continue;
                 }
-                if let Some(holder) = self.identities.get(&a) {
+                if let Some(holder) = self.identities.get(a) {
                     let of_id = tallies.entry(holder.identity).or_default();
                     of_id.entry(Arc::clone(&part)).or_default().push(User::Address(a));
                 }
@@ -133,8 +134,8 @@ impl Engine {
         let mut tally: BTreeMap<u32, Option<usize>> = BTreeMap::new();
         let senders = self.senders_in(net);
         let range = || {
-            let addresses = self.identities.range(net.network()..=net.broadcast());
-            addresses.map(|(a, holder)| (*a, holder.identity))
+            let addresses = self.identities.within(net);
+            addresses.map(|(a, holder)| (a, holder.identity))
         };
         for id in range().map(|(_, id)| id).chain(senders.iter().map(|(_, id)| *id)) {
             let of_parent = || self.classes.get(id).is_some_and(|c| c.block == parent);
@@ -174,9 +175,8 @@ impl Engine {
             }
         }
         if !merged.is_empty() {
-            let range = self.identities.range(net.network()..=net.broadcast());
-            let touched: Vec<IpAddr> =
-                range.filter(|(_, holder)| merged.contains(&holder.identity)).map(|(a, _)| *a).collect();
+            let within = self.identities.within(net).filter(|(_, holder)| merged.contains(&holder.identity));
+            let touched: Vec<IpAddr> = within.map(|(a, _)| a).collect();
             self.store.dirty.addresses.extend(touched);
             self.store.senders.dirty.extend(located(&senders, &merged));
         }

@@ -117,8 +117,9 @@ impl Judge<'_> {
             let ip = peer.ip();
             return json!({"ipBlock": {"cidr": format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })}});
         };
-        let row = self.engine.store.pod(key);
-        let labels = row.into_iter().flat_map(|row| row.alike.labels.iter());
+        let store = &self.engine.store;
+        let alike = store.pod(key).map(|row| store.alike(row));
+        let labels = alike.iter().flat_map(|alike| alike.labels.iter());
         let labels: Map<String, Value> = labels
             .filter(|(k, _)| !OF_CONTROLLERS.contains(&&**k))
             .map(|(k, v)| (k.to_string(), Value::from(&**v)))

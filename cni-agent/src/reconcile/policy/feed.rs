@@ -1,5 +1,8 @@
 //! From rows to the engine's objects. Level-triggered: a row is compared with what the engine has of it.
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -67,7 +70,7 @@ impl Feed {
                     self.way(name, contents, numbers, store);
                 }
                 Row::Policy(name) => match contents.policies.get(&**name) {
-                    Some(read) => store.apply_policy(read.policy.clone()),
+                    Some(read) => store.apply_read(Arc::clone(read)),
                     None => store.delete_policy(name),
                 },
                 Row::Pod(key) => drop(pods.insert(key.clone())),
@@ -76,9 +79,10 @@ impl Feed {
             }
         }
         for key in pods {
-            match self.pod(&key, contents) {
-                Some(pod) => store.apply_pod(&key, &pod),
-                None => store.delete_pod(&key),
+            match (self.pod(&key, contents), contents.pods.labels(&key)) {
+                (Some(pod), Some(labels)) => store.apply_labelled(&key, &pod, labels.clone()),
+                (Some(pod), None) => store.apply_pod(&key, &pod),
+                (None, _) => store.delete_pod(&key),
             }
         }
     }

@@ -24,8 +24,7 @@ use super::{
     desired::Desired,
 };
 use crate::{
-    compile::{EntryKey, Facts, Value},
-    memory::pack,
+    compile::{Entries, EntryKey, Facts, Few},
     policy::{
         Change, Engine,
         change::Map,
@@ -53,7 +52,7 @@ pub struct Policies {
     pub engine: Engine,
     feed: Feed,
     /// What the maps hold.
-    actual: BTreeMap<EntryKey, Value>,
+    actual: Entries<Few>,
     /// Entries of each map, by its id.
     counts: BTreeMap<u32, usize>,
     state: State,
@@ -90,7 +89,7 @@ impl Policies {
     /// # Errors
     /// When they cannot be read.
     pub fn adopt(facts: &Facts, target: &mut impl Target) -> io::Result<Self> {
-        let actual = kept(target.dump_policy()?);
+        let actual: Entries<Few> = kept(target.dump_policy()?);
         let mut counts = BTreeMap::new();
         for key in actual.keys() {
             *counts.entry(key.map().id).or_default() += 1;
@@ -119,7 +118,7 @@ impl Policies {
     }
     /// Packs what is kept for each address of the cluster as closely as it goes.
     pub fn pack(&mut self) {
-        pack(&mut self.actual);
+        self.actual.pack();
         self.engine.pack();
     }
     /// How it goes.
@@ -331,7 +330,7 @@ impl Policies {
         let count = self.counts.entry(key.map().id).or_default();
         let done = match value {
             Some(value) => target.upsert(key, value).map(|()| {
-                *count += usize::from(self.actual.insert(key.clone(), value.into()).is_none());
+                *count += usize::from(self.actual.insert(key, value.into()).is_none());
             }),
             None => target.delete(key).map(|()| *count -= usize::from(self.actual.remove(key).is_some())),
         };
@@ -351,7 +350,7 @@ impl Policies {
     /// When the maps cannot be read.
     pub fn verify(&mut self, target: &mut impl Target) -> io::Result<(Vec<Drifted>, String)> {
         let found = kept(target.dump_policy()?);
-        let drifted = Drifted::between(&found, &self.actual);
+        let drifted = Drifted::between(&found, self.actual.iter(), |key| self.actual.contains_key(key));
         let mut failed = String::new();
         for d in &drifted {
             self.writes += 1;

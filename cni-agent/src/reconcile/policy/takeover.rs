@@ -82,7 +82,7 @@ impl Policies {
         let wanted: BTreeMap<EntryKey, Option<Vec<u8>>> = entries(plan.identities).collect();
         // From an address that is not named any more its prefix is told.
         let gone = self.actual.keys().filter(|k| is_identity(k) && !wanted.contains_key(k));
-        let gone: Vec<_> = gone.map(|k| (k.clone(), None)).collect();
+        let gone: Vec<_> = gone.map(|k| (k, None)).collect();
         for (key, value) in wanted.into_iter().chain(gone) {
             if let Err(e) = self.write(&key, value.as_deref(), target) {
                 problem = Some(e);
@@ -96,7 +96,7 @@ impl Policies {
         }
         if problem.is_none() && failures.is_empty() {
             let kept: BTreeSet<EntryKey> = entries(self.engine.contents()).map(|(key, _)| key).collect();
-            let left: Vec<EntryKey> = self.actual.keys().filter(|k| !kept.contains(k)).cloned().collect();
+            let left: Vec<EntryKey> = self.actual.keys().filter(|k| !kept.contains(k)).collect();
             for key in left {
                 problem = self.write(&key, None, target).err().or(problem);
             }
@@ -111,7 +111,7 @@ impl Policies {
     /// The highest numbers that the maps hold or packets may have read of them.
     fn numbers(&self, desired: &Desired) -> Floors {
         let mut n = self.engine.floors();
-        for (key, value) in &self.actual {
+        for (key, value) in self.actual.iter() {
             let id = key.map().id;
             if id == schema::POLICY_PEER.id {
                 if let (Ok(k), Ok(v)) = (try_pod_read_unaligned(&key.key), try_pod_read_unaligned(value)) {
@@ -157,11 +157,11 @@ impl Policies {
                 continue;
             }
             let new = if key.map().id == schema::SENDERS.id {
-                let Some(new) = senders.get(key) else { continue };
+                let Some(new) = senders.get(&key) else { continue };
                 *new
             } else {
-                let Some(net) = prefix(key) else { continue };
-                let is_address = net.prefix_len() == net.max_prefix_len() && !is_block(key);
+                let Some(net) = prefix(&key) else { continue };
+                let is_address = net.prefix_len() == net.max_prefix_len() && !is_block(&key);
                 if is_address { engine.identity_of(net.addr()) } else { engine.identity_of_prefix(net) }
             };
             now.entry(identity_in(value)).or_default().insert(new);
