@@ -10,10 +10,12 @@ mod clean;
 mod cluster;
 mod control_plane;
 mod files;
+pub mod fixture;
 pub mod init;
 pub mod layout;
 mod network;
 mod node;
+pub mod pace;
 pub mod pods;
 mod wait;
 
