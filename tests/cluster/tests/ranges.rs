@@ -111,7 +111,7 @@ fn a_node_gets_other_ranges_and_pods_of_the_former_ones_live_on() {
 #[test]
 fn an_address_of_a_pod_that_has_ended_is_that_of_the_pod_that_has_it_now() {
     let cluster = up_with_late_node();
-    // Room for five pods.
+    // Room for six pods.
     cluster.give_ranges(LATE, &ranges(["10.244.40.0/29", "fd00:10:244:40::/64"])).unwrap();
     cluster.await_ready(LIMIT).unwrap();
     let ended = |name: &str, argument: &str| {
@@ -128,7 +128,7 @@ fn an_address_of_a_pod_that_has_ended_is_that_of_the_pod_that_has_it_now() {
     .unwrap();
     // Their objects keep them; the node does not.
     let former = ["good", "bad"].map(|pod| addresses(&cluster, pod).unwrap()[0]);
-    let living: Vec<Workload> = (0..5).map(|n| Workload::on(&format!("p{n}"), LATE)).collect();
+    let living: Vec<Workload> = (0..6).map(|n| Workload::on(&format!("p{n}"), LATE)).collect();
     run(&cluster, &living, LIMIT).unwrap();
     let now: Vec<_> = living.iter().map(|p| addresses(&cluster, p.name()).unwrap()[0]).collect();
     assert!(former.iter().all(|address| now.contains(address)), "{former:?}, and then {now:?}");
