@@ -1,4 +1,6 @@
 //! Brings a cluster up, talks to it, takes it down.
+mod life;
+
 use std::{
     env, fs,
     io::Write as _,
@@ -11,19 +13,17 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use serde_json::Value;
+
+pub use self::life::Halted;
 
 use crate::{
     api::Api,
     clean, files,
     init::Unit,
     layout::{
-        CONTROL_PLANE, Families, NODE_DEVICE, ROOT, WEFT_IMAGE, api_server, directory, kubeconfig, logs,
-        node_addresses, node_name, node_netns,
+        CONTROL_PLANE, Families, NODE_DEVICE, ROOT, Ranges, WEFT_IMAGE, api_server, kubeconfig, logs, node_addresses,
+        node_name, node_netns, ranges,
     },
     network, node,
     node::{hyperkube, images, imported},
@@ -65,11 +65,13 @@ pub struct Config {
     pub network: Network,
     /// Which addresses there are.
     pub families: Families,
+    /// Who gives nodes their ranges of pods' addresses.
+    pub ranges: Ranges,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { nodes: 2, network: Network::default(), families: Families::default() }
+        Self { nodes: 2, network: Network::default(), families: Families::default(), ranges: Ranges::default() }
     }
 }
 
@@ -107,6 +109,7 @@ impl Cluster {
         let begin = Instant::now();
         fs::create_dir_all(ROOT).with_context(|| format!("make {ROOT}"))?;
         config.families.keep().context("note the families of addresses")?;
+        config.ranges.keep().context("note who gives nodes their ranges")?;
         cluster.bring_up(config.network, &mut |what| {
             step(&format!("{:>5.1} s  {what}", begin.elapsed().as_secs_f64()));
         })?;
@@ -177,6 +180,7 @@ impl Cluster {
     fn await_registered(&mut self) -> Result<()> {
         let nodes = usize::from(self.nodes);
         let units: Vec<_> = [Unit::ControlPlane].into_iter().chain((1..=self.nodes).map(Unit::Node)).collect();
+        let by_hand = Ranges::of_cluster() == Ranges::ByHand;
         until("registered nodes", UP_LIMIT, || {
             for (child, unit) in self.units.iter_mut().zip(&units) {
                 if let Some(status) = child.try_wait().context("look at a unit")? {
@@ -185,10 +189,11 @@ impl Cluster {
                 }
             }
             let objects = parse(&run_kubectl(&["get", "nodes", "-o", "json"], None)?)?;
-            let ranges = |n: &Value| n["spec"]["podCIDRs"].as_array().is_some_and(|c| !c.is_empty());
+            let ranges = |n: &Value| by_hand || n["spec"]["podCIDRs"].as_array().is_some_and(|c| !c.is_empty());
             let count = objects["items"].as_array().map_or(0, |items| items.iter().filter(|n| ranges(n)).count());
             Ok((count == nodes).then_some(Ok(())))
-        })?
+        })??;
+        if by_hand { (1..=self.nodes).try_for_each(|number| self.give_ranges(number, &ranges(number))) } else { Ok(()) }
     }
 
     fn await_images(&self) -> Result<()> {
@@ -306,6 +311,15 @@ impl Cluster {
         Ok(cidrs.iter().filter_map(Value::as_str).map(str::to_owned).collect())
     }
 
+    /// Gives a node its ranges, where the controllers give none. The API takes them once for an object.
+    ///
+    /// # Errors
+    /// When the API does not take them.
+    pub fn give_ranges(&self, number: u8, ranges: &[String]) -> Result<()> {
+        let patch = serde_json::json!({"spec": {"podCIDR": ranges.first(), "podCIDRs": ranges}});
+        self.kubectl(&["patch", "node", &node_name(number), "--patch", &patch.to_string()]).map(drop)
+    }
+
     /// What kubectl prints, called by the administrator; it must end with 0.
     ///
     /// # Errors
@@ -336,6 +350,14 @@ impl Cluster {
     /// When it cannot be started.
     pub fn at_workstation(&self, command: &mut Command) -> Result<Child> {
         spawn_in_control_plane(command.env("KUBECONFIG", kubeconfig("admin")))
+    }
+
+    /// Starts kubectl as the administrator; what it prints is read by the caller.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_kubectl(&self, arguments: &[&str]) -> Result<Child> {
+        spawn_in_control_plane(kubectl_command()?.args(arguments).stdout(Stdio::piped()))
     }
 
     /// Runs lines of `nft -f -` where the nodes' wires meet.
@@ -377,88 +399,12 @@ impl Cluster {
         Ok(Path::new("/proc").join(self.node_pid(number)?.to_string()).join("root"))
     }
 
-    /// Halts the API server until the value goes: it keeps its connections and says nothing.
-    ///
-    /// # Errors
-    /// When it does not run.
-    pub fn stop_api_server(&self) -> Result<Halted> {
-        self.halt("kube-apiserver")
-    }
-
-    /// Halts a program of the control plane until the value goes.
-    ///
-    /// # Errors
-    /// When it does not run.
-    pub fn halt(&self, program: &str) -> Result<Halted> {
-        let is_it = |pid: &i32| {
-            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            words.split(|b| *b == 0).nth(1) == Some(program.as_bytes())
-        };
-        let pids = clean::processes(&[CONTROL_PLANE.to_owned()])?;
-        let pid = pids.into_iter().find(is_it).with_context(|| format!("{program} does not run"))?;
-        let pid = Pid::from_raw(pid);
-        kill(pid, Signal::SIGSTOP).with_context(|| format!("stop {program}"))?;
-        Ok(Halted(pid))
-    }
-
     /// The API, for who asks it often.
     ///
     /// # Errors
     /// When the way there does not open.
     pub fn api(&self) -> Result<Api> {
         Api::start()
-    }
-
-    /// Ends a node at once, as if its power had gone: its processes, its network, all that it had in memory or in files.
-    ///
-    /// # Errors
-    /// When something of it stays.
-    pub fn power_off(&mut self, number: u8) -> Result<()> {
-        let names = [node_netns(number)];
-        until("end of the node's processes", UP_LIMIT, || {
-            let left = clean::processes(&names)?;
-            for pid in &left {
-                // One that has ended by itself meanwhile is no error.
-                let _gone = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-            }
-            Ok(left.is_empty().then_some(()))
-        })?;
-        if let Some(unit) = self.units.get_mut(usize::from(number)) {
-            unit.wait().context("wait for the end of a unit")?;
-        }
-        network::remove(number)?;
-        let dir = directory(&node_name(number)).join("imported");
-        if dir.exists() {
-            fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
-        }
-        Ok(())
-    }
-
-    /// Starts a node: one that was powered off, or the next one. Its disk is empty.
-    ///
-    /// # Errors
-    /// When it does not come up.
-    pub fn power_on(&mut self, number: u8) -> Result<()> {
-        // The former wire's other end goes a moment after its namespace.
-        until("wire of the node", UP_LIMIT, || {
-            let wired = network::node(number);
-            if wired.is_err() {
-                // What there is of it already.
-                let _none = network::remove(number);
-            }
-            wired.map(Some)
-        })?;
-        let unit = start(Unit::Node(number))?;
-        match self.units.get_mut(usize::from(number)) {
-            Some(former) => *former = unit,
-            None => self.units.push(unit),
-        }
-        self.nodes = self.nodes.max(number);
-        let archives = images()?;
-        until("images on the node", UP_LIMIT, || {
-            Ok(archives.iter().all(|archive| imported(number, archive).exists()).then_some(()))
-        })?;
-        self.install_plugins(number, &[LOOPBACK]).map(drop)
     }
 
     /// Requests to the API by Weft's agents that are no watches, since the cluster is up: verb and URI.
@@ -482,17 +428,6 @@ impl Cluster {
         let mut command = Command::new("nsenter");
         command.args(["--all", "--target", &self.node_pid(number)?.to_string(), "--", program]);
         Ok(command)
-    }
-}
-
-/// A process that goes on when this goes.
-#[derive(Debug)]
-pub struct Halted(Pid);
-
-impl Drop for Halted {
-    fn drop(&mut self) {
-        // The cluster may be gone, and it with it.
-        let _gone = kill(self.0, Signal::SIGCONT);
     }
 }
 

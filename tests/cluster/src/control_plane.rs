@@ -10,7 +10,9 @@ use nix::mount::{MsFlags, mount};
 
 use crate::{
     init::Programs,
-    layout::{API_PORT, Families, POD_CIDRS, SERVICE_CIDRS, control_plane_addresses, directory, kubeconfig, logs},
+    layout::{
+        API_PORT, Families, POD_CIDRS, Ranges, SERVICE_CIDRS, control_plane_addresses, directory, kubeconfig, logs,
+    },
     node::hyperkube,
     wait::until,
 };
@@ -94,7 +96,7 @@ pub(crate) fn start() -> Result<Programs> {
         flag("root-ca-file", &file("certificates/apiserver.crt")),
         flag("cluster-cidr", &families.of(POD_CIDRS).join(",")),
         flag("service-cluster-ip-range", &services),
-        flag("allocate-node-cidrs", "true"),
+        flag("allocate-node-cidrs", if Ranges::of_cluster() == Ranges::Controllers { "true" } else { "false" }),
         flag("node-monitor-period", "2s"),
         flag("node-monitor-grace-period", "20s"),
     ]);

@@ -114,6 +114,12 @@ impl Families {
         [self.v4().then_some(v4), self.v6().then_some(v6)].into_iter().flatten().collect()
     }
 
+    /// Of a unit's addresses, those that the cluster has, as texts.
+    #[must_use]
+    pub fn texts(self, (v4, v6): (Ipv4Addr, Ipv6Addr)) -> Vec<String> {
+        self.of([v4.to_string(), v6.to_string()])
+    }
+
     /// Of a unit's addresses, that of the first family.
     #[must_use]
     pub fn first(self, (v4, v6): (Ipv4Addr, Ipv6Addr)) -> IpAddr {
@@ -125,10 +131,49 @@ fn note() -> PathBuf {
     PathBuf::from(ROOT).join("families")
 }
 
+/// Who gives nodes their ranges of pods' addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ranges {
+    /// The controllers, as soon as there is a Node object.
+    #[default]
+    Controllers,
+    /// [`Cluster::give_ranges`](crate::Cluster::give_ranges): of the nodes that there are from the start `up` calls it, of those that come
+    /// later whoever brings them.
+    ByHand,
+}
+
+impl Ranges {
+    /// Of the cluster that is up, or comes up.
+    pub(crate) fn of_cluster() -> Self {
+        if by_hand().exists() { Self::ByHand } else { Self::Controllers }
+    }
+
+    /// Notes it for the control plane.
+    pub(crate) fn keep(self) -> io::Result<()> {
+        if self == Self::ByHand { fs::write(by_hand(), "") } else { Ok(()) }
+    }
+}
+
+fn by_hand() -> PathBuf {
+    PathBuf::from(ROOT).join("ranges-by-hand")
+}
+
+/// The ranges of a node's pods, one of each family of the cluster, where the controllers give none.
+#[must_use]
+pub fn ranges(number: u8) -> Vec<String> {
+    Families::of_cluster().of([format!("10.244.{number}.0/24"), format!("fd00:10:244:{number:x}::/64")])
+}
+
 /// A node's addresses.
 #[must_use]
 pub fn node_addresses(number: u8) -> (Ipv4Addr, Ipv6Addr) {
     addresses(10 + number)
+}
+
+/// A node's addresses once it has got others.
+#[must_use]
+pub fn moved_addresses(number: u8) -> (Ipv4Addr, Ipv6Addr) {
+    addresses(110 + number)
 }
 
 fn addresses(host: u8) -> (Ipv4Addr, Ipv6Addr) {

@@ -12,10 +12,12 @@ mod cluster;
 mod control_plane;
 pub mod crowd;
 mod files;
+pub mod fixture;
 pub mod init;
 pub mod layout;
 mod network;
 mod node;
+pub mod pace;
 pub mod pods;
 mod wait;
 

@@ -85,7 +85,8 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Up { nodes, network, families } => {
-            let mut cluster = Cluster::up(Config { nodes, network, families }, |line| eprintln!("{line}"))?;
+            let mut cluster =
+                Cluster::up(Config { nodes, network, families, ..Config::default() }, |line| eprintln!("{line}"))?;
             cluster.keep();
             println!("{nodes} nodes are up: `cargo xtask cluster kubectl get nodes`");
         }

@@ -1,6 +1,7 @@
 //! The wires: a bridge in the control plane's network namespace, and each node on it.
 use std::{
     io::{Read as _, Write as _},
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
     process::{Command, Stdio},
@@ -10,7 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use cni_agent::netlink::netns;
 
 use crate::layout::{
-    CONTROL_PLANE, Families, NODE_DEVICE, control_plane_addresses, node_addresses, node_name, node_netns,
+    CONTROL_PLANE, Families, NODE_DEVICE, control_plane_addresses, moved_addresses, node_addresses, node_name,
+    node_netns,
 };
 
 /// Makes the namespaces, and wires those of `nodes`.
@@ -38,18 +40,28 @@ pub(crate) fn node(number: u8) -> Result<()> {
         CONTROL_PLANE,
         &format!("link add {name} type veth peer name {NODE_DEVICE} netns {netns}\nlink set {name} master bridge up\n"),
     )?;
-    let ((v4, v6), (gateway4, gateway6)) = (node_addresses(number), control_plane_addresses());
-    let families = Families::of_cluster();
-    let addresses = families.of([format!("{v4}/24"), format!("{v6}/64 nodad")]);
-    let addresses: String = addresses.iter().map(|a| format!("address add dev {NODE_DEVICE} {a}\n")).collect();
-    let routes = families.of([gateway4.to_string(), gateway6.to_string()]);
-    let routes: String = routes.iter().map(|gateway| format!("route add default via {gateway}\n")).collect();
-    ip(&netns, &format!("link set lo up\n{addresses}link set {NODE_DEVICE} up\n{routes}"))?;
+    ip(&netns, &format!("link set lo up\nlink set {NODE_DEVICE} up\n{}", addressed(node_addresses(number))))?;
     let fd = open(&netns)?;
     for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         netns::set_sysctl(fd.as_fd(), key, "1").with_context(|| format!("set net/{key} in {netns}"))?;
     }
     Ok(())
+}
+
+/// Takes a node's addresses away and gives it others.
+pub(crate) fn readdress(number: u8) -> Result<()> {
+    // Routes go with the last address of their family.
+    let lines = format!("address flush dev {NODE_DEVICE} scope global\n{}", addressed(moved_addresses(number)));
+    ip(&node_netns(number), &lines)
+}
+
+/// Lines of `ip -batch` that give a node these addresses, and its routes.
+fn addressed((v4, v6): (Ipv4Addr, Ipv6Addr)) -> String {
+    let families = Families::of_cluster();
+    let addresses = families.of([format!("{v4}/24"), format!("{v6}/64 nodad")]);
+    let addresses = addresses.iter().map(|a| format!("address add dev {NODE_DEVICE} {a}\n"));
+    let gateways = families.texts(control_plane_addresses());
+    addresses.chain(gateways.iter().map(|gateway| format!("route replace default via {gateway}\n"))).collect()
 }
 
 fn make(name: &str) -> Result<()> {

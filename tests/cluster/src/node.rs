@@ -83,19 +83,23 @@ pub(crate) fn start(number: u8) -> Result<Programs> {
     programs.start("containerd", &["containerd"])?;
     let socket = Path::new(CONTAINERD);
     until("socket of containerd", Duration::from_secs(30), || Ok(socket.exists().then_some(())))?;
-    let (v4, v6) = node_addresses(number);
-    let addresses = Families::of_cluster().of([v4.to_string(), v6.to_string()]).join(",");
+    let node_ip = Path::new("/").join(NODE_IP);
+    write_file(&node_ip, &Families::of_cluster().texts(node_addresses(number)).join(","))?;
+    fs::create_dir_all(Path::new("/").join(STATIC_PODS)).context("make the directory of static pods")?;
     let hyperkube = hyperkube()?;
     let hyperkube = hyperkube.to_str().context("the path of hyperkube")?;
     programs.start(
         "kubelet",
         &[
+            // It takes its addresses as a flag only, and they may be others when it is started anew.
+            "sh",
+            "-c",
+            &format!("exec \"$0\" \"$@\" --node-ip=\"$(cat {})\"", node_ip.display()),
             hyperkube,
             "kubelet",
             &format!("--config={KUBELET_CONFIG}"),
             &format!("--kubeconfig={}", kubeconfig(&name).display()),
             &format!("--hostname-override={name}"),
-            &format!("--node-ip={addresses}"),
             "--v=2",
         ],
     )?;
@@ -107,6 +111,10 @@ pub(crate) fn start(number: u8) -> Result<Programs> {
 }
 
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
+/// Where a node's kubelet finds its addresses, below the node's root.
+pub(crate) const NODE_IP: &str = "var/lib/kubelet/node-ip";
+/// Where a node's kubelet finds its static pods, below the node's root.
+pub(crate) const STATIC_PODS: &str = "etc/kubernetes/manifests";
 const KUBELET_CONFIG: &str = "/var/lib/kubelet/config.json";
 
 /// Makes an overlay over the machine's root this process' root, with what is a node's own in it.
@@ -230,6 +238,7 @@ fn kubelet_config() -> String {
         "syncFrequency": "10s",
         "serializeImagePulls": false,
         "maxPods": 250,
+        "staticPodPath": format!("/{STATIC_PODS}"),
         "makeIPTablesUtilChains": false,
     })
     .to_string()

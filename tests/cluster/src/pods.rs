@@ -1,13 +1,21 @@
 //! Pods of the tests, and what they say to each other.
 use std::{
+    fs,
     net::IpAddr,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use lab::probe::Place;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
-use crate::{Cluster, layout};
+use crate::{Cluster, files, fixture::weft_at, layout, node::STATIC_PODS};
 
 /// The port that each pod of the tests serves.
 pub const PORT: u16 = 8080;
@@ -115,23 +123,84 @@ pub fn connect(cluster: &Cluster, from: &str, to: &str) -> Result<()> {
     Ok(())
 }
 
-/// How long pods take until they are Ready: one after the other, and a hundred at once; all go again. Prints the figures of `network`.
+/// Has the kubelet of a pod's node run it, whatever the API server knows: the object there, called NAME-NODE, only mirrors it.
 ///
 /// # Errors
-/// When pods do not become Ready.
-pub fn time_to_ready(cluster: &Cluster, network: &str) -> Result<()> {
-    let limit = Duration::from_secs(120);
-    let mut times = Vec::new();
-    for number in 0..10 {
-        let pod = Workload::on(&format!("one-{number}"), 1 + number % cluster.nodes());
-        times.push(run(cluster, std::slice::from_ref(&pod), limit)?);
+/// When it is to run on no node, or that is not up.
+pub fn run_by_kubelet(cluster: &Cluster, pod: &Workload) -> Result<String> {
+    let mut object = pod.object();
+    if let Some(spec) = object["spec"].as_object_mut() {
+        spec.remove("nodeSelector");
     }
-    times.sort();
-    let [middle, last] = [times.len() / 2, times.len() - 1].map(|at| times[at].as_secs_f64());
-    println!("figure: {network}: pod created → Ready one by one: p50 {middle:.2} s, slowest of 10 {last:.2} s");
-    cluster.kubectl(&["delete", "pods", "--all", "--force", "--wait"])?;
-    let many: Vec<Workload> = (0..100).map(|n| Workload::anywhere(&format!("many-{n}"))).collect();
-    let took = run(cluster, &many, limit)?;
-    println!("figure: {network}: 100 pods at once are Ready after {:.1} s", took.as_secs_f64());
-    Ok(())
+    let place = static_pods(cluster, pod)?;
+    let (unseen, seen) = (place.join(format!(".{}", pod.name)), place.join(&pod.name));
+    files::write_file(&unseen, &object.to_string())?;
+    fs::rename(&unseen, &seen).with_context(|| format!("write {}", seen.display()))?;
+    Ok(mirror(pod))
+}
+
+/// Takes such a pod away.
+///
+/// # Errors
+/// As [`run_by_kubelet`], or when it is not there.
+pub fn end_by_kubelet(cluster: &Cluster, pod: &Workload) -> Result<()> {
+    fs::remove_file(static_pods(cluster, pod)?.join(&pod.name)).with_context(|| format!("take {} away", pod.name))
+}
+
+fn mirror(pod: &Workload) -> String {
+    format!("{}-{}", pod.name, layout::node_name(pod.node.unwrap_or_default()))
+}
+
+fn static_pods(cluster: &Cluster, pod: &Workload) -> Result<PathBuf> {
+    let node = pod.node.with_context(|| format!("{} is to run on no node", pod.name))?;
+    Ok(cluster.node_root(node)?.join(STATIC_PODS))
+}
+
+/// What a node's agent has of a pod, which needs no API server; none if it has nothing.
+///
+/// # Errors
+/// When the agent does not say.
+pub fn endpoint(cluster: &Cluster, node: u8, pod: &str) -> Result<Option<Value>> {
+    let all = weft_at(cluster, node, &["endpoint", "list"])?;
+    let all = all.as_array().context("a list of endpoints")?;
+    Ok(all.iter().find(|e| e["namespace"] == "default" && e["pod"] == pod && e["kernel"] == "applied").cloned())
+}
+
+/// The place of a pod, for probes that start inside its network namespace. Needs no API server.
+///
+/// # Errors
+/// When the node's agent does not have it.
+pub fn place(cluster: &Cluster, node: u8, pod: &str) -> Result<Place> {
+    let endpoint =
+        endpoint(cluster, node, pod)?.with_context(|| format!("{pod} is not on {}", layout::node_name(node)))?;
+    let netns = Path::new(endpoint["netns"].as_str().unwrap_or_default()).file_name().unwrap_or_default().to_owned();
+    // An absolute path names any namespace.
+    let path = cluster.node_root(node)?.join("run/netns").join(netns);
+    let addresses = ["ipv4", "ipv6"].iter().filter_map(|family| endpoint[family].as_str());
+    let addresses = addresses.map(str::parse).collect::<Result<_, _>>()?;
+    Place::new(pod, path.to_str().context("a path that is text")?, addresses)
+}
+
+/// The numbers on this machine of a pod's processes of this name.
+///
+/// # Errors
+/// When processes cannot be listed.
+pub fn processes(place: &Place, program: &str) -> Result<Vec<i32>> {
+    let inside = fs::metadata(format!("/proc/self/fd/{}", place.netns().as_raw_fd())).context("look at the pod")?.ino();
+    let all = fs::read_dir("/proc").context("list the processes in /proc")?;
+    let pids = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let is_it = |pid: &i32| {
+        fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|file| file.ino() == inside)
+            && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == program)
+    };
+    Ok(pids.filter(is_it).collect())
+}
+
+/// Kills a pod's processes of this name; gives how many there were.
+///
+/// # Errors
+/// As [`processes`].
+pub fn kill_in(place: &Place, program: &str) -> Result<usize> {
+    let pids = processes(place, program)?;
+    Ok(pids.into_iter().filter(|pid| kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()).count())
 }

@@ -1,7 +1,7 @@
 //! What users install: Weft's chart, and the manifest that is made of it.
 use std::{env, fs, path::PathBuf, process::Command};
 
-use cluster::{Cluster, Config, NAMESPACE, Network, chart};
+use cluster::{Config, NAMESPACE, Network, chart, fixture::up};
 
 /// Set to have the manifest written instead of compared.
 const BLESS: &str = "WEFT_BLESS";
@@ -56,9 +56,7 @@ fn the_chart_has_few_values_and_uses_each() {
 
 #[test]
 fn the_api_server_takes_every_object() {
-    let cluster =
-        Cluster::up(Config { nodes: 1, network: Network::None, ..Config::default() }, |line| println!("{line}"))
-            .unwrap();
+    let cluster = up(Config { nodes: 1, network: Network::None, ..Config::default() }).unwrap();
     let file = deploy().join("weft.yaml");
     let said = cluster.kubectl(&["apply", "--server-side", "--dry-run=server", "-f", file.to_str().unwrap()]).unwrap();
     for kind in ["serviceaccount", "clusterrole", "clusterrolebinding", "role", "rolebinding", "configmap", "daemonset"]

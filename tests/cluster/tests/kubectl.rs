@@ -5,11 +5,12 @@ use std::{
     os::unix::fs::symlink,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    time::Duration,
 };
 
 use cluster::{
-    Cluster, Config, NAMESPACE, Network, layout,
+    Cluster, Config, NAMESPACE,
+    fixture::{LIMIT, program, up},
+    layout,
     pods::{self, Workload, run},
     until,
 };
@@ -18,23 +19,13 @@ use nix::{
     unistd::Pid,
 };
 
-/// On a busy machine.
-const LIMIT: Duration = Duration::from_secs(90);
 /// What `weft connectivity-test` makes.
 const TEST_NAMESPACE: &str = "weft-connectivity-test";
 /// Stands where secrets stand.
 const CANARY: &str = "hunter2-canary";
 
-fn up() -> Cluster {
-    Cluster::up(Config { nodes: 2, network: Network::Weft, ..Config::default() }, |line| println!("{line}")).unwrap()
-}
-
-fn program() -> PathBuf {
-    PathBuf::from(env::var_os("WEFT_BIN_DIR").unwrap()).join("weft")
-}
-
 fn start(cluster: &Cluster, words: &[&str]) -> Child {
-    let mut command = Command::new(program());
+    let mut command = Command::new(program("weft").unwrap());
     command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped());
     cluster.at_workstation(&mut command).unwrap()
 }
@@ -69,7 +60,7 @@ fn await_namespace(cluster: &Cluster, there: bool) {
 
 #[test]
 fn agents_are_asked_from_a_workstation_and_nothing_secret_leaves_the_cluster() {
-    let cluster = up();
+    let cluster = up(Config::default()).unwrap();
     run(&cluster, &[Workload::on("a1", 1), Workload::on("a2", 2)], LIMIT).unwrap();
 
     let (text, code) = weft(&cluster, &["status"]);
@@ -88,7 +79,7 @@ fn agents_are_asked_from_a_workstation_and_nothing_secret_leaves_the_cluster() {
 
     // kubectl finds its plugin on the PATH.
     let dir = directory("plugin");
-    symlink(program(), dir.join("kubectl-weft")).unwrap();
+    symlink(program("weft").unwrap(), dir.join("kubectl-weft")).unwrap();
     let mut kubectl = Command::new(PathBuf::from(env::var_os("WEFT_CLUSTER_PROGRAMS").unwrap()).join("hyperkube"));
     let path = format!("{}:{}", dir.display(), env::var("PATH").unwrap());
     kubectl.args(["kubectl", "weft", "node", "list"]).env("PATH", path).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -179,7 +170,7 @@ fn secrets(cluster: &Cluster) -> Vec<String> {
 
 #[test]
 fn the_connectivity_test_names_the_first_broken_hop_and_leaves_nothing() {
-    let cluster = up();
+    let cluster = up(Config::default()).unwrap();
     let (text, code) = weft(&cluster, &["connectivity-test"]);
     assert_eq!(code, Some(0));
     assert!(text.contains("8 of 8 ways are good") && text.contains("IPv4 TCP") && text.contains("IPv6 UDP"), "{text}");

@@ -1,43 +1,18 @@
 //! Nodes that come, go and die, and their pods; each family of addresses by itself.
-use std::{
-    env,
-    path::PathBuf,
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
 use cluster::{
-    Cluster, Config, NAMESPACE,
+    Config,
+    fixture::{LIMIT, await_agreement, await_rollout, up, weft},
     layout::{self, Families},
-    pods::{Workload, addresses, connect, run},
+    pods::{Workload, addresses, connect, place, run},
     until,
 };
+use lab::probe::{Family, Flow};
 use serde_json::{Value, json};
 
-/// On a busy machine.
-const LIMIT: Duration = Duration::from_secs(120);
-
-fn up(families: Families) -> Cluster {
-    Cluster::up(Config { families, ..Config::default() }, |line| println!("{line}")).unwrap()
-}
-
-/// What `weft … --json` says of each node; it must end with 0.
-fn weft(cluster: &Cluster, words: &[&str]) -> anyhow::Result<Value> {
-    let mut command = Command::new(PathBuf::from(env::var_os("WEFT_BIN_DIR").unwrap()).join("weft"));
-    command.args(words).arg("--json").stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = cluster.at_workstation(&mut command)?.wait_with_output()?;
-    anyhow::ensure!(output.status.success(), "{words:?}: {output:?}");
-    Ok(serde_json::from_slice(&output.stdout)?)
-}
-
-/// Allocator, endpoints, records, devices, maps and pods agree on every node.
-fn audited(cluster: &Cluster) {
-    until("agreement on addresses", LIMIT, || weft(cluster, &["ipam", "audit"]).map(Some)).unwrap();
-}
-
 fn each_reaches_each(families: Families, count: usize) {
-    let cluster = up(families);
+    let cluster = up(Config { families, ..Config::default() }).unwrap();
     let pods = [Workload::on("a1", 1), Workload::on("b1", 1), Workload::on("a2", 2), Workload::of_the_host("host", 2)];
     run(&cluster, &pods, LIMIT).unwrap();
     for pod in &pods[..3] {
@@ -48,7 +23,7 @@ fn each_reaches_each(families: Families, count: usize) {
             connect(&cluster, from.name(), to.name()).unwrap();
         }
     }
-    audited(&cluster);
+    await_agreement(&cluster).unwrap();
 }
 
 #[test]
@@ -63,7 +38,7 @@ fn a_cluster_of_ipv6_alone() {
 
 #[test]
 fn nodes_come_are_rebooted_and_go() {
-    let mut cluster = up(Families::Dual);
+    let mut cluster = up(Config::default()).unwrap();
     run(&cluster, &[Workload::on("a1", 1), Workload::on("a2", 2)], LIMIT).unwrap();
     let before = addresses(&cluster, "a2").unwrap();
 
@@ -83,7 +58,7 @@ fn nodes_come_are_rebooted_and_go() {
     cluster.await_ready(LIMIT).unwrap();
     connect(&cluster, "a1", "a2").unwrap();
     connect(&cluster, "a2", "a1").unwrap();
-    audited(&cluster);
+    await_agreement(&cluster).unwrap();
 
     cluster.power_on(3).unwrap();
     until("object of the new node", LIMIT, || cluster.get(&["node", "node-3"]).map(Some)).unwrap();
@@ -105,8 +80,45 @@ fn nodes_come_are_rebooted_and_go() {
 }
 
 #[test]
+fn a_node_gets_other_addresses_and_its_flows_go_on() {
+    let cluster = up(Config::default()).unwrap();
+    run(&cluster, &[Workload::on("a1", 1), Workload::on("a2", 2)], LIMIT).unwrap();
+    let [a1, a2] = [("a1", 1), ("a2", 2)].map(|(pod, node)| place(&cluster, node, pod).unwrap());
+    let mut flows: Vec<Flow> = Family::BOTH.iter().map(|family| Flow::open(&a1, &a2, *family).unwrap()).collect();
+    flows.iter_mut().for_each(|flow| flow.exchange(512).unwrap());
+
+    let begin = std::time::Instant::now();
+    cluster.readdress(2).unwrap();
+    let (v4, v6) = layout::moved_addresses(2);
+    until("the node's new addresses in its object", LIMIT, || {
+        let node = cluster.get(&["node", "node-2"])?;
+        let of = |address: &str| {
+            node["status"]["addresses"].as_array().is_some_and(|all| all.iter().any(|a| a["address"] == address))
+        };
+        Ok((of(&v4.to_string()) && of(&v6.to_string())).then_some(()))
+    })
+    .unwrap();
+    println!("figure: new addresses are in the Node object after {:.1} s", begin.elapsed().as_secs_f64());
+    // What was sent meanwhile is sent again by TCP.
+    until("flows by the node's new addresses", LIMIT, || flows.iter_mut().try_for_each(|f| f.exchange(512)).map(Some))
+        .unwrap();
+    println!("figure: flows of a node with new addresses go on after {:.1} s", begin.elapsed().as_secs_f64());
+
+    cluster.await_ready(LIMIT).unwrap();
+    run(&cluster, &[Workload::on("b2", 2)], LIMIT).unwrap();
+    for (from, to) in [("a1", "b2"), ("b2", "a1"), ("a1", "a2"), ("a2", "a1")] {
+        connect(&cluster, from, to).unwrap();
+    }
+    // Nobody speaks to the former addresses any more.
+    let known = weft(&cluster, &["node", "list", "--node", "node-1"]).unwrap().to_string();
+    let former = layout::node_addresses(2).0.to_string();
+    assert!(known.contains(&v4.to_string()) && !known.contains(&format!("\"{former}\"")), "{known}");
+    await_agreement(&cluster).unwrap();
+}
+
+#[test]
 fn agents_die_while_pods_come_and_addresses_of_pods_that_have_ended_are_used_again() {
-    let cluster = up(Families::Dual);
+    let cluster = up(Config::default()).unwrap();
     // Those that end by themselves keep their objects, and not their addresses.
     let ended: Vec<Value> = [("good", "--help"), ("bad", "no-such-command")]
         .map(|(name, argument)| {
@@ -139,8 +151,8 @@ fn agents_die_while_pods_come_and_addresses_of_pods_that_have_ended_are_used_aga
         });
         run(&cluster, &many, LIMIT).unwrap();
         killer.join().unwrap();
-        cluster.kubectl(&["rollout", "status", "daemonset/weft", "-n", NAMESPACE, "--timeout=90s"]).unwrap();
-        audited(&cluster);
+        await_rollout(&cluster).unwrap();
+        await_agreement(&cluster).unwrap();
         cluster.asked_by_weft().unwrap()
     });
     for pair in many.windows(2) {
@@ -156,5 +168,5 @@ fn agents_die_while_pods_come_and_addresses_of_pods_that_have_ended_are_used_aga
     assert!(!asked.is_empty(), "the log is that of Weft's requests");
     println!("figure: requests to the API by Weft for 20 pods that go and 20 that come: {}", again.len() - asked.len());
     assert_eq!(&again[asked.len()..], [""; 0]);
-    audited(&cluster);
+    await_agreement(&cluster).unwrap();
 }

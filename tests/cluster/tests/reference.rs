@@ -3,14 +3,14 @@ use std::time::Duration;
 
 use cluster::{
     Cluster, Config, Network,
+    fixture::up,
+    pace,
     pods::{self, Workload, connect},
 };
 
 #[test]
 fn pods_of_two_nodes_reach_each_other() {
-    let cluster =
-        Cluster::up(Config { nodes: 2, network: Network::Reference, ..Config::default() }, |line| println!("{line}"))
-            .unwrap();
+    let cluster = up(Config { network: Network::Reference, ..Config::default() }).unwrap();
     let pair = [Workload::on("a", 1), Workload::on("b", 2)];
     let ready = pods::run(&cluster, &pair, Duration::from_secs(60)).unwrap();
     println!("figure: two pods created, Ready after {:.1} s", ready.as_secs_f64());
@@ -20,19 +20,15 @@ fn pods_of_two_nodes_reach_each_other() {
 }
 
 #[test]
-fn pods_become_ready_one_by_one_and_a_hundred_at_once() {
-    let cluster =
-        Cluster::up(Config { nodes: 2, network: Network::Reference, ..Config::default() }, |line| println!("{line}"))
-            .unwrap();
-    pods::time_to_ready(&cluster, "reference bridge").unwrap();
+fn pods_become_ready_one_by_one_and_a_hundred_a_node_at_once() {
+    let cluster = up(Config { network: Network::Reference, ..Config::default() }).unwrap();
+    pace::time_to_ready(&cluster, "reference bridge").unwrap();
 }
 
 #[test]
 fn a_cluster_leaves_the_host_as_it_was() {
     let before = lab::Snapshot::take().unwrap();
-    let cluster =
-        Cluster::up(Config { nodes: 2, network: Network::None, ..Config::default() }, |line| println!("{line}"))
-            .unwrap();
+    let cluster = up(Config { network: Network::None, ..Config::default() }).unwrap();
     // Another one is refused, and leaves this one alone.
     assert!(Cluster::up(Config { nodes: 1, network: Network::None, ..Config::default() }, |_| {}).is_err());
     assert!(cluster.node_pid(2).is_ok());

@@ -1,45 +1,20 @@
 //! Weft in a cluster, installed as users do: pods, nodes, the agent's life, its end.
-use std::{
-    fs,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{fs, time::Instant};
 
 use cluster::{
-    Cluster, Config, LOOPBACK, NAMESPACE, Network, TAINT, chart, layout,
-    pods::{self, Workload, addresses, connect, run},
+    Cluster, Config, LOOPBACK, NAMESPACE, TAINT, chart,
+    fixture::{self, LIMIT, await_rollout, end},
+    layout, pace,
+    pods::{Workload, connect, end_by_kubelet, place, run, run_by_kubelet},
     until,
 };
-use lab::probe::{Place, while_sending};
-
-/// On a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+use lab::probe::while_sending;
 
 fn up() -> Cluster {
     let begin = Instant::now();
-    let cluster =
-        Cluster::up(Config { nodes: 2, network: Network::Weft, ..Config::default() }, |line| println!("{line}"))
-            .unwrap();
+    let cluster = fixture::up(Config::default()).unwrap();
     println!("figure: a cluster of two nodes on Weft is usable after {:.1} s", begin.elapsed().as_secs_f64());
     cluster
-}
-
-/// The place of a pod, for probes that start inside its network namespace.
-fn place(cluster: &Cluster, pod: &str, node: u8) -> Place {
-    let addresses = addresses(cluster, pod).unwrap();
-    let namespaces = cluster.node_root(node).unwrap().join("run/netns");
-    let has_address = |path: &PathBuf| {
-        // An absolute path names any namespace.
-        let place = Place::new(pod, path.to_str().unwrap(), addresses.clone()).ok()?;
-        place.run(|| std::net::UdpSocket::bind((addresses[0], 0))).ok().map(|_| place)
-    };
-    let mut paths = fs::read_dir(&namespaces).unwrap().map(|e| e.unwrap().path());
-    paths.find_map(|p| has_address(&p)).unwrap_or_else(|| panic!("no network namespace has {addresses:?}"))
-}
-
-/// Waits until the DaemonSet's agents are those that it wants, and Ready.
-fn rolled_out(cluster: &Cluster) {
-    cluster.kubectl(&["rollout", "status", "daemonset/weft", "-n", NAMESPACE, "--timeout=90s"]).unwrap();
 }
 
 #[test]
@@ -61,6 +36,22 @@ fn pods_reach_each_other_and_probes_reach_pods() {
 }
 
 #[test]
+fn pods_that_the_kubelet_runs_by_itself_are_pods_like_others() {
+    let cluster = up();
+    run(&cluster, &[Workload::on("a1", 1), Workload::on("a2", 2)], LIMIT).unwrap();
+    let own = Workload::on("own", 1);
+    let mirror = run_by_kubelet(&cluster, &own).unwrap();
+    until("object of the static pod", LIMIT, || cluster.get(&["pod", &mirror]).map(Some)).unwrap();
+    cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", &format!("pod/{mirror}")]).unwrap();
+    for (from, to) in [("a1", mirror.as_str()), ("a2", &mirror), (&mirror, "a2")] {
+        connect(&cluster, from, to).unwrap();
+    }
+    end_by_kubelet(&cluster, &own).unwrap();
+    cluster.kubectl(&["wait", "--for=delete", "--timeout=60s", &format!("pod/{mirror}")]).unwrap();
+    fixture::await_agreement(&cluster).unwrap();
+}
+
+#[test]
 fn a_node_is_opened_to_pods_by_its_agent() {
     let cluster = up();
     until("nodes without the taint", LIMIT, || {
@@ -77,9 +68,9 @@ fn a_node_is_opened_to_pods_by_its_agent() {
 }
 
 #[test]
-fn pods_become_ready_one_by_one_and_a_hundred_at_once() {
+fn pods_become_ready_one_by_one_and_a_hundred_a_node_at_once() {
     let cluster = up();
-    pods::time_to_ready(&cluster, "Weft").unwrap();
+    pace::time_to_ready(&cluster, "Weft").unwrap();
 }
 
 #[test]
@@ -87,11 +78,11 @@ fn agents_are_killed_and_rolled_under_traffic_without_a_lost_packet() {
     let cluster = up();
     let pods = [Workload::on("a1", 1), Workload::on("b1", 1), Workload::on("a2", 2)];
     run(&cluster, &pods, LIMIT).unwrap();
-    let [a1, b1, a2] = [("a1", 1), ("b1", 1), ("a2", 2)].map(|(pod, node)| place(&cluster, pod, node));
+    let [a1, b1, a2] = [("a1", 1), ("b1", 1), ("a2", 2)].map(|(pod, node)| place(&cluster, node, pod).unwrap());
     let ways = [(&a1, &b1), (&a1, &a2), (&a2, &b1)];
     let ((), sent) = while_sending(&ways, || {
         for node in 1..=2 {
-            end(cluster.in_node(node, "pkill").unwrap(), "weft-agent");
+            end(&cluster, node, "weft-agent").unwrap();
         }
         until("agents that were started anew", LIMIT, || {
             let pods = cluster.get(&["pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/name=weft"])?;
@@ -103,7 +94,7 @@ fn agents_are_killed_and_rolled_under_traffic_without_a_lost_packet() {
         })
         .unwrap();
         cluster.kubectl(&["rollout", "restart", "daemonset/weft", "-n", NAMESPACE]).unwrap();
-        rolled_out(&cluster);
+        await_rollout(&cluster).unwrap();
     })
     .unwrap();
     println!("figure: of {sent} datagrams none was lost while agents were killed and rolled");
@@ -116,15 +107,15 @@ fn agents_are_killed_and_rolled_under_traffic_without_a_lost_packet() {
 fn pods_outlive_the_kubelet_the_runtime_and_a_server_that_is_away() {
     let cluster = up();
     run(&cluster, &[Workload::on("a1", 1), Workload::on("a2", 2)], LIMIT).unwrap();
-    let [a1, a2] = [("a1", 1), ("a2", 2)].map(|(pod, node)| place(&cluster, pod, node));
+    let [a1, a2] = [("a1", 1), ("a2", 2)].map(|(pod, node)| place(&cluster, node, pod).unwrap());
     let ((), sent) = while_sending(&[(&a1, &a2), (&a2, &a1)], || {
         for program in ["containerd", "hyperkube"] {
-            end(cluster.in_node(1, "pkill").unwrap(), program);
+            end(&cluster, 1, program).unwrap();
         }
         run(&cluster, &[Workload::on("after-restart", 1)], LIMIT).unwrap();
         // An agent that starts without the server knows its pods by its records, and removes nothing.
         let server = cluster.stop_api_server().unwrap();
-        end(cluster.in_node(2, "pkill").unwrap(), "weft-agent");
+        end(&cluster, 2, "weft-agent").unwrap();
         until("agent that was started anew", LIMIT, || {
             let asked = cluster.in_node(2, "ctr")?.args(["-n", "k8s.io", "tasks", "ls"]).output()?;
             let others = cluster.in_node(2, "pgrep")?.args(["-x", "weft-agent"]).output()?;
@@ -138,12 +129,6 @@ fn pods_outlive_the_kubelet_the_runtime_and_a_server_that_is_away() {
     .unwrap();
     println!("figure: of {sent} datagrams none was lost while kubelet, containerd and API server were away");
     connect(&cluster, "after-outage", "after-restart").unwrap();
-}
-
-/// Kills the program of this name by `pkill`.
-fn end(mut pkill: std::process::Command, program: &str) {
-    let killed = pkill.args(["-KILL", "-x", program]).status().unwrap();
-    assert!(killed.success(), "no {program} to kill");
 }
 
 #[test]
