@@ -1,9 +1,9 @@
 //! `weft-cluster`: the cluster for people. `cargo xtask cluster` builds everything and becomes it.
-use std::{os::unix::process::CommandExt as _, process::ExitCode};
+use std::{os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use cluster::{Cluster, Config, Network, beside_api_server, init, init::Unit, kubectl, layout::Families};
+use cluster::{Cluster, Config, Network, beside_api_server, init, init::Unit, kubectl, layout::Families, replay};
 
 const AFTER: &str = "\
 Examples:
@@ -64,6 +64,15 @@ enum Verb {
         #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
         command: Vec<String>,
     },
+    /// Replay policy scenarios on real pods of a cluster of two nodes, an object of JSON a line for each
+    Replay {
+        /// The definition of ClusterNetworkPolicy, which comes after the agents
+        #[arg(long, value_name = "FILE")]
+        definition: PathBuf,
+        /// Scenarios, as in tests/cluster/policies
+        #[arg(required = true, value_name = "FILE")]
+        scenarios: Vec<PathBuf>,
+    },
     /// Become the first process of a unit's namespaces
     #[command(hide = true)]
     Start { unit: String },
@@ -106,6 +115,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let (program, arguments) = command.split_first().context("no command")?;
             return Err(beside_api_server(program)?.args(arguments).exec()).context("start nsenter (of util-linux)");
         }
+        Verb::Replay { definition, scenarios } => replay(&definition, &scenarios)?,
         Verb::Start { unit } => match init::start(Unit::called(&unit)?)? {},
         Verb::Init { unit } => match init::run(Unit::called(&unit)?)? {},
     }

@@ -1,9 +1,13 @@
-//! `cargo xtask cluster conformance`: upstream's tests against Weft, in a cluster of their own, and the table of what became of each.
+//! `cargo xtask cluster conformance`: upstream's tests and scenarios of ours against Weft, in a cluster of their own, and the table of what became
+//! of each.
 
 mod cyclonus;
 mod ginkgo;
+mod policies;
 mod programs;
 mod report;
+mod said;
+mod whole;
 
 use std::{
     env, fs,
@@ -14,7 +18,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use self::{programs::Programs, report::Suite};
+use self::{programs::Programs, report::Suite, whole::Part};
 use crate::{
     build::{Built, Profile},
     cluster::{IMAGES, UP, prepare},
@@ -24,12 +28,12 @@ use crate::{
     workspace::{self, Workspace},
 };
 
-/// Run upstream's tests of networks against Weft: Kubernetes' own NetworkPolicy suite, its checks of pods, cyclonus
+/// Run upstream's tests of networks against Weft: Kubernetes' own NetworkPolicy suite, its checks of pods, cyclonus; and scenarios of ours
 ///
 /// In a cluster of two nodes that comes up for it and goes afterwards. Each case is shown as it ends, failed ones with what was wrong, and why
 /// a case is skipped stands in the table. The exit code is 1 if a case failed. What the programs said is in
 /// target/conformance. They are built the first time (some 6 minutes of processor time) and kept, as `cargo xtask cluster` keeps
-/// Kubernetes.
+/// Kubernetes. The suite `cnp` needs none of them.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these suites; may be given several times
@@ -41,6 +45,9 @@ pub struct Args {
     /// Of cyclonus only the cases with one of these tags, such as `direction` or `end-port`
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
+    /// Of cyclonus only this part, such as 2/4: when all were run, in any order, the suite was run whole
+    #[arg(long, value_name = "N/PARTS", conflicts_with_all = ["tags", "short"])]
+    part: Option<Part>,
     /// Some of each: what is new in a case, and few that only combine it. Not with --focus and --tag
     #[arg(long, conflicts_with_all = ["focus", "tags"])]
     short: bool,
@@ -49,7 +56,7 @@ pub struct Args {
     write: bool,
 }
 
-/// Upstream's suites.
+/// The suites.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Which {
     /// Kubernetes' checks that pods and nodes reach pods
@@ -58,16 +65,19 @@ enum Which {
     E2e,
     /// Cyclonus' generated cases
     Cyclonus,
+    /// Our scenarios of ClusterNetworkPolicies, on real pods
+    Cnp,
 }
 
 impl Which {
-    const ALL: [Self; 3] = [Self::Granular, Self::E2e, Self::Cyclonus];
+    const ALL: [Self; 4] = [Self::Granular, Self::E2e, Self::Cyclonus, Self::Cnp];
 
     fn name(self) -> &'static str {
         match self {
             Self::Granular => "granular",
             Self::E2e => "e2e",
             Self::Cyclonus => "cyclonus",
+            Self::Cnp => "cnp",
         }
     }
 
@@ -76,19 +86,27 @@ impl Which {
         match self {
             Self::Granular => r"Granular Checks: Pods",
             Self::E2e => r"\bNetpol\b",
-            Self::Cyclonus => "",
+            Self::Cyclonus | Self::Cnp => "",
         }
     }
 
-    fn what(self, programs: &Programs) -> String {
-        let version = |of: &str| programs.versions.iter().find(|(name, _)| *name == of).map_or("", |(_, v)| v.as_str());
-        match self {
-            Self::Granular => {
-                format!("e2e.test of Kubernetes {}: Networking Granular Checks: Pods", version("Kubernetes"))
-            }
-            Self::E2e => format!("e2e.test of Kubernetes {}: Netpol", version("Kubernetes")),
-            Self::Cyclonus => format!("cyclonus {}, generated cases", version("cyclonus")),
-        }
+    fn what(self, ws: &Workspace) -> Result<String> {
+        let (kubernetes, cyclonus) = programs::versions(ws)?;
+        Ok(match self {
+            Self::Granular => format!("e2e.test of Kubernetes {kubernetes}: Networking Granular Checks: Pods"),
+            Self::E2e => format!("e2e.test of Kubernetes {kubernetes}: Netpol"),
+            Self::Cyclonus => format!("cyclonus {cyclonus}, generated cases"),
+            Self::Cnp => format!("ClusterNetworkPolicy {}, scenarios of ours", policies::version(ws)?),
+        })
+    }
+
+    fn is_upstreams(self) -> bool {
+        self != Self::Cnp
+    }
+
+    /// Where its programs write.
+    fn directory(self, ws: &Workspace) -> PathBuf {
+        ws.target.join("conformance").join(self.name())
     }
 }
 
@@ -107,24 +125,30 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
     }
     let built = crate::build::all(ws, Profile::Release)?;
     let mut environment = prepare(ws, &built)?;
+    let suites: Vec<Which> =
+        Which::ALL.into_iter().filter(|w| args.suites.is_empty() || args.suites.contains(w)).collect();
     let kubernetes = super::programs::directory(ws)?;
-    let programs = build(ws, &kubernetes)?;
+    let programs = suites.iter().any(|w| w.is_upstreams()).then(|| build(ws, &kubernetes)).transpose()?;
     for (name, images) in &mut environment {
-        if *name == IMAGES {
+        if let Some(programs) = programs.as_ref().filter(|_| *name == IMAGES) {
             let all = env::split_paths(&*images).chain(programs.images.clone()).collect::<Vec<PathBuf>>();
             *images = env::join_paths(all).context("an image's path has a colon")?;
         }
     }
     let cluster = Cluster { built: &built, environment: &environment };
     cluster.run(&["up", "--nodes", "2"])?;
-    let suites = run_suites(ws, args, &cluster, &programs);
+    let suites = suites.into_iter().map(|which| run_suite(ws, args, &cluster, programs.as_ref(), which));
+    let suites = suites.collect::<Result<Vec<Suite>>>();
     cluster.run(&["down"])?;
     let suites = suites?;
     show(&suites);
     if args.write {
         let page = ws.root.join("docs/conformance.md");
-        let all = Which::ALL.into_iter().map(|which| last_whole_run(ws, which, &programs));
-        let all = all.collect::<Result<Vec<Suite>>>()?;
+        let last = |which: Which| {
+            let cases = whole::last(&which.directory(ws))?;
+            Ok(Suite { name: which.name(), what: which.what(ws)?, cases, seconds: 0.0 })
+        };
+        let all = Which::ALL.into_iter().map(last).collect::<Result<Vec<Suite>>>()?;
         fs::write(&page, report::page(&all, &machine()?)).with_context(|| format!("write {}", page.display()))?;
         println!("{} is written", ws.show(&page));
     }
@@ -153,52 +177,41 @@ impl Cluster<'_> {
     }
 }
 
-fn run_suites(ws: &Workspace, args: &Args, cluster: &Cluster<'_>, programs: &Programs) -> Result<Vec<Suite>> {
-    let kubeconfig = Path::new(UP).join("kubeconfig/admin");
-    let mut suites = Vec::new();
-    for which in Which::ALL.into_iter().filter(|w| args.suites.is_empty() || args.suites.contains(w)) {
-        let directory = ws.target.join("conformance").join(which.name());
-        if directory.exists() {
-            fs::remove_dir_all(&directory).with_context(|| format!("empty {}", directory.display()))?;
-        }
-        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-        let stage = Stage::start(format!("suite {}: {}", which.name(), which.what(programs)));
-        let started = Instant::now();
-        let start = cluster.command(&["run", "--"]);
-        let cases = match which {
-            Which::Cyclonus => cyclonus::run(start, &programs.directory, &args.tags, args.short, &directory)?,
-            Which::E2e | Which::Granular => {
-                let focus = args.focus.as_deref().unwrap_or(which.focus());
-                ginkgo::run(start, &programs.directory, &kubeconfig, focus, args.short, &directory)?
-            }
-        };
-        if args.focus.is_none() && args.tags.is_empty() && !args.short {
-            let file = directory.join(WHOLE);
-            fs::write(&file, serde_json::to_string(&cases)?).with_context(|| format!("write {}", file.display()))?;
-        }
-        let suite =
-            Suite { name: which.name(), what: which.what(programs), cases, seconds: started.elapsed().as_secs_f64() };
-        match suite.counts() {
-            (passed, 0, _) => stage.done(&format!("{passed} passed")),
-            (_, failed, _) => stage.failed(&format!("{failed} failed")),
-        }
-        suites.push(suite);
+/// `programs`: upstream's, if any suite that is run is.
+fn run_suite(
+    ws: &Workspace,
+    args: &Args,
+    cluster: &Cluster<'_>,
+    programs: Option<&Programs>,
+    which: Which,
+) -> Result<Suite> {
+    let (directory, what) = (which.directory(ws), which.what(ws)?);
+    if directory.exists() && args.part.is_none() {
+        fs::remove_dir_all(&directory).with_context(|| format!("empty {}", directory.display()))?;
     }
-    Ok(suites)
-}
-
-/// What became of a suite's cases in a run of all of them.
-const WHOLE: &str = "whole.json";
-
-/// What the last whole run of a suite in this checkout has left; no cases if there was none.
-fn last_whole_run(ws: &Workspace, which: Which, programs: &Programs) -> Result<Suite> {
-    let file = ws.target.join("conformance").join(which.name()).join(WHOLE);
-    let cases = match fs::read_to_string(&file) {
-        Ok(text) => serde_json::from_str(&text).with_context(|| format!("read {}", file.display()))?,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(e) => return Err(e).with_context(|| format!("read {}", file.display())),
+    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    let stage = Stage::start(format!("suite {}: {what}", which.name()));
+    let started = Instant::now();
+    let start = cluster.command(&["run", "--"]);
+    let of_upstream = || programs.context("upstream's programs are not built");
+    let cases = match which {
+        Which::Cnp => policies::run(ws, cluster.command(&["replay"]), &directory)?,
+        Which::Cyclonus => cyclonus::run(start, &of_upstream()?.directory, args, &directory)?,
+        Which::E2e | Which::Granular => {
+            let kubeconfig = Path::new(UP).join("kubeconfig/admin");
+            let focus = args.focus.as_deref().unwrap_or(which.focus());
+            ginkgo::run(start, &of_upstream()?.directory, &kubeconfig, focus, args.short, &directory)?
+        }
     };
-    Ok(Suite { name: which.name(), what: which.what(programs), cases, seconds: 0.0 })
+    if args.focus.is_none() && args.tags.is_empty() && !args.short {
+        whole::keep(&directory, args.part.filter(|_| which == Which::Cyclonus), &cases)?;
+    }
+    let suite = Suite { name: which.name(), what, cases, seconds: started.elapsed().as_secs_f64() };
+    match suite.counts() {
+        (passed, 0, _) => stage.done(&format!("{passed} passed")),
+        (_, failed, _) => stage.failed(&format!("{failed} failed")),
+    }
+    Ok(suite)
 }
 
 fn show(suites: &[Suite]) {

@@ -23,6 +23,8 @@ import (
 
 type announced struct {
 	Cases int `json:"cases"`
+	// Cases before the first of this part.
+	Before int `json:"before"`
 }
 
 type ended struct {
@@ -39,8 +41,9 @@ func main() {
 	registry := flag.String("registry", "", "what the names of images begin with")
 	tags := flag.String("tags", "", "only cases with one of these tags, separated by commas")
 	without := flag.String("without", "", "no cases with one of these tags, separated by commas; they are named all the same")
+	part := flag.String("part", "1/1", "only this part of the cases: the second of four is 2/4")
 	flag.Parse()
-	if err := run(*registry, list(*tags), list(*without)); err != nil {
+	if err := run(*registry, list(*tags), list(*without), *part); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
@@ -53,7 +56,11 @@ func list(text string) []string {
 	return strings.Split(text, ",")
 }
 
-func run(registry string, tags, without []string) error {
+func run(registry string, tags, without []string, part string) error {
+	var number, parts int
+	if _, err := fmt.Sscanf(part, "%d/%d", &number, &parts); err != nil || number < 1 || number > parts {
+		return fmt.Errorf("%q is no part such as 2/4", part)
+	}
 	if err := generator.ValidateTags(slices.Concat(tags, without)); err != nil {
 		return err
 	}
@@ -86,11 +93,13 @@ func run(registry string, tags, without []string) error {
 	}
 	cases := generator.NewTestCaseGenerator(true, peer.IP, namespaces, tags, nil).GenerateTestCases()
 	out := json.NewEncoder(os.Stdout)
-	if err := out.Encode(announced{len(cases)}); err != nil {
+	first, after := len(cases)*(number-1)/parts, len(cases)*number/parts
+	cases = cases[first:after]
+	if err := out.Encode(announced{len(cases), first}); err != nil {
 		return err
 	}
 	for i, c := range cases {
-		end := ended{Number: i + 1, Name: c.Description, Tags: c.Tags.Keys(), Wrong: []string{}}
+		end := ended{Number: first + i + 1, Name: c.Description, Tags: c.Tags.Keys(), Wrong: []string{}}
 		slices.Sort(end.Tags)
 		if at := slices.IndexFunc(without, func(tag string) bool { return c.Tags[tag] }); at >= 0 {
 			end.Skipped = "left out: " + without[at]
@@ -110,7 +119,7 @@ func run(registry string, tags, without []string) error {
 		}
 		if result.Err != nil {
 			// Whatever it was about to undo is still there.
-			return fmt.Errorf("case %d: %w", i+1, result.Err)
+			return fmt.Errorf("case %d: %w", end.Number, result.Err)
 		}
 	}
 	return nil

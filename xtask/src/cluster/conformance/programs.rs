@@ -55,8 +55,13 @@ pub struct Programs {
     pub directory: PathBuf,
     /// The images' archives.
     pub images: Vec<PathBuf>,
-    /// Versions of what they are built of: name and version.
-    pub versions: Vec<(&'static str, String)>,
+}
+
+/// The version of Kubernetes, and that of cyclonus.
+pub fn versions(ws: &Workspace) -> Result<(String, String)> {
+    let own_mod = fs::read_to_string(own_module(ws).join("go.mod")).context("read tests/cluster/conformance/go.mod")?;
+    let kubernetes = kept::version_of(KUBERNETES, &programs::mod_file(ws)?)?.to_owned();
+    Ok((kubernetes, kept::version_of(CYCLONUS, &own_mod)?.to_owned()))
 }
 
 fn own_module(ws: &Workspace) -> PathBuf {
@@ -74,14 +79,9 @@ pub fn build(ws: &Workspace, kubernetes: &Path) -> Result<Programs> {
         compile(ws, unfinished)?;
         make_images(ws, unfinished, kubernetes)
     })?;
-    let own_mod = fs::read_to_string(own.join("go.mod")).context("read tests/cluster/conformance/go.mod")?;
-    let versions = vec![
-        ("Kubernetes", kept::version_of(KUBERNETES, &programs::mod_file(ws)?)?.to_owned()),
-        ("cyclonus", kept::version_of(CYCLONUS, &own_mod)?.to_owned()),
-    ];
     let images = fs::read_dir(directory.join("images")).context("list the images")?;
     let images = images.map(|e| Ok(e?.path())).collect::<Result<Vec<PathBuf>>>()?;
-    Ok(Programs { directory, images, versions })
+    Ok(Programs { directory, images })
 }
 
 fn compile(ws: &Workspace, to: &Path) -> Result<()> {

@@ -17,16 +17,16 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// A test of upstream's.
+/// A test.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Case {
-    /// What upstream calls it.
+    /// What it is called.
     pub name: String,
     /// What became of it.
     pub outcome: Outcome,
 }
 
-/// The cases of a suite, in upstream's order.
+/// The cases of a suite, in its order.
 pub struct Suite {
     /// What we call it.
     pub name: &'static str,
@@ -106,7 +106,7 @@ impl Progress {
 pub fn page(suites: &[Suite], machine: &str) -> String {
     let mut out = String::from(
         "# Conformance\n\n\
-         Upstream's tests against Weft in a cluster of two nodes ([kubernetes.md](kubernetes.md)), with pods on both. Written by \
+         Upstream's tests, and scenarios of ours, against Weft in a cluster of two nodes ([kubernetes.md](kubernetes.md)), with pods on both. Written by \
          `cargo xtask cluster conformance --write`, and by nobody else.\n\n",
     );
     // Writing to a String cannot fail.
@@ -144,6 +144,10 @@ What is not as upstream has it:
   `xtask/src/cluster/conformance/programs.rs`), and cyclonus does so by its mode `pod-ip`.
 * Cyclonus is run as a library (`tests/cluster/conformance/cases`), so that all questions of a pod are asked in one exec, by a worker of ours
   (`tests/cluster/conformance/worker`) that connects as `agnhost connect` does.
+
+`cnp` is ours: `tests/cluster/policies` has each scenario with the flows that are denied after each of its steps. The API server takes or refuses the policies by upstream's
+definition of the kind, which comes after the agents. Pods of both nodes, the nodes, and a machine outside are asked by TCP and UDP in both families, each of some 500 ways after each
+step, by sockets in the network namespaces of those who ask; those who answer are agnhost's. Every verdict must be what the scenario says, and what `weft policy verdicts` says of the objects that the API server has then.
 ";
 
 /// A table's cell is one line, and ends at a bar.
