@@ -50,6 +50,8 @@ pub trait Identities<F: Family> {
     fn is_inside(&self, a: &F::Addr) -> bool;
     /// Whether it is this node's own address.
     fn is_own(&self, a: &F::Addr) -> bool;
+    /// Whether it is a Service's, which the node's stack translates.
+    fn is_service(&self, a: &F::Addr) -> bool;
 }
 
 /// Who is told why a packet is dropped, or which passes only because policies are in audit mode, for the event about it.
@@ -100,6 +102,12 @@ fn find<F: Family, S: Identities<F>>(s: &S, a: &F::Addr, class: u32) -> Option<u
 /// Whether a pod of this node may open the flow: its egress policy. `set` is the pod's policy set of that direction.
 #[inline(always)]
 pub fn egress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Flow<F>) -> Ruling {
+    egress_of(s, set, flow, true)
+}
+
+/// The same; `by_backend`: what it says of a Service's address does not count, as it is asked of who is behind it.
+#[inline(always)]
+pub fn egress_of<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Flow<F>, by_backend: bool) -> Ruling {
     if set == SET_NONE {
         return Ruling::allowed(Why::NotIsolated);
     }
@@ -107,7 +115,17 @@ pub fn egress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Flow<
     if F::is_same(&flow.src, &flow.dst) {
         return Ruling::allowed(Why::Itself);
     }
-    judge(s, set, identify(s, &flow.dst), flow.proto, flow.port)
+    let ruling = judge(s, set, identify(s, &flow.dst), flow.proto, flow.port);
+    if ruling.is_allowed() && !ruling.is_audited() || !by_backend || !is_to_translate(s, &flow.dst) {
+        return ruling;
+    }
+    Ruling::allowed(Why::Service)
+}
+
+/// Whether it is nobody's address but a Service's: policy is asked again where the translated packet comes out of the node's stack.
+#[inline(always)]
+fn is_to_translate<F: Family, S: Identities<F>>(s: &S, a: &F::Addr) -> bool {
+    s.is_service(a) && s.holder(a).is_none() && !s.is_own(a) && !s.is_inside(a)
 }
 
 /// Whether a pod of this node may be reached by the flow: its ingress policy. `from_stack` says that the packet came out of this node's own
