@@ -15,9 +15,11 @@ pub mod layout;
 mod network;
 mod node;
 pub mod pods;
+mod proxy;
 mod wait;
 
 pub use cluster::{
     Cluster, Config, Halted, LOOPBACK, NAMESPACE, Network, TAINT, UP_LIMIT, beside_api_server, chart, kubectl,
 };
+pub use proxy::Proxy;
 pub use wait::until;
