@@ -283,6 +283,16 @@ fn yes_and_no_may_be_true_and_false() {
 }
 
 #[test]
+fn an_address_is_a_pods_or_a_services() {
+    let given = |service| load_file(&format!("cluster-cidr = \"10.0.0.0/9\"\nservice-cidr = \"{service}\""), &[]);
+    for service in ["10.96.0.0/12", "10.0.0.0/8"] {
+        let error = given(service).unwrap_err().to_string();
+        assert!(error.contains("overlaps --cluster-cidr 10.0.0.0/9: give the API server's"), "{error}");
+    }
+    given("10.128.0.0/12").unwrap();
+}
+
+#[test]
 fn more_cidrs_than_the_map_holds_are_refused_with_the_cure() {
     let cidrs: Vec<String> = (0..1001).map(|n| format!("\"10.{}.{}.0/24\"", n / 256, n % 256)).collect();
     let error = load_file(&format!("no-masquerade-cidr = [{}]", cidrs.join(",")), &[]).unwrap_err().to_string();
