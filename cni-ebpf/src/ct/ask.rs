@@ -28,6 +28,14 @@ const PART: u32 = 24;
 const L3_AT: u32 = 32;
 const POINT: u32 = 40;
 const FRAG: u32 = 48;
+/// Of two bits that count points, FromHost alone has the lower one without the upper.
+const _: () = assert!(
+    Point::FromPod as u8 == 0
+        && Point::FromHost as u8 == 1
+        && Point::FromNetdev as u8 == 2
+        && Point::FromOverlay as u8 == 3
+        && Point::ALL.len() == 4
+);
 
 impl Ask {
     /// Of the packet whose network header is at `at`, below 256.
@@ -88,10 +96,11 @@ impl Ask {
         let (src, dst) = F::addresses(p, self.l3())?;
         Ok(L3 { src, dst, tos: 0, proto: self.proto(), l4: self.l4(), part: self.part(), frag: self.frag() })
     }
-    /// Whether it came out of the node's stack.
+    /// 1 if it came out of the node's stack, else 0. Without a branch: the verifier would walk all that follows once for each outcome.
     #[inline(always)]
-    pub fn is_from_host(&self) -> bool {
-        (self.what >> POINT) as u8 == Point::FromHost as u8
+    pub fn is_from_host(&self) -> u64 {
+        let point = self.what >> POINT;
+        point & !(point >> 1) & 1
     }
     /// Where it was met.
     #[inline(always)]

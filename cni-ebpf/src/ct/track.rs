@@ -33,9 +33,9 @@ impl<F: Family> Seen<F> {
     /// elsewhere could turn a pod's flow away from its way by one packet under another's address.
     #[inline(always)]
     fn by_host<S: CtEnv>(&self, s: &S, verdicts: u64) -> u64 {
-        let out_of_stack = u64::from(self.ask.is_from_host());
-        let is_here = u64::from(self.ask.ends.from != 0);
-        s.blur(out_of_stack & (is_here | entry::opened_by(verdicts, self.from_hi)), self.ask.what) & 1
+        // Of a number of 32 bits that is not 0 the opposite has the highest bit.
+        let is_here = s.blur(self.ask.ends.from.into(), self.ask.what).wrapping_neg() >> 63;
+        self.ask.is_from_host() & (is_here | entry::opened_by(verdicts, self.from_hi))
     }
     /// What becomes of a packet of a flow with this verdict word.
     #[inline(always)]
@@ -93,12 +93,10 @@ fn needed<F: Family, S: CtEnv>(s: &S, seen: &Seen<F>) -> u64 {
 fn is_unchanged<F: Family, S: CtEnv>(s: &S, flow: &Flow, cfg: &CtConfig, seen: &Seen<F>, word: u64) -> bool {
     let now = s.jiffies();
     let own = u32::from(flow.sent(seen.is_hi(s)).get());
-    let news = seen.said & !own | own & RESET | seen.said & OPEN;
+    let another_way = entry::by_host(word, seen.from_hi) ^ seen.by_host(s, word);
+    let news = u64::from(seen.said & !own | own & RESET | seen.said & OPEN) | another_way;
     // No lifetime is shorter than a second, so it has not expired either.
-    news == 0
-        && is_judged(word, cfg.epoch, needed(s, seen))
-        && entry::by_host(word, seen.from_hi) == seen.by_host(s, word)
-        && is_within(now, flow.seen.get(), cfg.second)
+    news == 0 && is_judged(word, cfg.epoch, needed(s, seen)) && is_within(now, flow.seen.get(), cfg.second)
 }
 
 /// A packet that changes something.
@@ -188,7 +186,7 @@ where
         None => seen.ask.ends.to,
     };
     let word = verdicts(granted.epoch(), granted.remembers(needed(s, seen)), seen.is_hi(s)) | granted.class();
-    let word = entry::with_by_host(word, seen.from_hi, seen.ask.is_from_host().into());
+    let word = entry::with_by_host(word, seen.from_hi, seen.ask.is_from_host());
     let view = View::first(cfg, seen.rest, seen.said, now, word, |n| s.blur(n.into(), seen.ask.what) as u32);
     let entry = entry::entry(&view, seen.is_hi(s), charged);
     if is_new {

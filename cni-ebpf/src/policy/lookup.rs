@@ -116,16 +116,10 @@ pub fn egress_of<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Fl
         return Ruling::allowed(Why::Itself);
     }
     let ruling = judge(s, set, identify(s, &flow.dst), flow.proto, flow.port);
-    if ruling.is_allowed() && !ruling.is_audited() || !by_backend || !is_to_translate(s, &flow.dst) {
-        return ruling;
+    if by_backend && ruling.may_wait() && s.is_service(&flow.dst) && s.holder(&flow.dst).is_none() {
+        return Ruling::allowed(Why::Service);
     }
-    Ruling::allowed(Why::Service)
-}
-
-/// Whether it is nobody's address but a Service's: policy is asked again where the translated packet comes out of the node's stack.
-#[inline(always)]
-fn is_to_translate<F: Family, S: Identities<F>>(s: &S, a: &F::Addr) -> bool {
-    s.is_service(a) && s.holder(a).is_none() && !s.is_own(a) && !s.is_inside(a)
+    ruling
 }
 
 /// Whether a pod of this node may be reached by the flow: its ingress policy. `from_stack` says that the packet came out of this node's own

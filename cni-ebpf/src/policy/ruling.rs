@@ -82,6 +82,11 @@ impl Ruling {
     pub const fn is_audited(self) -> bool {
         self.word & 2 != 0
     }
+    /// Whether it denies, or would, and not because only a pod can have the address.
+    #[inline(always)]
+    pub const fn may_wait(self) -> bool {
+        self.word & 3 != 1 && !self.is_unknown()
+    }
     /// Whether what the node's stack makes of it is asked about, or who answers.
     #[inline(always)]
     pub const fn is_later(self) -> bool {
@@ -164,10 +169,10 @@ impl Judged {
     pub const fn under(self, class: u32) -> Self {
         Self { word: self.word | ((class & 0xff_ffff) as u64) << Self::CLASS }
     }
-    /// The same, and it is not remembered: see [`LATER`].
+    /// The same, and it is not remembered if the ruling leaves it for later: see [`LATER`].
     #[inline(always)]
-    pub const fn later(self) -> Self {
-        Self { word: self.word | 1 << Self::IS_LATER }
+    pub const fn later_if(self, ruling: Ruling, asks: bool) -> Self {
+        Self { word: self.word | (ruling.is_later() & asks) as u64 * (1 << Self::IS_LATER) }
     }
     /// The same, and this is what the opener's policies say.
     #[inline(always)]
