@@ -37,14 +37,10 @@ impl<F: Family> Seen<F> {
         let is_here = s.blur(self.ask.ends.from.into(), self.ask.what).wrapping_neg() >> 63;
         self.ask.is_from_host() & (is_here | entry::opened_by(verdicts, self.from_hi))
     }
-    /// What becomes of a packet of a flow with this verdict word.
+    /// 1 if what is for the other end goes by the node's stack, else 0.
     #[inline(always)]
-    fn known<S: CtEnv>(&self, s: &S, verdicts: u64) -> Tracked {
-        if s.blur(entry::by_host(verdicts, self.from_hi ^ 1), self.ask.what) & 1 == 0 {
-            Tracked::Known
-        } else {
-            Tracked::ByHost
-        }
+    fn to_host<S: CtEnv>(&self, s: &S, verdicts: u64) -> u64 {
+        s.blur(entry::by_host(verdicts, self.from_hi ^ 1), self.ask.what)
     }
 }
 
@@ -74,10 +70,16 @@ where
     {
         let word = flow.verdicts.get();
         if is_unchanged(s, flow, cfg, &seen, word) {
-            return Ok(seen.known(s, word));
+            return Ok(known(seen.to_host(s, word)));
         }
     }
     Ok(turn(s, found, &seen, granted))
+}
+
+/// What becomes of a packet that may pass.
+#[inline(always)]
+fn known(to_host: u64) -> Tracked {
+    if to_host & 1 == 0 { Tracked::Known } else { Tracked::ByHost }
 }
 
 /// Which ends' verdicts the packet needs.
@@ -133,13 +135,16 @@ where
                         Direction::Back
                     });
                 };
+                // Only this is kept of it: the verifier would walk what follows once for each way to a word.
+                let word = blur(word);
+                let to_host = seen.to_host(s, word);
                 let after = before.after(cfg, seen.rest, seen.said, now, |n| blur(n.into()) as u32);
                 let after = View { verdicts: word, ..after };
                 flow.write(seen.is_hi(s), &before, &after);
                 if is_new && after.is_news(&before) && after.is_answered() {
                     settle(s, flow, seen, &after);
                 }
-                return seen.known(s, word);
+                return known(to_host);
             }
             place
         }

@@ -55,13 +55,13 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     let from_stack = direction == Direction::Back || question.is_quoted() || ask.point() == Some(Point::FromHost);
     let from_stack = s.blur(from_stack.into()) != 0;
     // Of a Service a judged pod has answered, or somebody whom no program of ours has seen, as the node itself: then the Service's address counts as any other.
-    let asks = direction == Direction::Forth && !question.is_quoted();
-    let by_backend = s.blur(u64::from(asks) | u64::from(p.mark() / MARK_ANSWER & 1)) & 1 != 0;
+    let asks = s.blur(u64::from(direction == Direction::Forth && !question.is_quoted())) & 1;
+    let by_backend = s.blur(asks | u64::from(p.mark() / MARK_ANSWER & 1)) & 1 != 0;
     let ruling = Ruling::from_word(s.blur(egress_of(s, sets.egress, &flow, by_backend).word()));
     if !ruling.is_allowed() {
         return passes.dropped(refused(s, &met, ruling, D::PolicyEgress));
     }
-    let passes = passes.later_if(ruling, asks);
+    let passes = Judged::from_word(s.blur(passes.later_if(ruling, asks).word()));
     let class = if sets.ingress == SET_NONE {
         0
     } else if direction == Direction::Back || question.is_quoted() {

@@ -116,6 +116,7 @@ pub fn egress_of<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Fl
         return Ruling::allowed(Why::Itself);
     }
     let ruling = judge(s, set, identify(s, &flow.dst), flow.proto, flow.port);
+    let ruling = Ruling::from_word(s.blur(ruling.word()));
     if by_backend && ruling.may_wait() && s.is_service(&flow.dst) && s.holder(&flow.dst).is_none() {
         return Ruling::allowed(Why::Service);
     }

@@ -171,8 +171,8 @@ impl Judged {
     }
     /// The same, and it is not remembered if the ruling leaves it for later: see [`LATER`].
     #[inline(always)]
-    pub const fn later_if(self, ruling: Ruling, asks: bool) -> Self {
-        Self { word: self.word | (ruling.is_later() & asks) as u64 * (1 << Self::IS_LATER) }
+    pub const fn later_if(self, ruling: Ruling, asks: u64) -> Self {
+        Self { word: self.word | (ruling.is_later() as u64 & asks) * (1 << Self::IS_LATER) }
     }
     /// The same, and this is what the opener's policies say.
     #[inline(always)]
