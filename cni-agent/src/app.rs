@@ -88,6 +88,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         underlay: settings.underlay,
         tunnel_port: settings.tunnel_port,
         cluster_cidrs: settings.cluster_cidr.clone(),
+        service_cidrs: settings.service_cidr.clone(),
         mtu: settings.mtu,
         event_rate: settings.event_rate,
         weft_host: ours.weft_host,

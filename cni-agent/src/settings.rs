@@ -133,6 +133,14 @@ pub struct Settings {
     #[arg(value_parser = cidr)]
     pub cluster_cidr: Vec<IpNet>,
 
+    /// Addresses of the cluster's Services, where kube-proxy or another program serves them in the node's stack [default: none]
+    ///
+    /// The API server's --service-cluster-ip-range. What pods send there goes to the stack under their own address, and policy is asked about the address that the stack
+    /// makes of it. The node gets one route for each, so that what nothing translates stays there. May be repeated; in the environment, separated by commas.
+    #[arg(long, env = "WEFT_SERVICE_CIDR", value_name = "CIDR", help_heading = "Cluster", value_delimiter = ',')]
+    #[arg(value_parser = cidr)]
+    pub service_cidr: Vec<IpNet>,
+
     /// Directory of endpoint records
     ///
     /// What a restarted agent needs to know its pods by. It must not outlive a boot: keep it on a tmpfs.
@@ -409,11 +417,21 @@ pub enum SettingsError {
     NotKube,
     /// More CIDRs than the map of them holds.
     #[error(
-        "--cluster-cidr and --no-masquerade-cidr name {given} networks, and {SPARED} is the most: join neighbouring ones into wider ones"
+        "--cluster-cidr, --service-cidr and --no-masquerade-cidr name {given} networks, and {SPARED} is the most: join neighbouring ones into wider ones"
     )]
     TooManyCidrs {
         /// So many.
         given: usize,
+    },
+    /// An address cannot be a pod's and a Service's.
+    #[error(
+        "--service-cidr {service} overlaps --cluster-cidr {pods}: give the API server's --service-cluster-ip-range, and addresses of pods outside of it"
+    )]
+    ServicesAmongPods {
+        /// Of the one.
+        service: IpNet,
+        /// Of the other.
+        pods: IpNet,
     },
     /// The file has a value of the right type that the setting refuses.
     #[error("key `{key}` in {}: `{value}` is refused: {cause}", path.display())]
@@ -467,7 +485,12 @@ impl Settings {
         if self.source != SourceKind::Kube && (!self.kube_api.is_empty() || self.kubeconfig.is_some()) {
             return Err(SettingsError::NotKube);
         }
-        let given = self.cluster_cidr.len() + self.no_masquerade_cidr.len();
+        let overlap = |(a, b): &(IpNet, IpNet)| a.contains(b) || b.contains(a);
+        let pairs = self.service_cidr.iter().flat_map(|s| self.cluster_cidr.iter().map(|c| (*s, *c)));
+        if let Some((service, pods)) = pairs.into_iter().find(overlap) {
+            return Err(SettingsError::ServicesAmongPods { service, pods });
+        }
+        let given = self.cluster_cidr.len() + self.service_cidr.len() + self.no_masquerade_cidr.len();
         if given > SPARED { Err(SettingsError::TooManyCidrs { given }) } else { Ok(self) }
     }
 }

@@ -97,6 +97,8 @@ drop_reasons! {
     PolicyIngress = 31, "no policy that isolates the receiver for ingress allows the flow, or one denies it; weft explain names them";
     /// Policy: a peer in a pod CIDR, of which no pod is known.
     PolicyUnknown = 32, "the other end has an address of a pod CIDR, but of which pod is not known (yet), and the pod here is isolated";
+    /// To a Service's address, and nothing in the node's stack has translated it.
+    NoService = 33, "to an address of --service-cidr, but the node's stack has not translated it: there is no such Service, or what serves Services (kube-proxy) does not run or does not know it yet";
 }
 
 /// Which program saw the packet.

@@ -396,6 +396,10 @@ pub const CT_LO_ALLOWED: u64 = 1 << 32;
 pub const CT_HI_ALLOWED: u64 = 1 << 33;
 /// `hi` opened the flow; else `lo`.
 pub const CT_HI_OPENED: u64 = 1 << 34;
+/// `CtEntry::verdicts`: what `lo` sends comes out of the node's own stack, which may have translated it: what is for `lo` goes there.
+pub const CT_LO_BY_HOST: u64 = 1 << 35;
+/// The same of `hi`.
+pub const CT_HI_BY_HOST: u64 = 1 << 36;
 /// `CtEntry::verdicts`: from this bit on, the label class that the tunnel named as the opener's when the flow was judged; 0: none.
 pub const CT_CLASS_SHIFT: u32 = 40;
 /// The bits of it.
@@ -416,6 +420,11 @@ pub const CT_SENT_RESET: u8 = 16;
 pub const NAT_FIRST_PORT: u32 = 61_000;
 /// `NatConfig::ports` by default: up to 65535.
 pub const NAT_PORTS: u32 = 65_536 - NAT_FIRST_PORT;
+
+/// `spared4`, `spared6`: towards the prefix pods keep their address.
+pub const SPARED: u32 = 1;
+/// Its addresses are Services', which something in the node's stack translates.
+pub const SPARED_SERVICE: u32 = 2;
 
 /// The configuration was written.
 pub const CONFIG_READY: u32 = 1;

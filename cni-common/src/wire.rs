@@ -23,6 +23,10 @@ pub const ICMP6: u8 = 58;
 /// Stream Control Transmission Protocol; its ports stand where those of TCP do.
 pub const SCTP: u8 = 132;
 
+/// Bit of the mark that the kernel keeps beside a packet, on its way through the node's stack: a pod has answered, out of whose answer the stack makes a Service's.
+/// Nobody's packets have a mark when they enter a network namespace, so no pod sets it.
+pub const MARK_ANSWER: u32 = 0x0800_0000;
+
 /// Ethernet II header.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]

@@ -6,7 +6,7 @@ use crate::{
     ct::{self, Ask, EndSets, Ends},
     ecn,
     family::{self, Family, L3, Outer, V4, V6},
-    flow::{L4_WANT, sets, to_local, way_to},
+    flow::{L4_WANT, by, sets, to_local, way_to},
     nat,
     packet::TunnelEnd,
 };
@@ -93,7 +93,7 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System<P> + Of<P, U> + Of<P, F>
     let epoch = s.epoch();
     let Some(l) = <S as Tables<F>>::local(s, &ip.dst) else { return Ok(Verdict::Pass) };
     let ask = Ask::of::<F, P, S>(p, s, Point::FromNetdev, at, &ip, Ends { from: 0, to: l.id });
-    ct::admit::<F, P, S>(p, s, epoch, ask, EndSets::default(), sets(l))?;
+    let way = ct::admit::<F, P, S>(p, s, epoch, ask, EndSets::default(), sets(l))?;
     let (outer_ecn, inner_ecn) = (ecn::bits(outer.tos), ecn::bits(ip.tos));
     if outer_ecn != ecn::NOT_ECT && outer_ecn != inner_ecn {
         ecn::carry::<F, P>(p, at, outer_ecn, inner_ecn)?;
@@ -103,9 +103,7 @@ fn tunnelled<U: Family, F: Family, P: Packet, S: System<P> + Of<P, U> + Of<P, F>
     if p.shrink(U::HEADER + TAIL, other).is_err() {
         return Ok(Verdict::Pass);
     }
-    p.for_this_host();
-    p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
-    Ok(Verdict::Peer(l.ifindex))
+    by(p, way, l, F::ETHERTYPE)
 }
 
 /// The inner source must be an address or in a pod CIDR of the very node that sent the packet: the node behind the inner source has the outer
@@ -152,10 +150,8 @@ fn overlay<F: Family, P: Packet, S: System<P> + Of<P, F>>(
     let epoch = s.epoch();
     if let Some(l) = <S as Tables<F>>::local(s, &ip.dst) {
         let ask = Ask::of::<F, P, S>(p, s, Point::FromOverlay, ETH_LEN, &ip, Ends { from: 0, to: l.id });
-        ct::admit::<F, P, S>(p, s, epoch, ask, EndSets::default(), sets(l))?;
-        p.for_this_host();
-        p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
-        return Ok(Verdict::Peer(l.ifindex));
+        let way = ct::admit::<F, P, S>(p, s, epoch, ask, EndSets::default(), sets(l))?;
+        return by(p, way, l, F::ETHERTYPE);
     }
     if <S as Tables<F>>::own(s, &ip.dst) == 0 {
         return Err(D::NoPod);

@@ -2,13 +2,13 @@
 use cni_common::{
     drop::Point,
     maps::{Config, Endpoint, Local, NODE_SELF, OWN_ANNOUNCED, REMOTE_NODE},
-    net::{Mac, Ports},
+    net::{Be16, Mac, Ports},
     wire::*,
 };
 
 use crate::{
     DropReason as D, Env, Of, Packet, Res, System, Tables, Verdict,
-    ct::{self, Ask, EndSets, Ends, Track},
+    ct::{self, Ask, EndSets, Ends, Track, Way},
     encap::{self, Inner},
     family::{self, Family, L3, V4, V6},
     nat, neigh,
@@ -89,7 +89,11 @@ fn pod<F: Family, P: Packet, S: Env + Of<P, F>>(
     // One call: the verifier walks it anew for each.
     let (to, theirs) = near.map_or((0, EndSets::default()), |l| (l.id, sets(l)));
     let ask = Ask::of(p, s, Point::FromPod, ETH_LEN, &ip, Ends { from: ep.id, to });
-    ct::admit(p, s, epoch, ask, EndSets { ingress: ep.set_in, egress: ep.set_out }, theirs)?;
+    let way = ct::admit(p, s, epoch, ask, EndSets { ingress: ep.set_in, egress: ep.set_out }, theirs)?;
+    if way == Way::Host {
+        p.set_mark(p.mark() | MARK_ANSWER);
+        return to_stack(p);
+    }
     if let Some(l) = near {
         F::dec_ttl(p, ETH_LEN)?;
         p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
@@ -139,18 +143,33 @@ fn host<F: Family, P: Packet, S: Env + Of<P, F>>(p: &mut P, s: &S, cfg: &Config)
     let ip = family::parse::<F, P>(p, ETH_LEN, L4_WANT)?;
     let ports = family::ports(p, &ip)?;
     let epoch = s.epoch();
-    if let Some(l) = s.local(&ip.dst) {
-        return to_local(p, s, epoch, Point::FromHost, &ip, l);
+    let to = s.local(&ip.dst);
+    let node = match to {
+        Some(_) => NODE_SELF,
+        None => match way_to::<F, S>(s, &ip.dst) {
+            Some((node, _)) if node != NODE_SELF => node,
+            None if s.is_service(&ip.dst) => return Err(D::NoService),
+            _ => return Err(D::NoPod),
+        },
+    };
+    // A pod's packet comes back out of the stack when that has translated a Service's address: its own policy is asked here, of the address that the stack has chosen.
+    let from = s.local(&ip.src);
+    if to.is_none() && from.is_none() && !is_believed::<F, S>(s, cfg, &ip.src) {
+        return Err(D::ForeignSource);
     }
-    match way_to::<F, S>(s, &ip.dst) {
-        Some((node, _)) if node != NODE_SELF => {
-            if !is_believed::<F, S>(s, cfg, &ip.src) {
-                return Err(D::ForeignSource);
-            }
-            encap::to_node(p, s, cfg, node, &inner(&ip, ports, 0))
-        }
-        _ => Err(D::NoPod),
+    if to.is_some() || from.is_some() {
+        let ends = Ends { from: from.map_or(0, |l| l.id), to: to.map_or(0, |l| l.id) };
+        let ask = Ask::of(p, s, Point::FromHost, ETH_LEN, &ip, ends);
+        ct::admit(p, s, epoch, ask, from.map_or(EndSets::default(), sets), to.map_or(EndSets::default(), sets))?;
     }
+    if p.mark() & MARK_ANSWER != 0 {
+        p.set_mark(p.mark() & !MARK_ANSWER);
+    }
+    if let Some(l) = to {
+        return into(p, l, F::ETHERTYPE);
+    }
+    let vni = from.and_then(|l| s.endpoint(l.ifindex)).map_or(0, |ep| ep.vni);
+    encap::to_node(p, s, cfg, node, &inner(&ip, ports, vni))
 }
 
 /// The policy sets of a pod of this node.
@@ -171,15 +190,32 @@ pub(crate) fn to_local<F: Family, P: Packet, S: Track<P, F>>(
 ) -> Res<Verdict> {
     let ask = Ask::of(p, s, point, ETH_LEN, ip, Ends { from: 0, to: l.id });
     ct::admit(p, s, epoch, ask, EndSets::default(), sets(l))?;
-    p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto: F::ETHERTYPE })?;
+    into(p, l, F::ETHERTYPE)
+}
+
+#[inline(always)]
+fn into<P: Packet>(p: &mut P, l: &Local, proto: Be16) -> Res<Verdict> {
+    p.write(0, Eth { dst: l.mac, src: Mac::WEFT, proto })?;
     p.for_this_host();
     Ok(Verdict::Peer(l.ifindex))
 }
 
-/// Whether another node takes the address for one of this node's: see `decap::sent_by`.
+/// What came through the tunnel for a pod: to it, or to the stack, which has translated what it answers.
+#[inline(always)]
+pub(crate) fn by<P: Packet>(p: &mut P, way: Way, l: &Local, proto: Be16) -> Res<Verdict> {
+    if way == Way::Straight {
+        return into(p, l, proto);
+    }
+    p.set_mark(p.mark() | MARK_ANSWER);
+    // A redirect into `weft_host` with another destination MAC is lost.
+    p.write(0, Eth { dst: Mac::WEFT, src: Mac::WEFT, proto })?;
+    Ok(Verdict::Host)
+}
+
+/// Whether another node takes the address for one of this node's own: see `decap::sent_by`.
 #[inline(always)]
 fn is_believed<F: Family, S: Tables<F>>(s: &S, cfg: &Config, a: &F::Addr) -> bool {
-    F::is_node(cfg, a) || s.own(a) & OWN_ANNOUNCED != 0 || s.local(a).is_some()
+    F::is_node(cfg, a) || s.own(a) & OWN_ANNOUNCED != 0
 }
 
 /// The node behind an address of the cluster, and the address's flags.

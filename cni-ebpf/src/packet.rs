@@ -65,6 +65,10 @@ pub trait Packet {
     fn set_tunnel(&mut self, to: TunnelEnd, vni: u32, tos: u32) -> Res<()>;
     /// Marks it as addressed to this host: `bpf_redirect_peer` keeps the old mark, and the pod would drop a foreign one.
     fn for_this_host(&mut self);
+    /// The mark that the kernel keeps beside the frame, on its way through one network namespace.
+    fn mark(&self) -> u32;
+    /// Gives it another one.
+    fn set_mark(&mut self, mark: u32);
     /// The outer source that the VXLAN device recorded.
     fn tunnel_source(&self) -> Option<TunnelEnd>;
     /// The VNI that it recorded, 24 bits; 0: none.

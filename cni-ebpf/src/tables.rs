@@ -33,6 +33,8 @@ pub trait Tables<F: Family> {
     fn node_of(&self, underlay: &F::Addr) -> Option<u32>;
     /// `OWN_*` bits of an address of this node, 0 of any other.
     fn own(&self, a: &F::Addr) -> u32;
+    /// Whether it is a Service's address, which something in the node's stack translates; a trie.
+    fn is_service(&self, a: &F::Addr) -> bool;
 }
 
 /// All a datapath function may ask for; `P` is the packet.

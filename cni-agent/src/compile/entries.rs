@@ -82,7 +82,7 @@ pub(super) fn own_node(node: &Node, facts: &Facts, epoch: u32) -> Vec<Entry> {
     }
     all.push(entry(&schema::CT_CONFIG, 0_u32.to_ne_bytes().to_vec(), &lifetime::config(epoch, facts.hz)));
     all.push(entry(&schema::CONFIG, 0_u32.to_ne_bytes().to_vec(), &config));
-    all.extend(facts.masquerade.iter().flat_map(|m| masquerade::fixed(m, facts)));
+    all.extend(masquerade::fixed(facts));
     all
 }
 

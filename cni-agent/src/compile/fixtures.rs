@@ -19,6 +19,7 @@ pub(crate) fn facts() -> Facts {
         underlay: Underlay::Auto,
         tunnel_port: 8472,
         cluster_cidrs: Vec::new(),
+        service_cidrs: Vec::new(),
         mtu: 0,
         event_rate: 100,
         weft_host: 3,

@@ -1,17 +1,17 @@
 //! Map entries of masquerade: by which address pods leave, and towards whom they do not.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use cni_common::{
-    maps::{Leave4, Leave6, NatConfig},
+    maps::{Leave4, Leave6, NatConfig, SPARED, SPARED_SERVICE},
     schema,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    Entry, Facts, Masquerade,
+    Entry, Facts,
     entries::{by_prefix, entry},
 };
 use crate::tables::{Device, Node};
@@ -24,16 +24,25 @@ const LINK_LOCAL: [IpNet; 2] = [
 
 /// What the settings say. Pods and nodes of the cluster are not among the spared, as the programs know them by other maps; what
 /// `--cluster-cidr` names is, as it may be wider.
-pub(super) fn fixed(m: &Masquerade, facts: &Facts) -> Vec<Entry> {
-    let config = NatConfig { first_port: m.ports.first().into(), ports: m.ports.len() };
-    let spared = LINK_LOCAL.iter().chain(&facts.cluster_cidrs).chain(&m.spared);
-    spared.map(|c| spare(*c)).chain([entry(&schema::NAT_CONFIG, 0_u32.to_ne_bytes().to_vec(), &config)]).collect()
+pub(super) fn fixed(facts: &Facts) -> Vec<Entry> {
+    let services = &facts.service_cidrs;
+    let is_service = |cidr: &IpNet| services.iter().any(|service| service.contains(cidr));
+    let spared: BTreeSet<IpNet> = match &facts.masquerade {
+        Some(m) => LINK_LOCAL.iter().chain(&facts.cluster_cidrs).chain(&m.spared).chain(services).copied().collect(),
+        None => services.iter().copied().collect(),
+    };
+    let spared = spared.into_iter().map(|c| spare(c, SPARED | if is_service(&c) { SPARED_SERVICE } else { 0 }));
+    let config = facts.masquerade.as_ref().map(|m| {
+        let config = NatConfig { first_port: m.ports.first().into(), ports: m.ports.len() };
+        entry(&schema::NAT_CONFIG, 0_u32.to_ne_bytes().to_vec(), &config)
+    });
+    spared.chain(config).collect()
 }
 
 /// Another node to which no tunnel leads: no other map tells that it is of the cluster.
 pub(super) fn spared_node(node: &Node) -> Vec<Entry> {
     let addresses = node.internal_ips.iter().map(|a: &IpAddr| IpNet::from(*a));
-    node.pod_cidrs.iter().copied().chain(addresses).map(spare).collect()
+    node.pod_cidrs.iter().copied().chain(addresses).map(|c| spare(c, SPARED)).collect()
 }
 
 /// The addresses under which pods leave, by device.
@@ -47,6 +56,6 @@ pub(super) fn leaves(devices: &BTreeMap<u32, Device>) -> Vec<Entry> {
     devices.iter().flat_map(of_device).collect()
 }
 
-fn spare(cidr: IpNet) -> Entry {
-    by_prefix(&schema::SPARED4, &schema::SPARED6, cidr, &1_u32)
+fn spare(cidr: IpNet, flags: u32) -> Entry {
+    by_prefix(&schema::SPARED4, &schema::SPARED6, cidr, &flags)
 }

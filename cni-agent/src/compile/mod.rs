@@ -44,6 +44,8 @@ pub struct Facts {
     pub tunnel_port: u16,
     /// `--cluster-cidr`.
     pub cluster_cidrs: Vec<IpNet>,
+    /// `--service-cidr`.
+    pub service_cidrs: Vec<IpNet>,
     /// `--mtu`; 0 takes that of the devices.
     pub mtu: u32,
     /// `--event-rate`.

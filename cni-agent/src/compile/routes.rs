@@ -1,5 +1,6 @@
-//! The routes by which the node's own stack reaches pods, all into `weft_host`: one for each cluster CIDR, and one for each
-//! address of a pod here that another IPAM plugin gave and no cluster CIDR holds.
+//! The routes by which the node's own stack reaches pods, all into `weft_host`: one for each cluster CIDR, one for each
+//! address of a pod here that another IPAM plugin gave and no cluster CIDR holds, and one for each Services' CIDR: what the stack does not translate must not leave the node
+//! by its default route.
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
@@ -25,6 +26,9 @@ pub fn cluster_routes(contents: &Contents, facts: &Facts) -> BTreeSet<ClusterRou
     cluster_cidrs(contents, facts)
         .into_iter()
         .chain(host_addresses(contents, facts).into_iter().map(IpNet::from))
+        .chain(facts.service_cidrs.iter().copied())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
         .map(|to| ClusterRoute {
             to,
             source: own.internal_ips.iter().copied().find(|a| a.is_ipv4() == to.addr().is_ipv4()),

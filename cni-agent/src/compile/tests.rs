@@ -217,6 +217,29 @@ fn what_masquerade_is_told_stands_with_the_own_node_and_nothing_when_it_is_off()
 }
 
 #[test]
+fn services_addresses_are_marked_and_routed_also_without_masquerade() {
+    let t = cluster();
+    let services = ["10.96.0.0/12", "172.20.0.0/16"].map(|c| c.parse().expect("a CIDR"));
+    let facts = Facts { service_cidrs: services.into(), ..facts() };
+    for facts in [Facts { masquerade: None, ..facts.clone() }, facts.clone()] {
+        let all = row(&Row::Node("here".into()), &t.read(), &facts, &InForce::default(), &mut NodeNumbers::default());
+        let flags = |length, address: [u8; 4]| {
+            let key = EntryKey::new(&schema::SPARED4, prefix(length, &address)).expect("a key");
+            all.as_ref().expect("compiles").iter().find(|(k, _)| *k == key).map(|(_, v)| v[0])
+        };
+        // The latter also lies in what keeps its pods' addresses by another setting.
+        assert_eq!((flags(12, [10, 96, 0, 0]), flags(16, [172, 20, 0, 0])), (Some(3), Some(3)));
+        assert_eq!(flags(12, [172, 16, 0, 0]), facts.masquerade.is_some().then_some(1));
+    }
+    let routes = cluster_routes(&t.read(), &facts);
+    for cidr in services {
+        let route = routes.iter().find(|r| r.to == cidr).expect("a route");
+        assert!(route.source.is_some_and(|s| s.is_ipv4()), "{route:?}");
+    }
+    assert_eq!(routes.len(), 6);
+}
+
+#[test]
 fn pods_leave_by_each_device_under_its_address_unless_masquerade_is_off() {
     let t = cluster();
     let eth0 = Device {

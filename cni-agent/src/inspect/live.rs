@@ -8,7 +8,7 @@ use std::{
 
 use bytemuck::{Pod, bytes_of, try_pod_read_unaligned};
 use cni_common::{
-    maps::{Cidr, CtConfig, Endpoint, Local, Remote},
+    maps::{Cidr, CtConfig, Endpoint, Local, Remote, SPARED_SERVICE},
     net::{Ip4, Ip6},
     policy::{Holder, Identity, PeerKey, PeerRules, RULE_PORT_BITS, Rule, RuleKey, SENDER_BITS, SenderKey},
     schema::{self, MapSpec},
@@ -96,7 +96,7 @@ impl<K: Kernel> Rules for Live<'_, K> {
 }
 
 macro_rules! identities {
-    ($family:ty, $address:ty, $bits:literal, $identity:ident, $remote:ident, $block:ident, $cidr:ident, $own:ident) => {
+    ($family:ty, $address:ty, $bits:literal, $identity:ident, $remote:ident, $block:ident, $cidr:ident, $own:ident, $spared:ident) => {
         impl<K: Kernel> Identities<$family> for Live<'_, K> {
             fn holder(&self, a: &$address) -> Option<&Holder> {
                 self.holder_of(IpAddr::from(a.bytes), self.get(&schema::$identity, &a.bytes)?)
@@ -117,8 +117,11 @@ macro_rules! identities {
             fn is_own(&self, a: &$address) -> bool {
                 self.get(&schema::$own, &a.bytes).is_some_and(|flags: u32| flags != 0)
             }
+            fn is_service(&self, a: &$address) -> bool {
+                self.longest(&schema::$spared, &a.bytes, $bits).is_some_and(|flags: u32| flags & SPARED_SERVICE != 0)
+            }
         }
     };
 }
-identities!(V4, Ip4, 32, IDENTITY4, REMOTE4, BLOCK4, CIDR4, OWN4);
-identities!(V6, Ip6, 128, IDENTITY6, REMOTE6, BLOCK6, CIDR6, OWN6);
+identities!(V4, Ip4, 32, IDENTITY4, REMOTE4, BLOCK4, CIDR4, OWN4, SPARED4);
+identities!(V6, Ip6, 128, IDENTITY6, REMOTE6, BLOCK6, CIDR6, OWN6, SPARED6);

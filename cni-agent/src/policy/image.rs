@@ -141,6 +141,9 @@ impl Identities<V4> for Image {
     fn is_own(&self, a: &Ip4) -> bool {
         self.own.contains(&IpAddr::from(a.bytes))
     }
+    fn is_service(&self, _: &Ip4) -> bool {
+        false
+    }
 }
 impl Identities<V6> for Image {
     fn holder(&self, a: &Ip6) -> Option<&Holder> {
@@ -160,6 +163,9 @@ impl Identities<V6> for Image {
     }
     fn is_own(&self, a: &Ip6) -> bool {
         self.own.contains(&IpAddr::from(a.bytes))
+    }
+    fn is_service(&self, _: &Ip6) -> bool {
+        false
     }
 }
 

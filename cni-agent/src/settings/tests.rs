@@ -24,6 +24,7 @@ fn everything_has_a_working_default() {
         kubelet_kubeconfig: "/etc/kubernetes/kubelet.conf".into(),
         manifests: "/etc/weft/manifests".into(),
         cluster_cidr: vec![],
+        service_cidr: vec![],
         cache_dir: "/var/lib/weft".into(),
         state_dir: "/run/weft/state".into(),
         run_dir: "/run/weft".into(),
@@ -102,6 +103,7 @@ fn every_setting_can_stand_in_the_file() {
         masquerade-ports = "50000-50999"
         reserved-ports-file = "/x"
         no-masquerade-cidr = ["172.16.0.0/12"]
+        service-cidr = ["172.30.0.0/16"]
         without = ["tcx"]
         metrics-address = ":9810"
         event-rate = 0
@@ -121,6 +123,7 @@ fn every_setting_can_stand_in_the_file() {
         kubelet_kubeconfig: "/l".into(),
         manifests: "/m".into(),
         cluster_cidr: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/48".parse().unwrap()],
+        service_cidr: vec!["172.30.0.0/16".parse().unwrap()],
         cache_dir: "/v".into(),
         state_dir: "/s".into(),
         run_dir: "/r".into(),
@@ -257,6 +260,7 @@ fn a_value_that_the_setting_refuses_is_named_with_its_cause() {
         ("masquerade-ports = \"61000-70000\"", "range of ports such as 61000-65535"),
         ("masquerade-ports = \"80-90\"", "begin at 1024"),
         ("no-masquerade-cidr = [\"10.0.0.1/8\"]", "perhaps 10.0.0.0/8"),
+        ("service-cidr = [\"10.96.0.1/12\"]", "perhaps 10.96.0.0/12"),
         ("cni-conf-name = \"weft.conf\"", "ends in .conflist"),
         ("cni-conf-name = \"../weft.conflist\"", "without a directory"),
         ("cni-conf-name = \".weft.conflist\"", "a file's name"),
@@ -276,6 +280,16 @@ fn yes_and_no_may_be_true_and_false() {
         let settings = load_file(&format!("masquerade = {word}\ncni-install = {word}"), &[]).unwrap();
         assert_eq!((settings.masquerade, settings.cni_install), (want, want), "{word}");
     }
+}
+
+#[test]
+fn an_address_is_a_pods_or_a_services() {
+    let given = |service| load_file(&format!("cluster-cidr = \"10.0.0.0/9\"\nservice-cidr = \"{service}\""), &[]);
+    for service in ["10.96.0.0/12", "10.0.0.0/8"] {
+        let error = given(service).unwrap_err().to_string();
+        assert!(error.contains("overlaps --cluster-cidr 10.0.0.0/9: give the API server's"), "{error}");
+    }
+    given("10.128.0.0/12").unwrap();
 }
 
 #[test]

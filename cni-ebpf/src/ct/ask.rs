@@ -28,6 +28,14 @@ const PART: u32 = 24;
 const L3_AT: u32 = 32;
 const POINT: u32 = 40;
 const FRAG: u32 = 48;
+/// Of two bits that count points, FromHost alone has the lower one without the upper.
+const _: () = assert!(
+    Point::FromPod as u8 == 0
+        && Point::FromHost as u8 == 1
+        && Point::FromNetdev as u8 == 2
+        && Point::FromOverlay as u8 == 3
+        && Point::ALL.len() == 4
+);
 
 impl Ask {
     /// Of the packet whose network header is at `at`, below 256.
@@ -88,6 +96,12 @@ impl Ask {
         let (src, dst) = F::addresses(p, self.l3())?;
         Ok(L3 { src, dst, tos: 0, proto: self.proto(), l4: self.l4(), part: self.part(), frag: self.frag() })
     }
+    /// 1 if it came out of the node's stack, else 0. Without a branch: the verifier would walk all that follows once for each outcome.
+    #[inline(always)]
+    pub fn is_from_host(&self) -> u64 {
+        let point = self.what >> POINT;
+        point & !(point >> 1) & 1
+    }
     /// Where it was met.
     #[inline(always)]
     pub fn point(&self) -> Option<Point> {
@@ -105,6 +119,17 @@ pub struct EndSets {
     pub egress: u32,
 }
 
+/// Which way a packet goes that may pass.
+#[repr(u64)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+pub enum Way {
+    /// By that which its destination has.
+    Straight = 0,
+    /// By the node's stack, which may have translated the packets that it answers.
+    Host = 1,
+}
+
 /// Lets a packet pass that its flow's verdict covers, or that policy allows. `sender` and `receiver`: their policy sets, which were looked up
 /// after `epoch` was read: else a flow that they let pass would count as judged by the policy that isolates them.
 ///
@@ -118,16 +143,32 @@ pub fn admit<F: Family, P, S: Track<P, F>>(
     ask: Ask,
     sender: EndSets,
     receiver: EndSets,
-) -> Res<()> {
+) -> Res<Way> {
     // Where nobody is isolated, nobody need be asked.
     let isolated = sender.ingress | sender.egress | receiver.ingress | receiver.egress;
-    let granted = if isolated == 0 { Granted::by(epoch) } else { Granted::NO };
-    let Tracked::Judge(direction) = s.track(p, ask, granted)? else { return Ok(()) };
-    // What is heard of an ICMP error is what it quotes.
-    let question = if ask.heard == NOTHING { s.about(p, ask) } else { Question::of(ask.heard, direction) };
+    let question = if ask.heard == NOTHING {
+        // What is heard of an ICMP error is what it quotes.
+        let question = s.about(p, ask);
+        if isolated == 0 {
+            return Ok(question.way());
+        }
+        question
+    } else {
+        let granted = if isolated == 0 { Granted::by(epoch) } else { Granted::NO };
+        match s.track(p, ask, granted)? {
+            Tracked::Judge(direction) => Question::of(ask.heard, direction),
+            Tracked::Known => return Ok(Way::Straight),
+            Tracked::ByHost => return Ok(Way::Host),
+        }
+    };
     let class = s.judge(p, ask, question, sender, receiver)?;
-    s.track(p, ask, Granted::by(epoch).under(class))?;
-    Ok(())
+    if ask.heard == NOTHING {
+        return Ok(question.way());
+    }
+    match s.track(p, ask, Granted::by(epoch).under(class))? {
+        Tracked::ByHost => Ok(Way::Host),
+        Tracked::Known | Tracked::Judge(_) => Ok(Way::Straight),
+    }
 }
 
 /// Who looks after the flows of one family's packets: [`track`](super::track()), in the kernel by way of a global function.

@@ -2,7 +2,7 @@
 use core::mem::offset_of;
 
 use cni_common::{
-    maps::{CT_HI_ALLOWED, CT_HI_OPENED, CT_LO_ALLOWED, CtConfig, CtEntry},
+    maps::{CT_HI_ALLOWED, CT_HI_BY_HOST, CT_HI_OPENED, CT_LO_ALLOWED, CT_LO_BY_HOST, CtConfig, CtEntry},
     shared::Shared,
 };
 
@@ -91,6 +91,28 @@ pub fn is_within(now: u64, seen: u64, ticks: u32) -> bool {
 #[inline(always)]
 pub const fn allowed(hi: bool) -> u64 {
     if hi { CT_HI_ALLOWED } else { CT_LO_ALLOWED }
+}
+
+/// How far the bit that says that an end's packets come out of the node's stack is from that of `lo`.
+const BY_HOST: u32 = CT_LO_BY_HOST.trailing_zeros();
+const _: () = assert!(CT_HI_BY_HOST == CT_LO_BY_HOST << 1);
+
+/// 1 if an end's packets come out of the node's stack, else 0; `hi`: 1 for the end that comes last. Without a branch, as the next two.
+#[inline(always)]
+pub const fn by_host(verdicts: u64, hi: u64) -> u64 {
+    verdicts >> BY_HOST >> (hi & 1) & 1
+}
+
+/// The verdict word, with `is` in the place of that.
+#[inline(always)]
+pub const fn with_by_host(verdicts: u64, hi: u64, is: u64) -> u64 {
+    verdicts & !(1 << BY_HOST << (hi & 1)) | (is & 1) << BY_HOST << (hi & 1)
+}
+
+/// 1 if that end opened the flow, else 0.
+#[inline(always)]
+pub const fn opened_by(verdicts: u64, hi: u64) -> u64 {
+    (verdicts >> CT_HI_OPENED.trailing_zeros() ^ hi ^ 1) & 1
 }
 
 /// A verdict word as it was judged.

@@ -32,7 +32,7 @@ pub mod table;
 mod tests;
 pub mod track;
 
-pub use ask::{Ask, EndSets, Track, admit};
+pub use ask::{Ask, EndSets, Track, Way, admit};
 pub use entry::Flow;
 pub use table::{CtEnv, Direction, Ends, Flows, Granted, Promotion, Tracked};
 pub use track::track;

@@ -6,7 +6,7 @@ use cni_common::{
 };
 
 use super::Flow;
-use crate::family::Family;
+use crate::{family::Family, policy::LATER};
 
 /// Which way a packet goes, seen from the end that opened its flow: policy is always asked in the opener's direction.
 #[repr(u64)]
@@ -90,6 +90,8 @@ pub trait Flows<F: Family> {
 pub enum Tracked {
     /// It may pass.
     Known,
+    /// It may pass, and goes by the node's stack, which the other end's packets come out of.
+    ByHost,
     /// It is to be judged, this way round; if every end on this node allows it, it is tracked once more, as granted.
     Judge(Direction),
 }
@@ -105,6 +107,7 @@ impl Granted {
     /// It was not judged.
     pub const NO: Self = Self { packed: 0 };
     const YES: u64 = 1 << 32;
+    const LATER: u32 = 33;
 
     /// By policy of this epoch.
     #[inline(always)]
@@ -121,10 +124,16 @@ impl Granted {
     pub const fn packed(self) -> u64 {
         self.packed
     }
-    /// The same, with the label class under which the flow's opener was judged; 0: none.
+    /// The same, with what policy said beside: the label class under which the flow's opener was judged, 0 for none, and [`LATER`](crate::policy::LATER).
     #[inline(always)]
-    pub const fn under(self, class: u32) -> Self {
-        Self { packed: self.packed | (class as u64) << CT_CLASS_SHIFT }
+    pub const fn under(self, said: u32) -> Self {
+        let later = (said / LATER & 1) as u64;
+        Self { packed: self.packed | (said as u64) << CT_CLASS_SHIFT | later << Self::LATER }
+    }
+    /// Of these bits of a verdict word those that are remembered: none of a flow that is judged by its answer.
+    #[inline(always)]
+    pub const fn remembers(self, allowed: u64) -> u64 {
+        allowed & (self.packed >> Self::LATER & 1).wrapping_sub(1)
     }
     /// That class, where the verdict word has it.
     #[inline(always)]

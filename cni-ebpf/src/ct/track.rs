@@ -1,7 +1,7 @@
 //! The way of a packet: known and unchanged in a few loads, all else out of line.
 use cni_common::{
     drop::Outcome,
-    maps::{CT_CLASS, CtConfig},
+    maps::{CT_CLASS, CT_HI_BY_HOST, CT_LO_BY_HOST, CtConfig},
 };
 
 use super::{
@@ -29,6 +29,19 @@ impl<F: Family> Seen<F> {
     fn is_hi<S: CtEnv>(&self, s: &S) -> bool {
         s.blur(self.from_hi, self.ask.what) & 1 != 0
     }
+    /// 1 if what this end sends comes out of the node's stack, else 0. Of a packet that another end's flow is answered by, only if it is a pod's of this node: who is
+    /// elsewhere could turn a pod's flow away from its way by one packet under another's address.
+    #[inline(always)]
+    fn by_host<S: CtEnv>(&self, s: &S, verdicts: u64) -> u64 {
+        // Of a number of 32 bits that is not 0 the opposite has the highest bit.
+        let is_here = s.blur(self.ask.ends.from.into(), self.ask.what).wrapping_neg() >> 63;
+        self.ask.is_from_host() & (is_here | entry::opened_by(verdicts, self.from_hi))
+    }
+    /// 1 if what is for the other end goes by the node's stack, else 0.
+    #[inline(always)]
+    fn to_host<S: CtEnv>(&self, s: &S, verdicts: u64) -> u64 {
+        s.blur(entry::by_host(verdicts, self.from_hi ^ 1), self.ask.what)
+    }
 }
 
 /// Finds or begins the packet's flow. A packet that its flow's verdict does not cover, one of a flow that is not known among them, is to be
@@ -54,11 +67,19 @@ where
     let found = s.flow(&seen.key);
     if let Some(flow) = found
         && let Some(cfg) = s.ct_config()
-        && is_unchanged(s, flow, cfg, &seen)
     {
-        return Ok(Tracked::Known);
+        let word = flow.verdicts.get();
+        if is_unchanged(s, flow, cfg, &seen, word) {
+            return Ok(known(seen.to_host(s, word)));
+        }
     }
     Ok(turn(s, found, &seen, granted))
+}
+
+/// What becomes of a packet that may pass.
+#[inline(always)]
+fn known(to_host: u64) -> Tracked {
+    if to_host & 1 == 0 { Tracked::Known } else { Tracked::ByHost }
 }
 
 /// Which ends' verdicts the packet needs.
@@ -69,16 +90,15 @@ fn needed<F: Family, S: CtEnv>(s: &S, seen: &Seen<F>) -> u64 {
     s.blur(of(seen.ask.ends.from, from_hi) | of(seen.ask.ends.to, !from_hi), seen.ask.what)
 }
 
-/// Whether the packet changes nothing: it says what its end has said before, and its flow was judged and renewed.
+/// Whether the packet changes nothing: it says what its end has said before, comes the same way, and its flow was judged and renewed.
 #[inline(always)]
-fn is_unchanged<F: Family, S: CtEnv>(s: &S, flow: &Flow, cfg: &CtConfig, seen: &Seen<F>) -> bool {
+fn is_unchanged<F: Family, S: CtEnv>(s: &S, flow: &Flow, cfg: &CtConfig, seen: &Seen<F>, word: u64) -> bool {
     let now = s.jiffies();
     let own = u32::from(flow.sent(seen.is_hi(s)).get());
-    let news = seen.said & !own | own & RESET | seen.said & OPEN;
+    let another_way = entry::by_host(word, seen.from_hi) ^ seen.by_host(s, word);
+    let news = u64::from(seen.said & !own | own & RESET | seen.said & OPEN) | another_way;
     // No lifetime is shorter than a second, so it has not expired either.
-    news == 0
-        && is_judged(flow.verdicts.get(), cfg.epoch, needed(s, seen))
-        && is_within(now, flow.seen.get(), cfg.second)
+    news == 0 && is_judged(word, cfg.epoch, needed(s, seen)) && is_within(now, flow.seen.get(), cfg.second)
 }
 
 /// A packet that changes something.
@@ -115,13 +135,16 @@ where
                         Direction::Back
                     });
                 };
+                // Only this is kept of it: the verifier would walk what follows once for each way to a word.
+                let word = blur(word);
+                let to_host = seen.to_host(s, word);
                 let after = before.after(cfg, seen.rest, seen.said, now, |n| blur(n.into()) as u32);
                 let after = View { verdicts: word, ..after };
                 flow.write(seen.is_hi(s), &before, &after);
                 if is_new && after.is_news(&before) && after.is_answered() {
                     settle(s, flow, seen, &after);
                 }
-                return Tracked::Known;
+                return known(to_host);
             }
             place
         }
@@ -141,15 +164,18 @@ where
 #[inline(always)]
 fn rejudged<F: Family, S: CtEnv>(s: &S, before: &View, epoch: u32, seen: &Seen<F>, granted: Granted) -> Option<u64> {
     let needed = needed(s, seen);
-    if is_judged(before.verdicts, epoch, needed) {
-        return Some(before.verdicts);
+    let ways = entry::with_by_host(before.verdicts, seen.from_hi, seen.by_host(s, before.verdicts));
+    if is_judged(ways, epoch, needed) {
+        return Some(ways);
     }
     let from_hi = seen.is_hi(s);
     if !granted.is_some() {
         return None;
     }
-    let class = if granted.class() == 0 { before.verdicts & CT_CLASS } else { granted.class() };
-    Some(verdicts(granted.epoch(), needed, from_hi == before.is_opener(from_hi)) | class)
+    let class = if granted.class() == 0 { ways & CT_CLASS } else { granted.class() };
+    let ways = ways & (CT_LO_BY_HOST | CT_HI_BY_HOST);
+    let remembered = granted.remembers(needed);
+    Some(verdicts(granted.epoch(), remembered, from_hi == before.is_opener(from_hi)) | class | ways)
 }
 
 /// Enters a flow after its first packet, in the place of one that is over if there is any, and on its account.
@@ -164,7 +190,8 @@ where
         None if seen.ask.ends.from != 0 => seen.ask.ends.from,
         None => seen.ask.ends.to,
     };
-    let word = verdicts(granted.epoch(), needed(s, seen), seen.is_hi(s)) | granted.class();
+    let word = verdicts(granted.epoch(), granted.remembers(needed(s, seen)), seen.is_hi(s)) | granted.class();
+    let word = entry::with_by_host(word, seen.from_hi, seen.ask.is_from_host());
     let view = View::first(cfg, seen.rest, seen.said, now, word, |n| s.blur(n.into(), seen.ask.what) as u32);
     let entry = entry::entry(&view, seen.is_hi(s), charged);
     if is_new {

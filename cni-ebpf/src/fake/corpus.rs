@@ -80,7 +80,8 @@ fn inner(r: &mut Rng, sources: &[(u8, u8)], destinations: &[(u8, u8)]) -> (u16, 
     // Pod 0 of a node is the node itself.
     let src = if s.1 == 0 { world::underlay(v6, s.0) } else { world::pod(v6, s.0, s.1) };
     let dst = match r.below(16) {
-        0 | 13..=15 => world::outside(v6),
+        0 | 14..=15 => world::outside(v6),
+        13 => world::service(v6),
         1 => world::underlay(v6, r.pick(&[0, 1, 2, 3, 4, 9])),
         3 => r
             .pick(if v6 { &["::1", "fe80::1", "fe80::7", "::"] } else { &["127.0.0.1", "169.254.1.1", "0.0.0.0"] })

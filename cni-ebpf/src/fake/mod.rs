@@ -8,6 +8,8 @@ pub mod frame;
 pub mod nat;
 pub mod policy;
 #[cfg(test)]
+mod services;
+#[cfg(test)]
 mod tests;
 pub mod world;
 
@@ -55,6 +57,8 @@ pub struct Frame {
     pub tunnel_class: u32,
     /// Marked as addressed to this host.
     pub this_host: bool,
+    /// What the kernel keeps beside it.
+    pub mark: u32,
     /// Whether `shrink` can change the family (Linux 6.3).
     pub decap_l3: bool,
     /// Whether `grow` was told of an inner Ethernet header.
@@ -82,6 +86,7 @@ impl Frame {
             tunnel: None,
             tunnel_class: 0,
             this_host: false,
+            mark: 0,
             decap_l3: true,
             inner_l2: false,
             encapsulated: false,
@@ -182,6 +187,12 @@ impl Packet for Frame {
     fn for_this_host(&mut self) {
         self.this_host = true;
     }
+    fn mark(&self) -> u32 {
+        self.mark
+    }
+    fn set_mark(&mut self, mark: u32) {
+        self.mark = mark;
+    }
     fn tunnel_source(&self) -> Option<TunnelEnd> {
         self.tunnel
     }
@@ -209,6 +220,8 @@ pub struct FamilyMaps<A: Ord> {
     pub default_route: u32,
     /// Prefix length and address, towards which pods keep theirs.
     pub spared: Vec<(u32, A)>,
+    /// Prefix length and address of Services' addresses.
+    pub services: Vec<(u32, A)>,
 }
 impl<A: Ord> Default for FamilyMaps<A> {
     fn default() -> Self {
@@ -221,6 +234,7 @@ impl<A: Ord> Default for FamilyMaps<A> {
             leave: BTreeMap::new(),
             default_route: 0,
             spared: Vec::new(),
+            services: Vec::new(),
         }
     }
 }
@@ -333,6 +347,9 @@ macro_rules! tables {
             }
             fn own(&self, a: &<$family as Family>::Addr) -> u32 {
                 self.$maps.own.get(a).copied().unwrap_or(0)
+            }
+            fn is_service(&self, a: &<$family as Family>::Addr) -> bool {
+                self.$maps.services.iter().any(|(len, prefix)| holds(*len, prefix, a))
             }
         }
     };

@@ -193,7 +193,7 @@ macro_rules! translations {
                 self.$maps.leave.get(&ifindex).map(|(addr, mtu)| Leave { addr: *addr, mtu: *mtu })
             }
             fn is_spared(&self, a: &<$family as Family>::Addr) -> bool {
-                self.$maps.spared.iter().any(|(len, prefix)| holds(*len, prefix, a))
+                self.$maps.spared.iter().chain(&self.$maps.services).any(|(len, prefix)| holds(*len, prefix, a))
             }
         }
         impl<P: Mend> Masquerade<P, $family> for Fake {

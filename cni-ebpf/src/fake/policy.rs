@@ -122,6 +122,9 @@ macro_rules! identities {
             fn is_own(&self, a: &$address) -> bool {
                 Tables::<$family>::own(self, a) != 0
             }
+            fn is_service(&self, a: &$address) -> bool {
+                Tables::<$family>::is_service(self, a)
+            }
         }
     };
 }

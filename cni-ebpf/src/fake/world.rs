@@ -70,6 +70,10 @@ pub fn underlay(v6: bool, node: u8) -> IpAddr {
 pub fn outside(v6: bool) -> IpAddr {
     if v6 { Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9).into() } else { Ipv4Addr::new(198, 51, 100, 9).into() }
 }
+/// A Service's address.
+pub fn service(v6: bool) -> IpAddr {
+    if v6 { Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 0x10).into() } else { Ipv4Addr::new(10, 96, 0, 10).into() }
+}
 /// The client's address.
 pub fn client(v6: bool) -> IpAddr {
     pod(v6, 0, 11)
@@ -152,6 +156,8 @@ pub fn world() -> Fake {
     w.v4.own.insert(ip4(underlay(false, 0)), OWN | OWN_ANNOUNCED);
     w.v6.own.insert(ip6(underlay(true, 0)), OWN | OWN_ANNOUNCED);
     w.v4.own.insert(second_own(), OWN);
+    w.v4.services.push((12, ip4(service(false))));
+    w.v6.services.push((108, ip6(service(true))));
     let tunnel = |node: u32, family, ready| Tunnel {
         addr4: ip4(underlay(false, node as u8)),
         addr6: ip6(underlay(true, node as u8)),

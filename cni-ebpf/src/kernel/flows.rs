@@ -143,6 +143,7 @@ fn code(r: Res<Tracked>) -> i32 {
         Ok(Tracked::Known) => 0,
         Ok(Tracked::Judge(Direction::Forth)) => 1,
         Ok(Tracked::Judge(Direction::Back)) => 2,
+        Ok(Tracked::ByHost) => 3,
         Err(_) => -1,
     }
 }
@@ -152,6 +153,7 @@ fn tracked(code: i32) -> Res<Tracked> {
         0 => Ok(Tracked::Known),
         1 => Ok(Tracked::Judge(Direction::Forth)),
         2 => Ok(Tracked::Judge(Direction::Back)),
+        3 => Ok(Tracked::ByHost),
         _ => Err(D::Short),
     }
 }

@@ -68,6 +68,10 @@ macro_rules! identities {
             fn is_own(&self, a: &<$family as Family>::Addr) -> bool {
                 Tables::<$family>::own(self, a) != 0
             }
+            #[inline(always)]
+            fn is_service(&self, a: &<$family as Family>::Addr) -> bool {
+                Tables::<$family>::is_service(self, a)
+            }
         }
     };
 }

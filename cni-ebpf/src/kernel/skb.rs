@@ -238,6 +238,16 @@ impl Packet for Skb {
         }
     }
     #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: a field of the program's context.
+        unsafe { (*self.ctx).mark }
+    }
+    #[inline(always)]
+    fn set_mark(&mut self, mark: u32) {
+        // SAFETY: a field of the program's context, which programs of tc may write.
+        unsafe { (*self.ctx).mark = mark };
+    }
+    #[inline(always)]
     fn tunnel_source(&self) -> Option<TunnelEnd> {
         if let Some(key) = self.tunnel_key(0) {
             // SAFETY: the helper wrote the first TUNNEL_KEY bytes, which hold the address; any bytes are a valid one.

@@ -2,7 +2,7 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use cni_common::{
     event::ANSWER_RATE,
-    maps::{CONFIG_READY, Cidr, Config, Endpoint, Local, Remote, Tunnel},
+    maps::{CONFIG_READY, Cidr, Config, Endpoint, Local, Remote, SPARED_SERVICE, Tunnel},
 };
 use cni_ebpf::{
     Env, Tables,
@@ -40,7 +40,7 @@ impl Env for Kernel {
 }
 
 macro_rules! tables {
-    ($family:ty, $bits:literal, $local:ident, $remote:ident, $cidr:ident, $nodes:ident, $own:ident) => {
+    ($family:ty, $bits:literal, $local:ident, $remote:ident, $cidr:ident, $nodes:ident, $own:ident, $spared:ident) => {
         impl Tables<$family> for Kernel {
             #[inline(always)]
             fn local(&self, a: &<$family as Family>::Addr) -> Option<&Local> {
@@ -66,8 +66,12 @@ macro_rules! tables {
                 // SAFETY: as for the endpoints above.
                 unsafe { $own.get(a) }.copied().unwrap_or(0)
             }
+            #[inline(always)]
+            fn is_service(&self, a: &<$family as Family>::Addr) -> bool {
+                $spared.get(&Key::new($bits, *a)).is_some_and(|flags| flags & SPARED_SERVICE != 0)
+            }
         }
     };
 }
-tables!(V4, 32, LOCAL4, REMOTE4, CIDR4, NODES4, OWN4);
-tables!(V6, 128, LOCAL6, REMOTE6, CIDR6, NODES6, OWN6);
+tables!(V4, 32, LOCAL4, REMOTE4, CIDR4, NODES4, OWN4, SPARED4);
+tables!(V6, 128, LOCAL6, REMOTE6, CIDR6, NODES6, OWN6, SPARED6);

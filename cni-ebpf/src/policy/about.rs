@@ -4,8 +4,8 @@ use cni_common::maps::CT_HI_OPENED;
 use crate::{
     Packet,
     ct::{
-        Ask, CtEnv, Direction, Flows,
-        entry::{allowed, is_judged},
+        Ask, CtEnv, Direction, Flows, Way,
+        entry::{self, allowed, is_judged},
         signal::{self, DATA},
     },
     nat::{NatFamily, related},
@@ -23,6 +23,8 @@ impl Question {
     pub const ITSELF: Self = Self { word: signal::NOTHING };
     /// None: it passes with a flow that policy of this epoch allows.
     pub const NONE: Self = Self { word: 1 };
+    /// The other end of the quoted packet's flow gets what is sent to it by the node's stack.
+    const BY_HOST: u32 = 13;
     const BACK: u64 = 1 << 11;
     const QUOTED: u64 = 1 << 12;
     /// Where the quoted packet's network header is.
@@ -42,6 +44,21 @@ impl Question {
     #[inline(always)]
     pub const fn word(self) -> u64 {
         self.word
+    }
+    /// The same, of a packet that goes by the node's stack if `by_host` is 1.
+    #[inline(always)]
+    fn by(self, by_host: u64) -> Self {
+        Self { word: self.word | (by_host & 1) << Self::BY_HOST }
+    }
+    /// Which way the packet goes.
+    #[inline(always)]
+    pub fn way(self) -> Way {
+        if self.word >> Self::BY_HOST & 1 == 0 { Way::Straight } else { Way::Host }
+    }
+    /// Whether nothing is asked.
+    #[inline(always)]
+    pub fn is_none(self) -> bool {
+        self.word & !(1 << Self::BY_HOST) == Self::NONE.word
     }
     /// Whether it is about the packet that another one quotes.
     #[inline(always)]
@@ -80,12 +97,13 @@ pub fn about<F: NatFamily, P: Packet, S: CtEnv + Flows<F>>(p: &mut P, s: &S, ask
     let of = |id: u32, hi: bool| if id == 0 { 0 } else { allowed(hi) };
     let needed = of(ask.ends.to, from_hi) | of(ask.ends.from, !from_hi);
     let verdicts = found.flow.verdicts.get();
+    let by_host = entry::by_host(verdicts, from_hi.into());
     if is_judged(verdicts, cfg.epoch, needed) {
-        return Question::NONE;
+        return Question::NONE.by(by_host);
     }
     let direction = if (verdicts & CT_HI_OPENED != 0) == from_hi { Direction::Forth } else { Direction::Back };
     let heard = signal::heard(DATA, quote.rest.asker, quote.rest.proto, quote.rest.ports);
-    let Question { word } = Question::of(heard, direction);
+    let Question { word } = Question::of(heard, direction).by(by_host);
     let word = word | Question::QUOTED | (quote.at as u64 & 0xff) << Question::AT;
     Question { word: s.blur(word, s.jiffies()) }
 }

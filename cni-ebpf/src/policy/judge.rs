@@ -3,10 +3,10 @@ use cni_common::{
     drop::Point,
     net::Be16,
     policy::{SET_NONE, only_audits},
-    wire::{SCTP, TCP, UDP},
+    wire::{MARK_ANSWER, SCTP, TCP, UDP},
 };
 
-use super::{Blame, Flow, Identities, Judged, Question, Rules, Ruling, egress, ingress_of, said};
+use super::{Blame, Flow, Identities, Judged, Question, Rules, Ruling, egress_of, ingress_of, said};
 use crate::{
     DropReason as D, Packet, Res,
     ct::{Ask, Direction, EndSets, Flows, signal},
@@ -29,7 +29,7 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     receiver: EndSets,
 ) -> Judged {
     let passes = Judged::PASS;
-    if question == Question::NONE {
+    if question.is_none() {
         return passes;
     }
     let (ask, direction) = (question.packet(met), question.direction());
@@ -54,10 +54,14 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     // A flow that is known has come in as its opener's packets do: none that came from elsewhere has an address of the node as source.
     let from_stack = direction == Direction::Back || question.is_quoted() || ask.point() == Some(Point::FromHost);
     let from_stack = s.blur(from_stack.into()) != 0;
-    let ruling = Ruling::from_word(s.blur(egress(s, sets.egress, &flow).word()));
+    // Of a Service a judged pod has answered, or somebody whom no program of ours has seen, as the node itself: then the Service's address counts as any other.
+    let asks = s.blur(u64::from(direction == Direction::Forth && !question.is_quoted())) & 1;
+    let by_backend = s.blur(asks | u64::from(p.mark() / MARK_ANSWER & 1)) & 1 != 0;
+    let ruling = Ruling::from_word(s.blur(egress_of(s, sets.egress, &flow, by_backend).word()));
     if !ruling.is_allowed() {
         return passes.dropped(refused(s, &met, ruling, D::PolicyEgress));
     }
+    let passes = Judged::from_word(s.blur(passes.later_if(ruling, asks).word()));
     let class = if sets.ingress == SET_NONE {
         0
     } else if direction == Direction::Back || question.is_quoted() {

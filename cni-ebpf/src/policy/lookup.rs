@@ -50,6 +50,8 @@ pub trait Identities<F: Family> {
     fn is_inside(&self, a: &F::Addr) -> bool;
     /// Whether it is this node's own address.
     fn is_own(&self, a: &F::Addr) -> bool;
+    /// Whether it is a Service's, which the node's stack translates.
+    fn is_service(&self, a: &F::Addr) -> bool;
 }
 
 /// Who is told why a packet is dropped, or which passes only because policies are in audit mode, for the event about it.
@@ -100,6 +102,12 @@ fn find<F: Family, S: Identities<F>>(s: &S, a: &F::Addr, class: u32) -> Option<u
 /// Whether a pod of this node may open the flow: its egress policy. `set` is the pod's policy set of that direction.
 #[inline(always)]
 pub fn egress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Flow<F>) -> Ruling {
+    egress_of(s, set, flow, true)
+}
+
+/// The same; `by_backend`: what it says of a Service's address does not count, as it is asked of who is behind it.
+#[inline(always)]
+pub fn egress_of<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Flow<F>, by_backend: bool) -> Ruling {
     if set == SET_NONE {
         return Ruling::allowed(Why::NotIsolated);
     }
@@ -107,7 +115,12 @@ pub fn egress<F: Family, S: Rules + Identities<F>>(s: &S, set: u32, flow: &Flow<
     if F::is_same(&flow.src, &flow.dst) {
         return Ruling::allowed(Why::Itself);
     }
-    judge(s, set, identify(s, &flow.dst), flow.proto, flow.port)
+    let ruling = judge(s, set, identify(s, &flow.dst), flow.proto, flow.port);
+    let ruling = Ruling::from_word(s.blur(ruling.word()));
+    if by_backend && ruling.may_wait() && s.is_service(&flow.dst) && s.holder(&flow.dst).is_none() {
+        return Ruling::allowed(Why::Service);
+    }
+    ruling
 }
 
 /// Whether a pod of this node may be reached by the flow: its ingress policy. `from_stack` says that the packet came out of this node's own

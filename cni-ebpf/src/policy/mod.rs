@@ -21,8 +21,8 @@ mod tests;
 
 pub use about::{Question, about};
 pub use judge::judge;
-pub use lookup::{Blame, Flow, Identities, Rules, egress, identify, identify_sender, ingress, ingress_of};
-pub use ruling::{Judged, Ruling, Why};
+pub use lookup::{Blame, Flow, Identities, Rules, egress, egress_of, identify, identify_sender, ingress, ingress_of};
+pub use ruling::{Judged, LATER, Ruling, Why};
 
 /// The text of the look-up, whose digest says by which one verdicts were found.
 #[cfg(not(target_arch = "bpf"))]

@@ -27,6 +27,8 @@ pub enum Why {
     UnknownPeer = 7,
     /// The maps do not hold the pod's policy set: denied.
     NoSet = 8,
+    /// It is to a Service's address: what the node's stack makes of it is asked about.
+    Service = 9,
 }
 
 /// May a flow pass, why, and whose rule says so. One word, as it travels in a register: bit 0 is set if it may pass, bit 1 too if it only may because policies
@@ -80,6 +82,16 @@ impl Ruling {
     pub const fn is_audited(self) -> bool {
         self.word & 2 != 0
     }
+    /// Whether it denies, or would, and not because only a pod can have the address.
+    #[inline(always)]
+    pub const fn may_wait(self) -> bool {
+        self.word & 3 != 1 && !self.is_unknown()
+    }
+    /// Whether what the node's stack makes of it is asked about, or who answers.
+    #[inline(always)]
+    pub const fn is_later(self) -> bool {
+        self.word >> 8 & 0xff == Why::Service as u64
+    }
     /// Whether it is denied because nobody knows who the peer is.
     #[inline(always)]
     pub const fn is_unknown(self) -> bool {
@@ -93,13 +105,26 @@ impl Ruling {
     /// Why.
     #[cfg(not(target_arch = "bpf"))]
     pub fn why(self) -> Why {
-        let all = [Why::NotIsolated, Why::Itself, Why::OwnNode, Why::Whole, Why::Entry, Why::NoEntry, Why::UnknownPeer];
+        let all = [
+            Why::NotIsolated,
+            Why::Itself,
+            Why::OwnNode,
+            Why::Whole,
+            Why::Entry,
+            Why::NoEntry,
+            Why::UnknownPeer,
+            Why::Service,
+        ];
         all.into_iter().find(|w| *w as u64 == self.word >> 8 & 0xff).unwrap_or(Why::NoSet)
     }
 }
 
+/// Beside the label class under which policy has judged: the flow is to a Service's address, so it is not remembered as one that may go on, until somebody has answered whom
+/// policy has judged.
+pub const LATER: u32 = 1 << 24;
+
 /// What becomes of a packet, which ends let it pass only because their policies are in audit mode, and under which label class its opener was judged. One word: two
-/// bits for each end, then three for the reason to drop it, 0 if there is none; bits 8 to 31 are the class, the upper half is the cookie that the sender's audit rests on.
+/// bits for each end, then three for the reason to drop it, 0 if there is none, and [`LATER`]; bits 8 to 31 are the class, the upper half is the cookie that the sender's audit rests on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
 pub struct Judged {
@@ -114,6 +139,7 @@ impl Judged {
     /// Beside each of them: nobody knows who the other end is.
     const UNKNOWN: u32 = 2;
     const REASON: u32 = 4;
+    const IS_LATER: u32 = 7;
     const CLASS: u32 = 8;
 
     /// From what [`word`](Self::word) gives.
@@ -142,6 +168,11 @@ impl Judged {
     #[inline(always)]
     pub const fn under(self, class: u32) -> Self {
         Self { word: self.word | ((class & 0xff_ffff) as u64) << Self::CLASS }
+    }
+    /// The same, and it is not remembered if the ruling leaves it for later: see [`LATER`].
+    #[inline(always)]
+    pub const fn later_if(self, ruling: Ruling, asks: u64) -> Self {
+        Self { word: self.word | (ruling.is_later() as u64 & asks) * (1 << Self::IS_LATER) }
     }
     /// The same, and this is what the opener's policies say.
     #[inline(always)]
@@ -181,14 +212,14 @@ impl Judged {
         let unknown = self.word & end << Self::UNKNOWN != 0;
         Some((outcome, if unknown { DropReason::PolicyUnknown } else { reason }, cookie))
     }
-    /// Whether it passes, and the label class under which the opener was judged.
+    /// Whether it passes, and the label class under which the opener was judged, with [`LATER`].
     ///
     /// # Errors
     /// Why it is dropped.
     #[inline(always)]
     pub const fn result(self) -> Res<u32> {
         match self.word >> Self::REASON & 7 {
-            0 => Ok((self.word >> Self::CLASS) as u32 & 0xff_ffff),
+            0 => Ok((self.word >> Self::CLASS) as u32 & 0xff_ffff | (self.word >> Self::IS_LATER & 1) as u32 * LATER),
             1 => Err(DropReason::PolicyEgress),
             2 => Err(DropReason::PolicyIngress),
             3 => Err(DropReason::PolicyUnknown),

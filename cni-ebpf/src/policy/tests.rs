@@ -38,6 +38,7 @@ struct Maps {
     blocks: Vec<(u32, [u8; 4], u32)>,
     inside: BTreeSet<[u8; 4]>,
     own: BTreeSet<[u8; 4]>,
+    services: BTreeSet<[u8; 4]>,
     peers: BTreeMap<(u32, u32), u32>,
     rules: Vec<(u32, RuleKey, Rule)>,
 }
@@ -76,6 +77,9 @@ impl Identities<V4> for Maps {
     fn is_own(&self, a: &Ip4) -> bool {
         self.own.contains(&a.bytes)
     }
+    fn is_service(&self, a: &Ip4) -> bool {
+        self.services.contains(&a.bytes)
+    }
 }
 
 fn flow(src: Ip4, dst: Ip4, proto: u32, port: u16) -> Flow<V4> {
@@ -107,6 +111,20 @@ fn a_pod_without_policy_is_not_looked_up() {
     let none = Maps::default();
     assert_eq!(answer(egress(&none, SET_NONE, &flow(POD, PEER, TCP, 80))), (true, Why::NotIsolated, 0));
     assert_eq!(answer(ingress(&none, SET_NONE, false, &flow(PEER, POD, TCP, 80))), (true, Why::NotIsolated, 0));
+}
+
+#[test]
+fn a_services_address_is_asked_about_when_it_is_translated_unless_it_is_somebodys() {
+    let mut m = maps();
+    let service = Ip4::new([10, 96, 0, 1]);
+    let to = |a| flow(POD, a, TCP, 81);
+    assert_eq!(answer(egress(&m, SET, &to(service))), (false, Why::Whole, 0));
+    m.services = [service, PEER, POD].map(|a| a.bytes).into();
+    assert_eq!(answer(egress(&m, SET, &to(service))), (true, Why::Service, 0));
+    assert!(!egress(&m, SET, &to(PEER)).is_allowed(), "a pod's address is not let pass as a Service's");
+    m.inside = [service.bytes].into();
+    assert!(!egress(&m, SET, &to(service)).is_allowed(), "nor one of which only a pod can be the holder");
+    assert!(!ingress(&m, SET, false, &flow(service, POD, TCP, 81)).is_allowed(), "what comes from there is judged");
 }
 
 #[test]

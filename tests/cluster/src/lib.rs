@@ -19,11 +19,13 @@ mod network;
 mod node;
 pub mod pace;
 pub mod pods;
+mod proxy;
 mod replay;
 mod wait;
 
 pub use cluster::{
     Cluster, Config, Halted, LOOPBACK, NAMESPACE, Network, TAINT, UP_LIMIT, beside_api_server, chart, kubectl,
 };
+pub use proxy::Proxy;
 pub use replay::replay;
 pub use wait::until;

@@ -2,7 +2,7 @@
 use bytemuck::bytes_of;
 use cni_agent::datapath::Datapath;
 use cni_common::{
-    maps::{Leave4, Leave6},
+    maps::{Leave4, Leave6, SPARED, SPARED_SERVICE},
     policy::{PeerKey, PeerRules},
     schema::{self, MapSpec},
 };
@@ -68,7 +68,11 @@ pub fn fill(datapath: &Datapath, w: &Fake) {
                 put(&schema::$leave, bytes_of(k), bytes_of(&$value(*addr, *mtu)));
             }
             for (len, k) in &w.$m.spared {
-                put(&schema::$spared, &[&len.to_ne_bytes(), bytes_of(k)].concat(), &[1, 0, 0, 0]);
+                put(&schema::$spared, &[&len.to_ne_bytes(), bytes_of(k)].concat(), &SPARED.to_ne_bytes());
+            }
+            for (len, k) in &w.$m.services {
+                let flags = (SPARED | SPARED_SERVICE).to_ne_bytes();
+                put(&schema::$spared, &[&len.to_ne_bytes(), bytes_of(k)].concat(), &flags);
             }
         };
     }

@@ -119,6 +119,12 @@ fn cases(v6: bool) -> Vec<Case> {
         ),
         case(
             FromHost,
+            D::NoService,
+            frame::eth(Mac::WEFT, Mac::WEFT, plain.packet(me, service(v6), question())),
+            Some((me, service(v6))),
+        ),
+        case(
+            FromHost,
             D::Multicast,
             frame::eth(Mac::WEFT, Mac::new([0xff; 6]), plain.packet(ours.1, srv, question())),
             Some((ours.1, srv)),

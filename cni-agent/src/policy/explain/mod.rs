@@ -228,6 +228,9 @@ impl Judge<'_> {
             Why::NotIsolated => "no policy selects the pod".to_owned(),
             Why::Itself => "a pod always reaches itself".to_owned(),
             Why::OwnNode => "the pod's own node always gets in".to_owned(),
+            Why::Service => {
+                "the address is a Service's: asked again, of the address that the node's stack makes of it".to_owned()
+            }
             Why::Whole if ruling.is_allowed() => "all that goes between these two is allowed".to_owned(),
             Why::Whole | Why::NoEntry => "policies isolate the pod, and none of their rules allows it".to_owned(),
             Why::Entry => self.rule(ruling.cookie()).map_or_else(
