@@ -28,8 +28,8 @@ use crate::{
 
 /// For a pod of another node.
 const BYTES: f64 = 512.0;
-/// Of the heap, for a large cluster's objects. What is resident is more, as the heap has holes.
-const MIB: f64 = 32.0;
+/// For a large cluster's objects, resident, so with the holes in the heap: an agent without pods has 15, and the goal is 60.
+const MIB: f64 = 45.0;
 /// Pods of a large cluster, those of this node among them.
 const LARGE: usize = 50_000;
 const LOCAL: usize = 100;
@@ -270,11 +270,11 @@ fn a_pod_of_another_node_costs_less_than_half_a_kibibyte() {
 }
 
 #[test]
-fn fifty_thousand_pods_and_two_thousand_policies_take_less_than_32_mebibytes() {
+fn fifty_thousand_pods_and_two_thousand_policies_leave_an_agent_below_sixty_mebibytes() {
     if env::var_os(MEASURES).is_some() {
         return measure_a_cluster();
     }
-    let test = "fifty_thousand_pods_and_two_thousand_policies_take_less_than_32_mebibytes";
-    let mib = alone(test, "heap_mib_of_a_cluster");
+    let test = "fifty_thousand_pods_and_two_thousand_policies_leave_an_agent_below_sixty_mebibytes";
+    let mib = alone(test, "anon_mib_of_a_cluster");
     assert!(mib > 0.0 && mib <= MIB, "{mib} MiB");
 }

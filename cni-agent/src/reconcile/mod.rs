@@ -69,20 +69,25 @@ pub struct Reconciler {
     packing: Packing,
 }
 
-/// When what is kept is packed: once all has come in, and whenever much has changed.
+/// When what is kept is packed: once all objects are read, once all has come in, and whenever much has changed.
 #[derive(Debug, Default)]
 struct Packing {
     /// Rows that changed since.
     changed: usize,
     once: bool,
+    begun: bool,
 }
 impl Packing {
+    /// Whether it is before anything has come of the objects that were read: once.
+    fn begins(&mut self) -> bool {
+        !std::mem::replace(&mut self.begun, true)
+    }
     /// So many rows have changed, of so many; whether it is time.
     fn is_due(&mut self, changed: usize, synced: bool, rows: usize) -> bool {
         self.changed += changed;
         let due = synced && (!self.once || self.changed >= MANY.max(rows / 4));
         if due {
-            *self = Self { changed: 0, once: true };
+            (self.changed, self.once) = (0, true);
         }
         due
     }
@@ -188,6 +193,10 @@ impl Reconciler {
                 ways: self.began.elapsed() >= WAYS_WITHIN,
                 policies: have_begun,
             };
+            if self.desired.heard.objects && self.packing.begins() {
+                // Policies take the holes that reading all objects has left.
+                self.pack();
+            }
             // What pods' entries refer to comes before them.
             let mut failures = self.follow_policies(&rows, idle);
             failures.extend(self.desired.follow(&self.tables.read(), &mut rows));
