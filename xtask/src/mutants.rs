@@ -1,15 +1,19 @@
 //! `cargo xtask mutants`: makes typical mistakes, one at a time, and sees whether the tests notice.
 
+mod kept;
+
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
-    time::Duration,
+    process::ExitCode,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use self::kept::Kept;
 use crate::{
     run::{self, Ended, Read},
     ui::{self, Stage},
@@ -22,14 +26,17 @@ use crate::{
 /// checks that are run until one turns red. They are made in a copy of the checkout, below the target directory, whose build
 /// products are kept for the next time. Without any mistake all checks must be green. A mistake that no check notices has
 /// survived; one whose text is not there any more, or is there twice, or that does not compile, is an error. The exit code is 1 if
-/// there is one of either.
+/// there is one of either. What a run has found out is kept beside the copy, mistake by mistake, so that `--resume` goes on with a run that was interrupted.
 #[derive(clap::Args)]
 pub struct Args {
     /// The list of mistakes, such as policy
     topic: String,
-    /// Only mistakes whose name or file contains this
-    #[arg(long, value_name = "SUBSTR")]
-    only: Option<String>,
+    /// Only mistakes whose name or file contains one of these
+    #[arg(long, value_name = "SUBSTR", num_args = 1..)]
+    only: Vec<String>,
+    /// Do not make a mistake again that a check has noticed, in a file that has not changed since
+    #[arg(long)]
+    resume: bool,
     /// See whether each mistake can be made, print them, and run nothing
     #[arg(long)]
     list: bool,
@@ -81,7 +88,7 @@ impl Mutant {
 }
 
 /// What became of a mistake.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Outcome {
     /// This check turned red, by this test if it is known.
     Noticed {
@@ -99,28 +106,38 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", ws.show(&path)))?;
     let mut topic: Topic = toml::from_str(&text).with_context(|| format!("read {}", ws.show(&path)))?;
     let is_it = |m: &Mutant, part: &str| m.name.contains(part) || m.file.to_string_lossy().contains(part);
-    topic.mutant.retain(|m| args.only.as_deref().is_none_or(|part| is_it(m, part)));
+    topic.mutant.retain(|m| args.only.is_empty() || args.only.iter().any(|part| is_it(m, part)));
     if topic.mutant.is_empty() {
         bail!("no mistake of {} is called so; `--list` shows them all", args.topic);
     }
     if args.list {
         return list(ws, &topic.mutant);
     }
-    let tree = Tree::of(ws)?;
-    let mut checks = checks(ws, topic.check);
-    checks.retain(|(c, _)| c.of.as_ref().is_none_or(|of| topic.mutant.iter().any(|m| m.file.starts_with(of))));
-    tree.sound(&checks)?;
-    let mut outcomes = Vec::new();
     let all = topic.mutant.len();
-    for (n, mutant) in topic.mutant.iter().enumerate() {
+    let tree = Tree::of(ws)?;
+    let mut kept = Kept::of(ws, &args.topic, args.resume)?;
+    let known: Vec<Option<Outcome>> = topic.mutant.iter().map(|m| kept.outcome(ws, m)).collect::<Result<_>>()?;
+    let left = known.iter().filter(|k| k.is_none()).count();
+    let checks = checks(ws, topic.check);
+    let mut sound = BTreeSet::new();
+    let (mut outcomes, started) = (Vec::new(), Instant::now());
+    for (n, (mutant, known)) in topic.mutant.iter().zip(known).enumerate() {
+        if let Some(outcome) = known {
+            outcomes.push(outcome);
+            continue;
+        }
         let stage = Stage::start(format!("{} of {all}: {}", n + 1, mutant.name));
-        let outcome = tree.attempt(mutant, &checks)?;
+        let outcome = tree.attempt(mutant, &checks, &mut sound)?;
         match &outcome {
             Outcome::Noticed { by, test } => stage.done(&format!("{by}: {test}")),
             Outcome::Survived => stage.failed("no check notices it"),
             Outcome::Impossible(why) => stage.failed(why),
         }
+        kept.keep(ws, mutant, &outcome)?;
         outcomes.push(outcome);
+    }
+    if let Some(each) = started.elapsed().checked_div(u32::try_from(left).unwrap_or(u32::MAX)) {
+        ui::note(&format!("{left} of {all} made now, {} each", ui::seconds(each)));
     }
     let rows = topic.mutant.iter().zip(&outcomes).map(|(m, o)| row(m, o)).collect::<Vec<_>>();
     print!("{}", ui::table(&["mistake", "outcome", "by"], &rows));
@@ -207,85 +224,118 @@ impl<'a> Tree<'a> {
         Ok(Self { ws, root })
     }
 
-    /// Without a mistake everything must be green.
-    fn sound(&self, checks: &[Ready]) -> Result<()> {
-        for (check, given) in checks {
-            let stage = Stage::start(format!("without a mistake: {}", check.name));
-            if let Err(why) = self.build(check)? {
-                bail!("it does not compile:\n{why}");
-            }
-            if let Some(test) = self.red(check, given.as_ref())? {
-                bail!("{} is red without any mistake: {test}", check.name);
-            }
-            stage.done("");
+    /// Without a mistake a check must be green.
+    fn sound(&self, check: &Check, given: Option<&(String, PathBuf)>) -> Result<()> {
+        let stage = Stage::start(format!("without a mistake: {}", check.name));
+        let built = self.build(check)?.or_else(|why| bail!("it does not compile:\n{why}"))?;
+        if let Some(test) = self.red(check, given, &built)? {
+            bail!("{} is red without any mistake: {test}", check.name);
         }
+        stage.done("");
         Ok(())
     }
 
-    fn attempt(&self, mutant: &Mutant, checks: &[Ready]) -> Result<Outcome> {
+    /// Makes a mistake for one check after another; `sound` are those that are known to be green without.
+    fn attempt(&self, mutant: &Mutant, checks: &[Ready], sound: &mut BTreeSet<String>) -> Result<Outcome> {
         let path = self.root.join(&mutant.file);
         let right = fs::read_to_string(&path).with_context(|| format!("read {}", mutant.file.display()))?;
         let wrong = match mutant.apply(&right) {
             Ok(wrong) => wrong,
             Err(why) => return Ok(Outcome::Impossible(why.to_string())),
         };
-        write(&path, wrong.as_bytes())?;
-        let outcome = self.judge(mutant, checks);
-        write(&path, right.as_bytes())?;
-        outcome
-    }
-
-    fn judge(&self, mutant: &Mutant, checks: &[Ready]) -> Result<Outcome> {
         let concerned = |check: &Check| check.of.as_ref().is_none_or(|of| mutant.file.starts_with(of));
         for (check, given) in checks.iter().filter(|(check, _)| concerned(check)) {
-            if let Err(why) = self.build(check)? {
-                return Ok(Outcome::Impossible(format!("does not compile\n{why}")));
+            if sound.insert(check.name.clone()) {
+                self.sound(check, given.as_ref())?;
             }
-            if let Some(test) = self.red(check, given.as_ref())? {
-                return Ok(Outcome::Noticed { by: check.name.clone(), test });
+            write(&path, wrong.as_bytes())?;
+            let outcome = self.judge(check, given.as_ref());
+            write(&path, right.as_bytes())?;
+            match outcome? {
+                Outcome::Survived => {}
+                outcome => return Ok(outcome),
             }
         }
         Ok(Outcome::Survived)
     }
 
-    fn cargo(&self, check: &Check) -> Command {
-        let mut cargo = self.ws.cargo();
-        // A directory of its own: cargo takes two copies of a workspace for one. What an input that has failed once leaves would be tried first the next
-        // time, and a mistake is not to be found by luck.
-        cargo.current_dir(&self.root).env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
-        cargo
-            .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
-            .env("CARGO_TARGET_DIR", self.ws.target.join("mutants/build"));
-        cargo.args(&check.cargo).args(["--target", STATIC_TARGET, "--quiet"]);
-        cargo
+    fn judge(&self, check: &Check, given: Option<&(String, PathBuf)>) -> Result<Outcome> {
+        let built = match self.build(check)? {
+            Ok(built) => built,
+            Err(why) => return Ok(Outcome::Impossible(format!("does not compile\n{why}"))),
+        };
+        let by = check.name.clone();
+        Ok(self.red(check, given, &built)?.map_or(Outcome::Survived, |test| Outcome::Noticed { by, test }))
     }
 
     /// Builds what a check runs; the inner error is what the compiler says.
-    fn build(&self, check: &Check) -> Result<Result<(), String>> {
-        let mut said = Vec::new();
-        let ended =
-            run::stream(self.cargo(check).arg("--no-run"), Read::Stderr, LIMIT, |line| said.push(line.to_owned()))?;
-        Ok(if ended == Ended::Well { Ok(()) } else { Err(run::tail(&said.join("\n"), 30)) })
+    fn build(&self, check: &Check) -> Result<Result<Vec<Built>, String>> {
+        let mut cargo = self.ws.cargo();
+        // A directory of its own: cargo takes two copies of a workspace for one.
+        cargo
+            .current_dir(&self.root)
+            .env("CARGO_TARGET_DIR", self.ws.target.join("mutants/build"))
+            .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
+            // Nobody debugs these binaries, and each is linked anew for each mistake.
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            .env("CARGO_INCREMENTAL", "1")
+            .args(&check.cargo)
+            .args(["--target", STATIC_TARGET, "--no-run", "--message-format=json-render-diagnostics"]);
+        let (mut built, mut said) = (Vec::new(), Vec::new());
+        let ended = run::stream(&mut cargo, Read::Both, LIMIT, |line| match serde_json::from_str::<Artifact>(line) {
+            Ok(artifact) => built.extend(artifact.built()),
+            Err(_) if line.starts_with('{') => {}
+            Err(_) => said.push(line.to_owned()),
+        })?;
+        Ok(if ended == Ended::Well { Ok(built) } else { Err(run::tail(&said.join("\n"), 30)) })
     }
 
-    /// Runs a check; if it turns red, a test that did.
-    fn red(&self, check: &Check, given: Option<&(String, PathBuf)>) -> Result<Option<String>> {
-        let mut cargo = self.cargo(check);
-        if let Some((variable, path)) = given {
-            cargo.env(variable, path);
+    /// Runs a check; if it turns red, a test that did. The first one is enough.
+    fn red(&self, check: &Check, given: Option<&(String, PathBuf)>, built: &[Built]) -> Result<Option<String>> {
+        ensure!(!built.is_empty(), "the check {} has no test", check.name);
+        for Built { program, package } in built {
+            let mut tests = self.ws.command(program);
+            tests.current_dir(package).env("CARGO_MANIFEST_DIR", package).args(&check.tests);
+            // What an input that has failed once leaves would be tried first the next time, and a mistake is not to be found by luck.
+            tests.env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
+            tests.envs(given.map(|(variable, path)| (variable, path)));
+            let (ended, failed) = run::until(&mut tests, LIMIT, |line| {
+                line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... FAILED")).map(str::to_owned)
+            })?;
+            match (failed, ended) {
+                (Some(test), _) => return Ok(Some(test)),
+                (None, Ended::Well) => {}
+                (None, Ended::TimedOut) => return Ok(Some("it takes too long".to_owned())),
+                (None, Ended::Badly(_)) => return Ok(Some("no test's name".to_owned())),
+            }
         }
-        cargo.arg("--").args(&check.tests);
-        let mut failed = Vec::new();
-        let ended = run::stream(&mut cargo, Read::Both, LIMIT, |line| {
-            let name = line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... FAILED"));
-            let listed = line.strip_prefix("---- ").and_then(|l| l.strip_suffix(" stdout ----"));
-            failed.extend(name.or(listed).map(str::to_owned));
-        })?;
-        Ok(match ended {
-            Ended::Well => None,
-            Ended::TimedOut => Some("it takes too long".to_owned()),
-            Ended::Badly(_) => Some(failed.into_iter().next().unwrap_or_else(|| "no test's name".to_owned())),
-        })
+        Ok(None)
+    }
+}
+
+/// A program with tests.
+struct Built {
+    program: PathBuf,
+    /// The directory of its package, in which tests begin.
+    package: PathBuf,
+}
+
+/// What cargo says of something that it has built.
+#[derive(Deserialize)]
+struct Artifact {
+    executable: Option<PathBuf>,
+    manifest_path: PathBuf,
+    profile: Profile,
+}
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+impl Artifact {
+    /// Programs of the package come along with its tests.
+    fn built(self) -> Option<Built> {
+        let package = self.manifest_path.parent()?.to_owned();
+        self.executable.filter(|_| self.profile.test).map(|program| Built { program, package })
     }
 }
 

@@ -70,6 +70,29 @@ pub enum Read {
 
 /// Runs a program and hands each line of its output to `line`, for at most `limit`.
 pub fn stream(command: &mut Command, read: Read, limit: Duration, mut line: impl FnMut(&str)) -> Result<Ended> {
+    let (ended, _none) = follow(command, read, limit, |text| {
+        line(text);
+        None::<()>
+    })?;
+    Ok(ended)
+}
+
+/// Runs a program until `find` finds something in a line of its standard output, and kills it then.
+pub fn until<T>(
+    command: &mut Command,
+    limit: Duration,
+    find: impl FnMut(&str) -> Option<T>,
+) -> Result<(Ended, Option<T>)> {
+    command.stderr(Stdio::null());
+    follow(command, Read::Stdout, limit, find)
+}
+
+fn follow<T>(
+    command: &mut Command,
+    read: Read,
+    limit: Duration,
+    mut find: impl FnMut(&str) -> Option<T>,
+) -> Result<(Ended, Option<T>)> {
     command.stdin(Stdio::null());
     if read != Read::Stderr {
         command.stdout(Stdio::piped());
@@ -81,10 +104,16 @@ pub fn stream(command: &mut Command, read: Read, limit: Duration, mut line: impl
     let lines = readers(&mut child);
     let deadline = Instant::now() + limit;
     let mut ended: Option<Instant> = None;
-    let mut timed_out = false;
+    let (mut timed_out, mut found) = (false, None);
     loop {
         match lines.recv_timeout(LOOK) {
-            Ok(text) => line(&text),
+            Ok(text) => {
+                found = find(&text);
+                if found.is_some() {
+                    child.kill().with_context(|| format!("kill `{}`", show(command)))?;
+                    break;
+                }
+            }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 if ended.is_none() && child.try_wait().context("wait for a program")?.is_some() {
@@ -101,11 +130,12 @@ pub fn stream(command: &mut Command, read: Read, limit: Duration, mut line: impl
         }
     }
     let status = child.wait().context("wait for a program")?;
-    Ok(match status.code() {
+    let ended = match status.code() {
         _ if timed_out => Ended::TimedOut,
         Some(0) => Ended::Well,
         code => Ended::Badly(code),
-    })
+    };
+    Ok((ended, found))
 }
 
 /// One thread an output; the channel closes when all outputs did.
@@ -169,6 +199,16 @@ mod tests {
         let ended =
             stream(&mut shell("exec tail -f /dev/null"), Read::Stdout, Duration::from_millis(50), |_| {}).unwrap();
         assert_eq!(ended, Ended::TimedOut);
+    }
+
+    #[test]
+    fn ends_a_program_when_the_line_has_come() {
+        let mut endless = shell("echo one; echo two; exec tail -f /dev/null");
+        let (ended, found) =
+            until(&mut endless, Duration::from_secs(60), |l| (l == "two").then(|| l.to_owned())).unwrap();
+        assert_eq!((ended, found.as_deref()), (Ended::Badly(None), Some("two")));
+        let (ended, found) = until(&mut shell("echo one"), Duration::from_secs(60), |_| None::<()>).unwrap();
+        assert_eq!((ended, found), (Ended::Well, None));
     }
 
     #[test]
