@@ -80,7 +80,6 @@ fn nodes_come_are_rebooted_and_go() {
 }
 
 #[test]
-#[ignore = "the agent hears of its node's new addresses only when it takes the API server for silent, after 150 s"]
 fn a_node_gets_other_addresses_and_its_flows_go_on() {
     let cluster = up(Config::default()).unwrap();
     run(&cluster, &[Workload::on("a1", 1), Workload::on("a2", 2)], LIMIT).unwrap();
