@@ -202,13 +202,18 @@ impl Round<'_> {
             false => format!("&resourceVersion={}", escaped(from)),
         };
         let query = format!("watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}{begin}");
+        let mut moved = self.shared.moved.subscribe();
         let mut body = self.ask(&query).await?;
         self.shared.trouble(self.kind, None);
         self.heard();
         let mut lines = Lines::new(MAX_LINE);
         let mut seen = initial.then(BTreeSet::new);
         loop {
-            let frame = timeout(SILENT, body.frame()).await.map_err(|_| self.silent(SILENT))?;
+            let frame = tokio::select! {
+                frame = timeout(SILENT, body.frame()) => frame.map_err(|_| self.silent(SILENT))?,
+                // What is in the tables stays; it is gone on from there.
+                _ = moved.changed() => return Ok(()),
+            };
             let Some(frame) = frame else { return Ok(()) };
             let frame = frame.map_err(|e| self.transport(e.into()))?;
             let Ok(data) = frame.into_data() else { continue };

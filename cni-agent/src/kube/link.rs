@@ -113,6 +113,13 @@ impl Link {
         }
     }
 
+    /// Whatever connection there is leads nowhere any more: another one is made, to the same server.
+    pub fn drop_connection(&self) {
+        let mut state = self.state();
+        state.number += 1;
+        state.client = None;
+    }
+
     /// Where API servers are, as one slice says; kept for the next start. A slice that is empty or gone says nothing: it is while there are
     /// no servers that the last ones are worth knowing.
     pub fn learned(&self, slice: &str, servers: Vec<String>) {

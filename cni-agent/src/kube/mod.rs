@@ -10,6 +10,7 @@ mod backoff;
 mod follow;
 mod kinds;
 mod link;
+mod moved;
 mod own;
 mod wire;
 
@@ -76,6 +77,7 @@ impl sources::Source for KubeApi {
             state: Mutex::default(),
             own: self.own,
             seen: watch::Sender::default(),
+            moved: watch::Sender::default(),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = thread::Builder::new()
@@ -103,7 +105,7 @@ async fn follow_all(shared: &Shared) {
     let kinds = kinds::all();
     shared.expect(&kinds);
     let following = futures_util::future::join_all(kinds.iter().map(|kind| follow::follow(&**kind, shared)));
-    tokio::join!(following, own::keep(&shared.own, shared, shared.seen.subscribe()));
+    tokio::join!(following, own::keep(&shared.own, shared, shared.seen.subscribe()), moved::watch(shared));
 }
 
 /// What the followers of all kinds share.
@@ -116,6 +118,8 @@ struct Shared {
     own: Own,
     /// What this node's object says.
     seen: watch::Sender<own::Seen>,
+    /// Counts how often this node has lost addresses.
+    moved: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]

@@ -189,6 +189,12 @@ impl Fake {
         self.put(NODES, object.clone());
         object.to_string().into_response()
     }
+    /// Waits until so many requests had this in them.
+    pub fn await_requests(&self, timeout: Duration, part: &str, count: usize) {
+        let there = |c: &Cluster| c.requests.iter().filter(|r| r.contains(part)).count() >= count;
+        let (state, _) = self.written.wait_timeout_while(self.state(), timeout, |c| !there(c)).unwrap();
+        assert!(there(&state), "{part}: {:#?}", state.requests);
+    }
     /// All requests, as method and URL.
     pub fn requests(&self) -> Vec<String> {
         self.state().requests.clone()
@@ -217,6 +223,7 @@ async fn answer(State(fake): State<Fake>, request: Request) -> Response {
     {
         let mut c = fake.state();
         c.requests.push(format!("{} {}", request.method(), request.uri()));
+        fake.written.notify_all();
         if let Some(token) = &c.token
             && given != Some(format!("Bearer {token}"))
         {

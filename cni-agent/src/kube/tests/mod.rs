@@ -155,6 +155,23 @@ fn a_short_absence_costs_no_new_list() {
 }
 
 #[test]
+fn a_node_that_has_lost_an_address_asks_by_another_connection_and_lists_nothing_anew() {
+    let (fake, server) = cluster();
+    let tables = Arc::new(Tables::of_node("n1"));
+    tables.set_node_addresses(["192.0.2.1", "192.0.2.2"].map(|a| a.parse().unwrap()).into());
+    let rig = Rig::with(Arc::clone(&tables), &[&server], TempDir::new().unwrap(), None);
+    rig.synced();
+    let watches = fake.requests().iter().filter(|r| r.contains("/pods?")).count();
+    tables.set_node_addresses(["192.0.2.2".parse().unwrap()].into());
+    fake.await_requests(LONG, "/pods?", watches + 1);
+    fake.put(PODS, pod("c", "10.1.2.7"));
+    rig.await_pods(&["a", "b", "c"]);
+    let status = rig.source.status();
+    assert!(status.kinds.iter().all(|k| k.lists == 1), "{status:#?}");
+    rig.await_no_problem();
+}
+
+#[test]
 fn a_server_that_was_restored_from_a_backup_is_listed_anew() {
     let (fake, server) = cluster();
     let address = server.address;
