@@ -219,7 +219,7 @@ fn what_masquerade_is_told_stands_with_the_own_node_and_nothing_when_it_is_off()
 #[test]
 fn services_addresses_are_marked_and_routed_also_without_masquerade() {
     let t = cluster();
-    let services = ["10.96.0.0/12", "172.20.0.0/16"].map(|c| c.parse().expect("a CIDR"));
+    let services: [IpNet; 2] = ["10.96.0.0/12", "172.20.0.0/16"].map(|c| c.parse().expect("a CIDR"));
     let facts = Facts { service_cidrs: services.into(), ..facts() };
     for facts in [Facts { masquerade: None, ..facts.clone() }, facts.clone()] {
         let all = row(&Row::Node("here".into()), &t.read(), &facts, &InForce::default(), &mut NodeNumbers::default());

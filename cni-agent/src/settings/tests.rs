@@ -284,7 +284,7 @@ fn yes_and_no_may_be_true_and_false() {
 
 #[test]
 fn an_address_is_a_pods_or_a_services() {
-    let given = |service| load_file(&format!("cluster-cidr = \"10.0.0.0/9\"\nservice-cidr = \"{service}\""), &[]);
+    let given = |service| load_file(&format!("cluster-cidr = [\"10.0.0.0/9\"]\nservice-cidr = [\"{service}\"]"), &[]);
     for service in ["10.96.0.0/12", "10.0.0.0/8"] {
         let error = given(service).unwrap_err().to_string();
         assert!(error.contains("overlaps --cluster-cidr 10.0.0.0/9: give the API server's"), "{error}");

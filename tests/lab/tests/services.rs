@@ -18,7 +18,7 @@ use lab::{
     probe::{Family, Flow, LIMIT, Place},
     tool,
 };
-use policies::{GONE, apply, of, policy};
+use policies::{GONE, apply, connects, of, policy};
 use serde_json::json;
 
 /// More than any socket buffer or GSO packet holds.
@@ -318,6 +318,9 @@ fn policy_judges_the_backend(rig: &Rig) {
         serve(&here.node, "tcp", at, SocketAddr::new(node, listener.local_addr().unwrap().port()), Source::Kept);
         is_refused(a1, at, rig.node(here), "PolicyEgress");
         Flow::open_from(b1, 0, &listener, at).unwrap().exchange(MUCH).unwrap();
+        // By the pods' own addresses nothing is otherwise.
+        let port = fresh_port();
+        assert!(connects(a1, a2, family, port) && connects(b1, b2, family, port) && !connects(a1, b2, family, port));
         // Itself, whatever policy says.
         let (at, listener) = behind(a1);
         Flow::open_from(a1, 0, &listener, at).unwrap().exchange(MUCH).unwrap();
