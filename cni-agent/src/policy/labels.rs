@@ -111,7 +111,7 @@ impl Texts {
 }
 
 /// What a key must be.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Demand {
     /// There, with one of these values.
     In(BTreeSet<String>),
@@ -124,7 +124,7 @@ pub enum Demand {
 }
 
 /// A selector of objects by their labels: all demands hold. Without any it selects every object.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LabelSelector {
     demands: BTreeSet<(String, Demand)>,
 }

@@ -10,6 +10,7 @@
 //! `weft policy verdicts` goes the same way, with [`image::Image`] in the kernel's place ([`verdicts`]).
 pub mod change;
 pub mod classes;
+pub mod cookies;
 pub mod criteria;
 pub mod engine;
 pub mod explain;
