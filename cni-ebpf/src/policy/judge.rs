@@ -6,7 +6,7 @@ use cni_common::{
     wire::{SCTP, TCP, UDP},
 };
 
-use super::{Blame, Flow, Identities, Judged, Question, Rules, Ruling, egress, ingress_of, said};
+use super::{Blame, Flow, Identities, Judged, Question, Rules, Ruling, Why, egress, ingress_of, said};
 use crate::{
     DropReason as D, Packet, Res,
     ct::{Ask, Direction, EndSets, Flows, signal},
@@ -44,7 +44,7 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
         if !binds(sets.egress) && !binds(sets.ingress) {
             return passes;
         }
-        s.blame(met.l3() as u32, 0);
+        s.blame(met.l3() as u32, 0, 0);
         return passes.dropped(D::FragmentOrder);
     }
     let flow = match opened::<F, P>(p, &ask, direction) {
@@ -55,8 +55,10 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     let from_stack = direction == Direction::Back || question.is_quoted() || ask.point() == Some(Point::FromHost);
     let from_stack = s.blur(from_stack.into()) != 0;
     let ruling = Ruling::from_word(s.blur(egress(s, sets.egress, &flow).word()));
+    let opener = (sets.egress, ruling);
     if !ruling.is_allowed() {
-        return passes.dropped(refused(s, &met, ruling, D::PolicyEgress));
+        s.ruled(opener, (SET_NONE, Ruling::allowed(Why::NotIsolated)));
+        return passes.hit().dropped(refused(s, &met, ruling, 0, D::PolicyEgress));
     }
     let class = if sets.ingress == SET_NONE {
         0
@@ -68,11 +70,13 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     let judged = passes.with_egress(ruling);
     let class = s.blur(class.into()) as u32;
     let ruling = Ruling::from_word(s.blur(ingress_of(s, sets.ingress, from_stack, &flow, class).word()));
+    s.ruled(opener, (sets.ingress, ruling));
+    let judged = judged.hit();
     if !ruling.is_allowed() {
-        return judged.dropped(refused(s, &met, ruling, D::PolicyIngress));
+        return judged.dropped(refused(s, &met, ruling, class, D::PolicyIngress));
     }
     if ruling.is_audited() {
-        s.blame(met.l3() as u32, ruling.cookie());
+        s.blame(met.l3() as u32, ruling.cookie(), class);
     }
     judged.with_ingress(ruling).under(class)
 }
@@ -124,7 +128,7 @@ fn port(proto: u32, port: Be16) -> Be16 {
 }
 
 #[inline(always)]
-fn refused<S: Blame>(s: &S, met: &Ask, ruling: Ruling, reason: D) -> D {
-    s.blame(met.l3() as u32, ruling.cookie());
+fn refused<S: Blame>(s: &S, met: &Ask, ruling: Ruling, class: u32, reason: D) -> D {
+    s.blame(met.l3() as u32, ruling.cookie(), class);
     if ruling.is_unknown() { D::PolicyUnknown } else { reason }
 }

@@ -1,7 +1,7 @@
 //! What policy says of a flow, and of a packet, each in one register.
 use cni_common::{
     drop::Outcome,
-    policy::{Rule, VERDICT_ALLOW, VERDICT_AUDIT},
+    policy::{HitKey, Rule, VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_DENY},
 };
 
 use crate::{DropReason, Res};
@@ -90,6 +90,19 @@ impl Ruling {
     pub const fn cookie(self) -> u32 {
         (self.word >> 32) as u32
     }
+    /// Under what it is counted at the pod that has this policy set: [`HitKey::number`], 0 for nothing, which is what passes without a rule that says so.
+    #[inline(always)]
+    pub const fn hit(self, set: u32) -> u64 {
+        const { assert!(VERDICT_ALLOW == 1 && VERDICT_DENY == 2 && VERDICT_AUDIT == 3) };
+        let verdict = self.word as u32 & 3 | (!self.word as u32 & 1) << 1;
+        if self.cookie() != 0 {
+            HitKey::of_rule(self.cookie(), verdict).number()
+        } else if verdict != VERDICT_ALLOW {
+            HitKey::of_set(set, verdict).number()
+        } else {
+            0
+        }
+    }
     /// Why.
     #[cfg(not(target_arch = "bpf"))]
     pub fn why(self) -> Why {
@@ -99,7 +112,7 @@ impl Ruling {
 }
 
 /// What becomes of a packet, which ends let it pass only because their policies are in audit mode, and under which label class its opener was judged. One word: two
-/// bits for each end, then three for the reason to drop it, 0 if there is none; bits 8 to 31 are the class, the upper half is the cookie that the sender's audit rests on.
+/// bits for each end, then three for the reason to drop it, 0 if there is none, then one if something is to be counted; bits 8 to 31 are the class, the upper half is the cookie that the sender's audit rests on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
 pub struct Judged {
@@ -114,6 +127,7 @@ impl Judged {
     /// Beside each of them: nobody knows who the other end is.
     const UNKNOWN: u32 = 2;
     const REASON: u32 = 4;
+    const HIT: u64 = 1 << 7;
     const CLASS: u32 = 8;
 
     /// From what [`word`](Self::word) gives.
@@ -137,6 +151,16 @@ impl Judged {
             _ => 5,
         };
         Self { word: self.word | number << Self::REASON }
+    }
+    /// The same, and there is something to be counted.
+    #[inline(always)]
+    pub const fn hit(self) -> Self {
+        Self { word: self.word | Self::HIT }
+    }
+    /// Whether [`Blame::ruled`](super::Blame::ruled) was told what is to be counted.
+    #[inline(always)]
+    pub const fn is_hit(self) -> bool {
+        self.word & Self::HIT != 0
     }
     /// The same, and the opener was judged under this label class of 24 bits; 0: under none.
     #[inline(always)]
@@ -181,6 +205,11 @@ impl Judged {
         let unknown = self.word & end << Self::UNKNOWN != 0;
         Some((outcome, if unknown { DropReason::PolicyUnknown } else { reason }, cookie))
     }
+    /// The label class under which the opener was judged; 0: under none.
+    #[inline(always)]
+    pub const fn class(self) -> u32 {
+        (self.word >> Self::CLASS) as u32 & 0xff_ffff
+    }
     /// Whether it passes, and the label class under which the opener was judged.
     ///
     /// # Errors
@@ -188,7 +217,7 @@ impl Judged {
     #[inline(always)]
     pub const fn result(self) -> Res<u32> {
         match self.word >> Self::REASON & 7 {
-            0 => Ok((self.word >> Self::CLASS) as u32 & 0xff_ffff),
+            0 => Ok(self.class()),
             1 => Err(DropReason::PolicyEgress),
             2 => Err(DropReason::PolicyIngress),
             3 => Err(DropReason::PolicyUnknown),
