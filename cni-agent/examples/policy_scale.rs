@@ -124,7 +124,8 @@ fn run(nodes: usize, pods: usize, policies: usize) {
     let told = began.elapsed();
     let writes = e.compile().len();
     println!("{nodes} nodes, {pods} pods, {policies} policies, {} namespaces", c.namespaces);
-    println!("objects taken over in {told:.2?}, first compile {:.2?}, {writes} writes", began.elapsed() - told);
+    let compiled = (began.elapsed() - told).as_secs_f64() * 1e3;
+    println!("objects taken over in {told:.2?}, first compile {compiled:.2}ms, {writes} writes");
     println!("{:?}", e.sizes());
     println!("memory {} MiB more than at the start", (resident() - before) / 1024);
     let here: Vec<usize> = (0..pods).filter(|n| n % nodes == 0).collect();

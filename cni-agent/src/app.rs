@@ -30,7 +30,7 @@ use crate::{
     },
     compile::{Facts, Masquerade},
     conntrack::{Sweeper, Viewer},
-    datapath::{Datapath, attach, features, features::Features, load::LoadError, object},
+    datapath::{Datapath, attach, features, features::Features, hits, load::LoadError, object},
     endpoint::{EndpointManager, Parts, Restored, mtu, record::RecordStore},
     error_chain,
     fault::{self, Point},
@@ -70,6 +70,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     datapath.follow_log().context("read the programs' log")?;
     datapath.forget_code();
     let ring = datapath.take_events()?;
+    hits::forget_sets(&datapath).context("forget what was counted by numbers of policy sets")?;
     let datapath = Arc::new(datapath);
     let mut socket = Socket::open()?;
     let ours = devices::ensure(&mut socket, settings.tunnel_port).context("make the node's devices")?;
@@ -134,8 +135,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let cluster = cluster_source(settings, ready).start(Arc::clone(&tables))?;
 
     let denials = Arc::clone(&policies);
-    let observer = Observer::start(ring, Arc::clone(&tables), move |event, cookie| {
-        denials.lock().unwrap_or_else(PoisonError::into_inner).explain(event, cookie);
+    let observer = Observer::start(ring, Arc::clone(&tables), move |event, cookie, class| {
+        denials.lock().unwrap_or_else(PoisonError::into_inner).explain(event, cookie, class);
     })?;
     let cni_socket = settings.run_dir.join("cni.sock");
     let probe = SelfTest { endpoints: Arc::clone(&endpoints), tables: Arc::clone(&tables), facts: facts.clone() };

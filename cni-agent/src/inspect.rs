@@ -28,7 +28,7 @@ use crate::{
     audit::gather::Auditor,
     compile::Facts,
     conntrack::{self, FlowError},
-    datapath::{Datapath, RawMap, attach::How, counters, features::Features, object},
+    datapath::{Datapath, RawMap, attach::How, counters, features::Features, hits::Hits, object},
     drift,
     endpoint::{self, EndpointManager, record::RecordStore},
     install, ipam,
@@ -268,8 +268,10 @@ impl Inspect for Inspector {
                 None => "in force".to_owned(),
             },
         };
+        // What cannot be read counts nothing; `weft map dump hits` says why.
+        let hits = Hits::read(&self.datapath).unwrap_or_default();
         let policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
-        let list = known.iter().map(|(name, read)| policies.describe(read, kernel(name))).collect();
+        let list = known.iter().map(|(name, read)| policies.describe(read, kernel(name), &hits)).collect();
         PolicyList { policies: list, problems: self.source.get().problems, summary }
     }
 

@@ -10,6 +10,8 @@
 //! | peers (HASH) | [`PeerKey`] → [`PeerRules`]; a peer without an entry has that of [`IDENTITY_OTHER`] |
 //! | rules (LPM) | [`RuleKey`], of [`RULE_BITS`], [`RULE_PROTO_BITS`] or more bits → [`Rule`]; what no entry covers is denied |
 //!
+//! | hits (LRU HASH) | [`HitKey`] → flows that were judged so; the programs write it |
+//!
 //! A rule set never changes while an entry refers to it, and a policy set never changes its meaning: a change of policy writes new sets beside
 //! the old ones, then flips single entries.
 //!
@@ -76,7 +78,39 @@ map_types! {
         /// Names the policy's rule that decides, of [`VERDICT_AUDIT`] the one that would; node-local, 0 when none does and the verdict is what is left.
         pub cookie: u32,
     }
+
+    /// Under what is counted how a flow was judged.
+    pub struct HitKey {
+        /// The cookie of the rule that decided; with [`HIT_OF_SET`] the policy set.
+        pub by: u32,
+        /// [`VERDICT_ALLOW`], [`VERDICT_AUDIT`] or [`VERDICT_DENY`], perhaps with [`HIT_OF_SET`].
+        pub what: u32,
+    }
 }
+
+impl HitKey {
+    /// Under what a rule's verdict is counted.
+    pub const fn of_rule(cookie: u32, verdict: u32) -> Self {
+        Self { by: cookie, what: verdict }
+    }
+    /// Under what a policy set's is, where no rule of it decides.
+    pub const fn of_set(set: u32, verdict: u32) -> Self {
+        Self { by: set, what: verdict | HIT_OF_SET }
+    }
+    /// As a number: never 0.
+    #[inline(always)]
+    pub const fn number(self) -> u64 {
+        (self.by as u64) << 32 | self.what as u64
+    }
+    /// From what [`number`](Self::number) gives.
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Self {
+        Self { by: (number >> 32) as u32, what: number as u32 }
+    }
+}
+
+/// In [`HitKey::what`]: no rule has decided, and the policy set is named.
+pub const HIT_OF_SET: u32 = 1 << 8;
 
 /// The policy set of a pod that no policy selects in that direction.
 pub const SET_NONE: u32 = 0;
@@ -127,6 +161,14 @@ mod tests {
     fn what_isolates_a_pod_until_its_policies_are_known_is_no_audit() {
         assert!(only_audits(SET_AUDIT) && only_audits(SET_AUDIT | (SET_AUDIT - 1)));
         assert!(!only_audits(SET_NONE) && !only_audits(SET_AUDIT - 1) && !only_audits(u32::MAX));
+    }
+
+    #[test]
+    fn what_is_counted_is_one_number() {
+        for key in [HitKey::of_rule(u32::MAX, VERDICT_DENY), HitKey::of_set(SET_AUDIT | 3, VERDICT_AUDIT)] {
+            assert_eq!(HitKey::from_number(key.number()), key);
+            assert_ne!(key.number(), 0);
+        }
     }
 
     #[test]

@@ -6,12 +6,12 @@
 //! its meaning or size therefore gets another name.
 use crate::{
     drop::{COUNTERS, Count},
-    event::{Blame, DropEvent, EventBudget},
+    event::{DropEvent, EventBudget, Told},
     maps::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, MAX_NODES, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
-    policy::{Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SenderKey},
+    policy::{HitKey, Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SenderKey},
 };
 
 /// Kernel map types that we use; numbers of `enum bpf_map_type`.
@@ -136,7 +136,9 @@ pub const MAX_SENDERS: u32 = 2 * MAX_REMOTES;
 pub const MAX_PEERS: u32 = 131_072;
 /// Entries of rule sets.
 pub const MAX_RULES: u32 = 131_072;
-/// Bytes of the event ring: 4,096 events.
+/// Rules, and policy sets where no rule decides, of which it is counted how often. What was used least recently is forgotten.
+pub const MAX_HITS: u32 = 8192;
+/// Bytes of the event ring: 3,276 events, of which each has 8 bytes of the ring's own.
 pub const EVENT_BYTES: u32 = 262_144;
 /// Slots of the `schema` map.
 pub const MAX_MAPS: u32 = 64;
@@ -203,7 +205,7 @@ maps! {
     COUNTS 14 State "counters_v1" PerCpuArray(4 => size_of::<Count>(); COUNTERS, 0) Count::LAYOUT, "packets and bytes by program and drop reason or outcome";
     #[cfg(feature = "test-layout")]
     COUNTS 63 State "counters_v90" PerCpuArray(4 => size_of::<Count>(); COUNTERS, 0) Count::LAYOUT, "packets and bytes by program and drop reason or outcome";
-    EVENTS 15 Scratch "events_v1" RingBuf(0 => 0; EVENT_BYTES, 0) &[("event", 0, size_of::<DropEvent>())], "drop events for user space";
+    EVENTS 53 Scratch "events_v2" RingBuf(0 => 0; EVENT_BYTES, 0) &[("event", 0, size_of::<DropEvent>())], "drop events for user space";
     BUDGET 16 Scratch "evbudget_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "drop events sent in the running second";
     ANSWERS 18 Scratch "answers_v1" PerCpuArray(4 => size_of::<EventBudget>(); 1, 0) &[("since", 0, 8), ("sent", 8, 8)], "ICMP errors sent in the running second";
     CT_CONFIG 20 Derived "ct_config_v1" Array(4 => size_of::<CtConfig>(); 1, 0) CtConfig::LAYOUT, "policy epoch, and how long flows without packets live";
@@ -245,7 +247,7 @@ maps! {
     #[cfg(not(feature = "test-layout"))]
     NAT_FORTH6 35 State "nat_forth6_v1" Hash(size_of::<CtKey6>() => size_of::<NatForth6>(); MAX_TRANSLATIONS, NO_PREALLOC) NatForth6::LAYOUT, "masqueraded IPv6 flow → the node's end";
     #[cfg(feature = "test-layout")]
-    NAT_FORTH6 54 State "nat_forth6_v90" Hash(size_of::<CtKey6>() => size_of::<NatForth6>(); MAX_TRANSLATIONS, NO_PREALLOC) NatForth6::LAYOUT, "masqueraded IPv6 flow → the node's end";
+    NAT_FORTH6 40 State "nat_forth6_v90" Hash(size_of::<CtKey6>() => size_of::<NatForth6>(); MAX_TRANSLATIONS, NO_PREALLOC) NatForth6::LAYOUT, "masqueraded IPv6 flow → the node's end";
     NAT_HELD4 36 State "nat_held4_v1" Hash(4 => 8; MAX_HOLDERS, NO_PREALLOC) &[("flows", 0, 8)], "endpoint id → masqueraded IPv4 flows on its account";
     NAT_HELD6 37 State "nat_held6_v1" Hash(4 => 8; MAX_HOLDERS, NO_PREALLOC) &[("flows", 0, 8)], "endpoint id → masqueraded IPv6 flows on its account";
     FRAGS4 38 Scratch "frags4_v1" LruHash(size_of::<FragKey4>() => size_of::<Fragments>(); MAX_FRAGMENTED, 0) Fragments::LAYOUT, "IPv4 datagram in fragments → its ports";
@@ -257,7 +259,8 @@ maps! {
     BLOCK6 43 Derived "block6_v1" LpmTrie(4 + ADDR6 => size_of::<Identity>(); MAX_BLOCKS, NO_PREALLOC) Identity::LAYOUT, "IPv6 prefix that a policy names → identity";
     POLICY_PEER 44 Derived "policy_peer_v1" Hash(size_of::<PeerKey>() => size_of::<PeerRules>(); MAX_PEERS, NO_PREALLOC) PeerRules::LAYOUT, "policy set and identity → rule set";
     POLICY_RULE 45 Derived "policy_rule_v1" LpmTrie(4 + size_of::<RuleKey>() => size_of::<Rule>(); MAX_RULES, NO_PREALLOC) Rule::LAYOUT, "rule set, protocol and port → verdict";
-    BLAME 46 Scratch "blame_v1" PerCpuArray(4 => size_of::<Blame>(); 1, 0) &[("at", 0, 4), ("cookie", 4, 4)], "what policy says of the packet that it drops";
+    TOLD 52 Scratch "told_v1" PerCpuArray(4 => size_of::<Told>(); 1, 0) Told::LAYOUT, "what policy says of the packet that it judges, besides its verdict";
+    HITS 54 Scratch "hits_v1" LruHash(size_of::<HitKey>() => 8; MAX_HITS, 0) &[("flows", 0, 8)], "rule or policy set, and verdict → flows that were judged so";
     SCHEMA 17 Record "schema" Array(4 => 8; MAX_MAPS, 0) &[("fingerprint", 0, 8)], "fingerprint of each map's layout";
     LAYOUTS 19 Record "layouts" Hash(NAME_BYTES => RECORD_BYTES; MAX_LAYOUTS, NO_PREALLOC) &[("text", 0, RECORD_BYTES)], "name of a map → its fields";
 }

@@ -81,7 +81,9 @@ mod impls {
         PeerRules,
         RuleKey,
         Rule,
+        HitKey,
         Blame,
+        Told,
         DropEvent,
         EventBudget
     );

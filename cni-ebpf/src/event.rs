@@ -28,6 +28,7 @@ pub fn describe<P: Packet>(p: &P, point: u8, reason: u8, said: Blame, e: &mut Dr
     let by_policy = matches!(reason & !WOULD_BE, EGRESS..=UNKNOWN);
     if by_policy {
         e.cookie = said.cookie;
+        e.class = said.class;
     }
     let outer = if is_netdev && (by_policy || reason == ORDER) {
         // Tunnelled, or of the world's to a masqueraded pod: policy knows.

@@ -24,7 +24,7 @@ pub use self::{
     flows::{
         ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, MasqueradeStatus, NodeEnd, TableFill,
     },
-    policies::{PolicyList, PolicyPeer, PolicySet, PolicyStatus, PolicySummary},
+    policies::{PolicyHits, PolicyList, PolicyPeer, PolicyRule, PolicySet, PolicyStatus, PolicySummary},
 };
 pub use crate::{
     audit::{Audit, Difference},

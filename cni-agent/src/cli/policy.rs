@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Failure, Output, client::Client, show, show_value, table::Table};
 use crate::{
-    api::types::{PolicyList, PolicyStatus},
+    api::types::{PolicyHits, PolicyList, PolicyStatus},
     policy::{
         objects,
         verdicts::{self, Case, JudgeError, Mode, Programs, Question},
@@ -119,7 +119,18 @@ pub(super) async fn run(client: &Client, command: &Policy, out: &mut dyn Write) 
 }
 
 fn list(all: &PolicyList) -> String {
-    let mut table = Table::new(["POLICY", "DIRECTIONS", "TIER", "MODE", ">PODS", ">SETS", "STATE"]);
+    let mut table = Table::new([
+        "POLICY",
+        "DIRECTIONS",
+        "TIER",
+        "MODE",
+        ">PODS",
+        ">SETS",
+        ">ALLOWED",
+        ">DENIED",
+        ">AUDITED",
+        "STATE",
+    ]);
     for p in &all.policies {
         let mut state = p.kernel.clone();
         if !p.waiting.is_empty() {
@@ -135,6 +146,9 @@ fn list(all: &PolicyList) -> String {
             p.mode.clone(),
             p.pods.len().to_string(),
             p.sets.len().to_string(),
+            p.hits.allowed.to_string(),
+            p.hits.denied.to_string(),
+            p.hits.audited.to_string(),
             state,
         ]);
     }
@@ -160,16 +174,30 @@ fn get(p: &PolicyStatus) -> String {
         ));
     }
     p.flaws.iter().for_each(|flaw| text.push_str(&format!("! {flaw}\n")));
+    text.push_str(&format!("flows: {}\n", flows(p.hits)));
+    for rule in &p.rules {
+        text.push_str(&format!("  {}: {}\n", rule.rule, flows(rule.hits)));
+    }
     for set in &p.sets {
         let mode = |name: &String| if set.audited.contains(name) { format!("{name} (audit)") } else { name.clone() };
         let policies: Vec<String> = set.policies.iter().map(mode).collect();
         text.push_str(&format!("\npolicy set {}, {}, of {}\n", set.id, set.direction, policies.join(", ")));
+        if set.hits != PolicyHits::default() {
+            text.push_str(&format!("  flows without a rule that decides: {}\n", flows(set.hits)));
+        }
         for peer in &set.peers {
             let says = if peer.says.is_empty() { "deny all".to_owned() } else { peer.says.join("; ") };
             text.push_str(&format!("  {:>6} {}: {says}\n", peer.identity, peer.who));
         }
     }
     text
+}
+
+/// How often was judged so.
+fn flows(hits: PolicyHits) -> String {
+    let all = [(hits.allowed, "allowed"), (hits.denied, "denied"), (hits.audited, "passed for audit")];
+    let some: Vec<String> = all.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    if some.is_empty() { "none yet".to_owned() } else { some.join(", ") }
 }
 
 fn verdicts(options: &Verdicts, out: &mut dyn Write) -> Result<(), Failure> {

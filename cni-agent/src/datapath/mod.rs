@@ -13,6 +13,7 @@ pub mod counters;
 pub mod events;
 pub mod features;
 pub mod generation;
+pub mod hits;
 pub mod layout;
 pub mod load;
 pub mod map;

@@ -38,11 +38,11 @@ pub enum ObserveError {
 impl Observer {
     /// Starts the thread. It ends with the process.
     ///
-    /// `explain` adds to the event of a packet that policy denies, with the cookie that the program has put there, what policies have to do with it.
+    /// `explain` adds to the event of a packet that policy denies, with the cookie and the label class that the program has put there, what policies have to do with it.
     pub fn start(
         ring: Map,
         tables: Arc<Tables>,
-        explain: impl Fn(&mut DropEvent, u32) + Send + 'static,
+        explain: impl Fn(&mut DropEvent, u32, u32) + Send + 'static,
     ) -> Result<Self, ObserveError> {
         let mut events = Events::new(ring)?;
         let sender = broadcast::Sender::new(BACKLOG);
@@ -58,7 +58,7 @@ impl Observer {
                     let pod = pod_of(&tables, e.endpoint);
                     let mut event = DropEvent::new(&e, boot, pod);
                     if DENIALS.iter().any(|reason| event.reason == reason.name()) {
-                        explain(&mut event, e.cookie);
+                        explain(&mut event, e.cookie, e.class);
                     }
                     if sender.send(Arc::new(event)).is_err() {
                         warn!("the last listener has just left");

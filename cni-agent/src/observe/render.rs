@@ -4,12 +4,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use bytemuck::Pod;
 use cni_common::{
     drop::{DropReason, Outcome, Point, SLOTS},
-    event::{Blame, EventBudget},
+    event::{EventBudget, Told},
     maps::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
-    policy::{Holder, PeerKey, RULE_BITS, RULE_PROTO_BITS, Rule, RuleKey, SENDER_BITS, SenderKey},
+    policy::{HitKey, Holder, PeerKey, RULE_BITS, RULE_PROTO_BITS, Rule, RuleKey, SENDER_BITS, SenderKey},
     schema::{self, MapSpec, MapType},
 };
 use serde::Serialize;
@@ -36,6 +36,7 @@ pub fn key(spec: &MapSpec, key: &[u8]) -> Value {
         (_, bytes) if is(spec, &[schema::CT4, schema::CT_NEW4, schema::NAT_FORTH4]) => fields::<CtKey4>(bytes),
         (_, bytes) if is(spec, &[schema::CT6, schema::CT_NEW6, schema::NAT_FORTH6]) => fields::<CtKey6>(bytes),
         (_, bytes) if is(spec, &[schema::POLICY_PEER]) => fields::<PeerKey>(bytes),
+        (_, bytes) if is(spec, &[schema::HITS]) => fields::<HitKey>(bytes),
         (_, bytes) if is(spec, &[schema::NAT_BACK4]) => fields::<NatKey4>(bytes),
         (_, bytes) if is(spec, &[schema::NAT_BACK6]) => fields::<NatKey6>(bytes),
         (_, bytes) if is(spec, &[schema::FRAGS4]) => fields::<FragKey4>(bytes),
@@ -73,8 +74,8 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
             let each = bytes.chunks_exact(size_of::<EventBudget>()).map(fields::<EventBudget>);
             Value::Array(each.collect())
         }
-        id if id == schema::BLAME.id => {
-            Value::Array(bytes.chunks_exact(size_of::<Blame>()).map(fields::<Blame>).collect())
+        id if id == schema::TOLD.id => {
+            Value::Array(bytes.chunks_exact(size_of::<Told>()).map(fields::<Told>).collect())
         }
         _ => number(bytes).map_or_else(|| hex(bytes), |n| json!(n)),
     }

@@ -23,12 +23,13 @@ use super::{
     addresses::{ByAddress, ByPlace},
     change::Change,
     classes::{Class, Classes, Owner, Part, Parts, Seen},
+    cookies::Cookies,
     criteria::{Criteria, Touched},
     mentions::{Changed, Mentions},
     objects::Direction,
     rulesets::RuleSets,
     sets::{self, Set, SetKey},
-    store::{PodRow, Revision, Store},
+    store::{Alike, PodRow, Revision, Store},
 };
 use crate::{identity, memory::pack, tables::PodKey};
 
@@ -58,8 +59,8 @@ impl EndpointSets {
 #[derive(Debug)]
 struct Active {
     sets: usize,
-    /// The cookie of its first rule.
-    cookie: u32,
+    /// The cookies of its rules.
+    cookies: Box<[u32]>,
 }
 
 /// Numbers that are in use, or were: those that an engine gives are above them.
@@ -71,8 +72,6 @@ pub struct Floors {
     pub set: u32,
     /// Of rule sets.
     pub rules: u32,
-    /// Of cookies.
-    pub cookie: u32,
 }
 
 /// How much there is.
@@ -94,8 +93,7 @@ pub struct Engine {
     mentions: Mentions,
     changed: Changed,
     active: BTreeMap<(u64, Direction), Active>,
-    cookies: BTreeMap<u32, (Arc<Revision>, Direction)>,
-    next_cookie: u32,
+    cookies: Cookies,
     parts: Parts,
     /// What is seen in each group of pods.
     groups: BTreeMap<u32, Arc<Part>>,
@@ -122,8 +120,7 @@ impl Engine {
             mentions: Mentions::default(),
             changed: Changed::default(),
             active: BTreeMap::new(),
-            cookies: BTreeMap::new(),
-            next_cookie: 1,
+            cookies: Cookies::default(),
             parts: Parts::default(),
             groups: BTreeMap::new(),
             classes: Classes::default(),
@@ -147,18 +144,12 @@ impl Engine {
             classes: Classes::after(floors.identity),
             last_set: floors.set,
             rule_sets: RuleSets::after(floors.rules),
-            next_cookie: floors.cookie.saturating_add(1),
             ..Self::new(node)
         }
     }
     /// The numbers that it has given.
     pub fn floors(&self) -> Floors {
-        Floors {
-            identity: self.classes.last(),
-            set: self.last_set,
-            rules: self.rule_sets.last(),
-            cookie: self.next_cookie,
-        }
+        Floors { identity: self.classes.last(), set: self.last_set, rules: self.rule_sets.last() }
     }
 
     /// The writes that make the maps follow all events since the last call, in the order in which they are to be done.
@@ -199,9 +190,9 @@ impl Engine {
             self.activate(revision, direction);
         }
         let active = &self.active;
-        let cookie = |number| active.get(&(number, direction)).map_or(0, |a| a.cookie);
+        let cookies = |number| active.get(&(number, direction)).map_or(&[][..], |a| &a.cookies);
         let key = Arc::new(key);
-        let mut set = Set::new(id, Arc::clone(&key), policies, cookie, &mut self.criteria);
+        let mut set = Set::new(id, Arc::clone(&key), policies, cookies, &mut self.criteria);
         set.users = 1;
         set.default = self.rule_sets.take(&set.of_others(), grow);
         grow.push(Change::peer(id, IDENTITY_OTHER, Some(set.default)));
@@ -211,16 +202,13 @@ impl Engine {
         id
     }
     fn activate(&mut self, revision: &Arc<Revision>, direction: Direction) {
-        let cookie = self.next_cookie;
-        let active = self.active.entry((revision.number, direction)).or_insert(Active { sets: 0, cookie });
-        active.sets += 1;
-        if active.sets == 1 {
-            let rules = revision.policy.rules(direction).unwrap_or_default().len();
-            // One cookie at least, so that no two policies begin with the same.
-            self.next_cookie += u32::try_from(rules.max(1)).unwrap_or(u32::MAX);
-            self.cookies.insert(cookie, (Arc::clone(revision), direction));
-            self.mentions.count(&revision.policy, direction, true, &mut self.changed);
+        if let Some(active) = self.active.get_mut(&(revision.number, direction)) {
+            active.sets += 1;
+            return;
         }
+        let cookies = self.cookies.take(revision, direction);
+        self.active.insert((revision.number, direction), Active { sets: 1, cookies });
+        self.mentions.count(&revision.policy, direction, true, &mut self.changed);
     }
 
     /// One user of a set less; without any it goes.
@@ -245,7 +233,7 @@ impl Engine {
             let Some(active) = self.active.get_mut(&key) else { continue };
             active.sets -= 1;
             if active.sets == 0 {
-                self.cookies.remove(&active.cookie);
+                self.cookies.release(&active.cookies);
                 self.active.remove(&key);
                 self.mentions.count(&revision.policy, set.key.direction, false, &mut self.changed);
             }
@@ -449,9 +437,21 @@ impl Engine {
     }
     /// The rule that a cookie names: its policy, its direction and its number in the object, from 0. None of 0, which names what no rule allows.
     pub fn rule_of(&self, cookie: u32) -> Option<(&Revision, Direction, usize)> {
-        let (first, (revision, direction)) = self.cookies.range(..=cookie).next_back()?;
-        let n = usize::try_from(cookie - first).ok()?;
-        (n < revision.policy.rules(*direction)?.len()).then_some((revision, *direction, n))
+        let named = self.cookies.get(cookie)?;
+        Some((&named.revision, named.direction, named.n))
+    }
+    /// The cookies of the rules of a version of a policy, in their order; none if it is not in force.
+    pub fn cookies_of(&self, revision: &Revision, direction: Direction) -> &[u32] {
+        self.active.get(&(revision.number, direction)).map_or(&[], |a| &a.cookies)
+    }
+    /// Pods of another node that send under this label class from this address, if they have it by that alone: no pod of the class is known to have the address.
+    pub fn sends_as(&self, address: IpAddr, class: u32) -> Option<&Alike> {
+        let known = self.store.pod_at(address).and_then(|pod| self.store.group(pod.group));
+        if class == identity::UNKNOWN || known.is_some_and(|group| group.class == class) {
+            return None;
+        }
+        let (place, _) = self.store.senders.ways().find(|(_, way)| way.cidrs.iter().any(|c| c.contains(&address)))?;
+        Some(&self.store.group(self.group_named((place, class))?)?.alike)
     }
     /// Packs what is kept for each address as closely as it goes.
     pub fn pack(&mut self) {

@@ -101,7 +101,7 @@ pub struct Entry {
 /// A rule set's content.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Content {
-    /// All may pass.
+    /// All may pass, and no rule says so.
     AllowAll,
     /// Nothing may, and no rule says so.
     DenyAll,
@@ -236,7 +236,8 @@ fn ranges(entry: &PortMatch, of: Option<Protocol>, named: &[NamedPort]) -> Vec<(
 fn entries(cells: &[Space<Cell>; 4]) -> Content {
     let decision = |cell| if let Cell::Final(d) = cell { d } else { Decision::DENY };
     let whole: Vec<Decision> = cells.iter().flat_map(|s| s.pieces().map(|(.., c)| decision(c))).collect();
-    if whole.iter().all(|d| d.verdict == Verdict::Allow) {
+    // What a rule allows has an entry that names it, so that it is counted.
+    if whole.iter().all(|d| *d == Decision::ALLOW) {
         return Content::AllowAll;
     }
     if whole.iter().all(|d| *d == Decision::DENY) {

@@ -114,7 +114,7 @@ impl Texts {
 type Values = Box<[String]>;
 
 /// What a key must be.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Demand {
     /// There, with one of these values.
     In(Values),
@@ -127,7 +127,7 @@ pub enum Demand {
 }
 
 /// A selector of objects by their labels: all demands hold. Without any it selects every object.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LabelSelector {
     /// In order and each once: there are thousands of selectors, of a demand or two.
     demands: Box<[(String, Demand)]>,

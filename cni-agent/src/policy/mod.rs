@@ -11,6 +11,7 @@
 pub mod addresses;
 pub mod change;
 pub mod classes;
+pub mod cookies;
 pub mod criteria;
 pub mod engine;
 pub mod explain;

@@ -80,12 +80,12 @@ fn names(r: &Revision, direction: Direction) -> impl Iterator<Item = &str> {
 }
 
 impl Set {
-    /// Compiles policies, in order; `cookies` gives each policy the number of its first rule. Rule sets are not looked for yet.
-    pub fn new(
+    /// Compiles policies, in order; `cookies` gives each version of a policy the cookies of its rules. Rule sets are not looked for yet.
+    pub fn new<'a>(
         id: u32,
         key: Arc<SetKey>,
         policies: Vec<Arc<Revision>>,
-        cookies: impl Fn(u64) -> u32,
+        cookies: impl Fn(u64) -> &'a [u32],
         criteria: &mut Criteria,
     ) -> Self {
         let direction = key.direction;
@@ -114,8 +114,8 @@ impl Set {
                     &mut program.network
                 }
             };
-            let first = cookies(revision.number);
-            for (cookie, rule) in (first..).zip(revision.policy.rules(direction).into_iter().flatten()) {
+            let rules = revision.policy.rules(direction).into_iter().flatten();
+            for (cookie, rule) in cookies(revision.number).iter().copied().zip(rules) {
                 let who = match &rule.peers {
                     Peers::Any => Who::Any,
                     Peers::Of(list) => Who::Of(list.iter().map(|p| ask(Criterion::Peer(p.clone()))).collect()),

@@ -7,11 +7,11 @@ use std::{
 
 use cni_common::{
     drop::Outcome,
-    event::{Blame as Said, DropEvent, WOULD_BE},
+    event::{Blame as Said, DropEvent, Told, WOULD_BE},
     net::{Ip4, Ip6},
     policy::{
-        Holder, IDENTITY_OTHER, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule,
-        RuleKey, SET_AUDIT, SenderKey, VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_DENY,
+        HitKey, Holder, IDENTITY_OTHER, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL,
+        Rule, RuleKey, SET_AUDIT, SenderKey, VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_DENY,
     },
     wire::{TCP, UDP},
 };
@@ -23,7 +23,7 @@ use crate::{
     event,
     family::{V4, V6},
     flow::way_to,
-    policy::{Blame, Identities, Judged, Rules},
+    policy::{Blame, Identities, Judged, Rules, Ruling},
 };
 
 /// What the agent writes.
@@ -45,8 +45,10 @@ pub struct PolicyTables {
     pub senders: Vec<(u32, SenderKey, u32)>,
     /// How often anybody was asked.
     pub asked: RefCell<u32>,
-    /// What was said last of a packet that was dropped.
-    pub blame: Cell<Said>,
+    /// What was said last of a packet besides its verdict.
+    pub told: Cell<Told>,
+    /// How often was judged so, by [`HitKey::number`].
+    pub hits: RefCell<BTreeMap<u64, u64>>,
     /// What policies in audit mode have let pass since that was looked at: what was counted, and the event but for its time and endpoint.
     pub audited: RefCell<Vec<(Outcome, DropEvent)>>,
 }
@@ -62,27 +64,45 @@ impl Default for PolicyTables {
             blocks6: Vec::new(),
             senders: Vec::new(),
             asked: RefCell::default(),
-            blame: Cell::new(bytemuck::Zeroable::zeroed()),
+            told: Cell::new(bytemuck::Zeroable::zeroed()),
+            hits: RefCell::default(),
             audited: RefCell::default(),
         }
     }
 }
 
 impl Blame for Fake {
-    fn blame(&self, at: u32, cookie: u32) {
-        self.policy.blame.set(Said { at, cookie });
+    fn blame(&self, at: u32, cookie: u32, class: u32) {
+        self.policy.told.set(Told { blame: Said { at, cookie, class }, ..self.policy.told.get() });
+    }
+    fn ruled(&self, (egress_set, egress): (u32, Ruling), (ingress_set, ingress): (u32, Ruling)) {
+        let (egress, ingress) = (egress.word(), ingress.word());
+        self.policy.told.set(Told { egress, ingress, egress_set, ingress_set, ..self.policy.told.get() });
     }
 }
 
 impl Fake {
-    /// Reports which ends let a packet pass only because their policies are in audit mode.
+    /// How often was judged so.
+    pub fn hits_of(&self, key: HitKey) -> u64 {
+        self.policy.hits.borrow().get(&key.number()).copied().unwrap_or_default()
+    }
+
+    /// Counts which rules have decided, and reports which ends let a packet pass only because their policies are in audit mode.
     pub fn report<P: Packet>(&self, p: &P, met: &Ask, judged: Judged) {
+        let Told { blame, egress, ingress, egress_set, ingress_set, .. } = self.policy.told.get();
+        if judged.is_hit() {
+            let mut hits = self.policy.hits.borrow_mut();
+            let both =
+                [(egress, egress_set), (ingress, ingress_set)].map(|(word, set)| Ruling::from_word(word).hit(set));
+            both.into_iter().filter(|n| *n != 0).for_each(|n| *hits.entry(n).or_default() += 1);
+        }
         for of_opener in [true, false] {
-            let said = judged.audited(of_opener, self.policy.blame.get().cookie);
+            let said = judged.audited(of_opener, blame.cookie);
             let Some((outcome, reason, cookie)) = said else { continue };
+            let said = Said { at: met.l3() as u32, cookie, class: judged.class() };
             let mut e: DropEvent = bytemuck::Zeroable::zeroed();
             let point = met.point().expect("where it was met is known");
-            event::describe(p, point as u8, reason as u8 | WOULD_BE, Said { at: met.l3() as u32, cookie }, &mut e);
+            event::describe(p, point as u8, reason as u8 | WOULD_BE, said, &mut e);
             self.policy.audited.borrow_mut().push((outcome, e));
         }
     }

@@ -362,7 +362,7 @@ proptest! {
         let r = decide(point, &mut f, &w);
         if let Err(reason) = r {
             let mut e = DropEvent::zeroed();
-            event::describe(&f, point as u8, reason as u8, w.policy.blame.get(), &mut e);
+            event::describe(&f, point as u8, reason as u8, w.policy.told.get().blame, &mut e);
             prop_assert_eq!((e.reason, e.point), (reason as u8, point as u8));
         }
     }
@@ -434,9 +434,9 @@ fn an_event_names_the_inner_packet_where_that_is_what_was_wrong() {
     let inner_at = 14 + 20 + 8 + 8 + 14;
     let described = |reason| {
         let mut e = DropEvent::zeroed();
-        let said = cni_common::event::Blame { at: inner_at, cookie: 7 };
+        let said = cni_common::event::Blame { at: inner_at, cookie: 7, class: 9 };
         event::describe(&f, Point::FromNetdev as u8, reason as u8, said, &mut e);
-        assert_eq!(e.cookie, if reason == D::PolicyIngress { 7 } else { 0 });
+        assert_eq!((e.cookie, e.class), if reason == D::PolicyIngress { (7, 9) } else { (0, 0) });
         (e.src.canonical(), e.dst.canonical(), e.dport.to_host())
     };
     for reason in [D::InnerSource, D::PolicyIngress] {

@@ -228,6 +228,9 @@ macro_rules! track {
             fn judge(&self, p: &mut Skb, ask: Ask, question: Question, sender: EndSets, receiver: EndSets) -> Res<u32> {
                 let (sender, receiver) = (packed_sets(sender), packed_sets(receiver));
                 let judged = Judged::from_word($judge(p.context(), ask.what, question.word(), sender, receiver));
+                if judged.is_hit() {
+                    count::policy_hits();
+                }
                 if judged.is_audited() {
                     count::audit_report(p.context(), ask.what, judged.word(), 1);
                     count::audit_report(p.context(), ask.what, judged.word(), 0);

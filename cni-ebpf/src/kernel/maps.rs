@@ -5,17 +5,17 @@ use aya_ebpf::{
 };
 use cni_common::{
     drop::{COUNTERS, Count},
-    event::{Blame, DropEvent, EventBudget},
+    event::{DropEvent, EventBudget, Told},
     maps::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, MAX_NODES, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
     net::{Ip4, Ip6},
-    policy::{Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SenderKey},
+    policy::{HitKey, Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SenderKey},
     schema::{
-        EVENT_BYTES, MAX_BLOCKS, MAX_CIDRS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTED, MAX_HOLDERS, MAX_LAYOUTS,
-        MAX_LEAVES, MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN, MAX_PEERS, MAX_REMOTES, MAX_RULES, MAX_SENDERS, MAX_SPARED,
-        MAX_TRANSLATIONS, NAME_BYTES, NO_PREALLOC, RECORD_BYTES,
+        EVENT_BYTES, MAX_BLOCKS, MAX_CIDRS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTED, MAX_HITS, MAX_HOLDERS,
+        MAX_LAYOUTS, MAX_LEAVES, MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN, MAX_PEERS, MAX_REMOTES, MAX_RULES, MAX_SENDERS,
+        MAX_SPARED, MAX_TRANSLATIONS, NAME_BYTES, NO_PREALLOC, RECORD_BYTES,
     },
 };
 
@@ -35,6 +35,7 @@ const BLOCK_SLOTS: usize = MAX_BLOCKS as usize;
 const SENDER_SLOTS: usize = MAX_SENDERS as usize;
 const PEER_SLOTS: usize = MAX_PEERS as usize;
 const RULE_SLOTS: usize = MAX_RULES as usize;
+const HIT_SLOTS: usize = MAX_HITS as usize;
 const SPARSE: usize = NO_PREALLOC as usize;
 
 #[btf_map(name = "config_v2")]
@@ -67,7 +68,7 @@ pub static OWN6: HashMap<Ip6, u32, OWN_SLOTS> = HashMap::new();
 #[cfg_attr(not(feature = "test-layout"), btf_map(name = "counters_v1"))]
 #[cfg_attr(feature = "test-layout", btf_map(name = "counters_v90"))]
 pub static COUNTS: PerCpuArray<Count, { COUNTERS as usize }> = PerCpuArray::new();
-#[btf_map(name = "events_v1")]
+#[btf_map(name = "events_v2")]
 pub static EVENTS: RingBuf<DropEvent, { EVENT_BYTES as usize }> = RingBuf::new();
 #[btf_map(name = "evbudget_v1")]
 pub static BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
@@ -135,8 +136,10 @@ pub static SENDERS: LpmTrie<SenderKey, Identity, SENDER_SLOTS> = LpmTrie::new();
 pub static POLICY_PEER: HashMap<PeerKey, PeerRules, PEER_SLOTS, SPARSE> = HashMap::new();
 #[btf_map(name = "policy_rule_v1")]
 pub static POLICY_RULE: LpmTrie<RuleKey, Rule, RULE_SLOTS> = LpmTrie::new();
-#[btf_map(name = "blame_v1")]
-pub static BLAME: PerCpuArray<Blame, 1> = PerCpuArray::new();
+#[btf_map(name = "told_v1")]
+pub static TOLD: PerCpuArray<Told, 1> = PerCpuArray::new();
+#[btf_map(name = "hits_v1")]
+pub static HITS: LruHashMap<HitKey, u64, HIT_SLOTS> = LruHashMap::new();
 #[btf_map(name = "schema")]
 pub static SCHEMA: Array<u64, { MAX_MAPS as usize }> = Array::new();
 #[btf_map(name = "layouts")]

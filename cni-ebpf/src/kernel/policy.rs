@@ -5,7 +5,7 @@ use cni_ebpf::{
     Tables,
     ct::CtEnv,
     family::{Family, V4, V6},
-    policy::{Blame, Identities, Rules},
+    policy::{Blame, Identities, Rules, Ruling},
 };
 
 use super::{Kernel, maps::*};
@@ -28,11 +28,20 @@ impl Rules for Kernel {
 
 impl Blame for Kernel {
     #[inline(always)]
-    fn blame(&self, at: u32, cookie: u32) {
-        if let Some(b) = BLAME.get_ptr_mut(0) {
+    fn blame(&self, at: u32, cookie: u32, class: u32) {
+        if let Some(told) = TOLD.get_ptr_mut(0) {
             // SAFETY: the slot is this CPU's own.
-            let b = unsafe { &mut *b };
-            (b.at, b.cookie) = (at, cookie);
+            let blame = unsafe { &mut (*told).blame };
+            (blame.at, blame.cookie, blame.class) = (at, cookie, class);
+        }
+    }
+    #[inline(always)]
+    fn ruled(&self, egress: (u32, Ruling), ingress: (u32, Ruling)) {
+        if let Some(told) = TOLD.get_ptr_mut(0) {
+            // SAFETY: as above.
+            let told = unsafe { &mut *told };
+            (told.egress_set, told.egress) = (egress.0, egress.1.word());
+            (told.ingress_set, told.ingress) = (ingress.0, ingress.1.word());
         }
     }
 }

@@ -6,7 +6,7 @@ use cni_common::{
     wire::{MARK_ANSWER, SCTP, TCP, UDP},
 };
 
-use super::{Blame, Flow, Identities, Judged, Question, Rules, Ruling, egress_of, ingress_of, said};
+use super::{Blame, Flow, Identities, Judged, Question, Rules, Ruling, Why, egress_of, ingress_of, said};
 use crate::{
     DropReason as D, Packet, Res,
     ct::{Ask, Direction, EndSets, Flows, signal},
@@ -44,7 +44,7 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
         if !binds(sets.egress) && !binds(sets.ingress) {
             return passes;
         }
-        s.blame(met.l3() as u32, 0);
+        s.blame(met.l3() as u32, 0, 0);
         return passes.dropped(D::FragmentOrder);
     }
     let flow = match opened::<F, P>(p, &ask, direction) {
@@ -58,8 +58,10 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     let asks = s.blur(u64::from(direction == Direction::Forth && !question.is_quoted())) & 1;
     let by_backend = s.blur(asks | u64::from(p.mark() / MARK_ANSWER & 1)) & 1 != 0;
     let ruling = Ruling::from_word(s.blur(egress_of(s, sets.egress, &flow, by_backend).word()));
+    let opener = (sets.egress, ruling);
     if !ruling.is_allowed() {
-        return passes.dropped(refused(s, &met, ruling, D::PolicyEgress));
+        s.ruled(opener, (SET_NONE, Ruling::allowed(Why::NotIsolated)));
+        return passes.hit().dropped(refused(s, &met, ruling, 0, D::PolicyEgress));
     }
     let passes = Judged::from_word(s.blur(passes.later_if(ruling, asks).word()));
     let class = if sets.ingress == SET_NONE {
@@ -72,11 +74,13 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     let judged = passes.with_egress(ruling);
     let class = s.blur(class.into()) as u32;
     let ruling = Ruling::from_word(s.blur(ingress_of(s, sets.ingress, from_stack, &flow, class).word()));
+    s.ruled(opener, (sets.ingress, ruling));
+    let judged = judged.hit();
     if !ruling.is_allowed() {
-        return judged.dropped(refused(s, &met, ruling, D::PolicyIngress));
+        return judged.dropped(refused(s, &met, ruling, class, D::PolicyIngress));
     }
     if ruling.is_audited() {
-        s.blame(met.l3() as u32, ruling.cookie());
+        s.blame(met.l3() as u32, ruling.cookie(), class);
     }
     judged.with_ingress(ruling).under(class)
 }
@@ -128,7 +132,7 @@ fn port(proto: u32, port: Be16) -> Be16 {
 }
 
 #[inline(always)]
-fn refused<S: Blame>(s: &S, met: &Ask, ruling: Ruling, reason: D) -> D {
-    s.blame(met.l3() as u32, ruling.cookie());
+fn refused<S: Blame>(s: &S, met: &Ask, ruling: Ruling, class: u32, reason: D) -> D {
+    s.blame(met.l3() as u32, ruling.cookie(), class);
     if ruling.is_unknown() { D::PolicyUnknown } else { reason }
 }

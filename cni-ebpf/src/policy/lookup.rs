@@ -54,10 +54,13 @@ pub trait Identities<F: Family> {
     fn is_service(&self, a: &F::Addr) -> bool;
 }
 
-/// Who is told why a packet is dropped, or which passes only because policies are in audit mode, for the event about it.
+/// Who is told what policy says of a packet besides its verdict.
 pub trait Blame {
-    /// The network header of the packet that was judged is at `at`, and this cookie names the rule that decides; 0: what no rule allows.
-    fn blame(&self, at: u32, cookie: u32);
+    /// Why it is dropped, or passes only because policies are in audit mode, for the event about it. The network header of the packet that was judged is at `at`, this cookie
+    /// names the rule that decides (0: what no rule allows), and its opener was judged under this label class (0: under none).
+    fn blame(&self, at: u32, cookie: u32, class: u32);
+    /// What the opener's policy set and the other end's have said, to be counted: see [`Ruling::hit`].
+    fn ruled(&self, egress: (u32, Ruling), ingress: (u32, Ruling));
 }
 
 /// Who an address is; `None` when it must be a pod's and no pod is known to have it, or when the maps have no room for what is said of it. A trie is asked only when the hash does not know it.

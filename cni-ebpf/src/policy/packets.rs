@@ -329,6 +329,7 @@ fn a_new_pods_first_packet_is_judged_by_the_label_class_that_the_tunnel_names() 
             assert_eq!(way(&w, v6, outer6, new, 0, tcp(443, SYN)), Err(D::PolicyUnknown));
             assert_eq!(way(&w, v6, outer6, new, 99, tcp(443, SYN)), Err(D::PolicyUnknown), "a class of nobody's");
             assert_eq!(way(&w, v6, outer6, new, stranger, tcp(443, SYN)), Err(D::PolicyIngress));
+            assert_eq!(w.policy.told.get().blame.class, stranger, "the event says who it was");
             assert_eq!(way(&w, v6, outer6, new, friend, tcp(444, SYN)), Err(D::PolicyIngress));
             assert_eq!(way(&w, v6, outer6, new, friend, tcp(443, SYN)), into_server);
             // Of another node's pods nobody can say that he is one.

@@ -1,7 +1,7 @@
 //! What policy says of a flow, and of a packet, each in one register.
 use cni_common::{
     drop::Outcome,
-    policy::{Rule, VERDICT_ALLOW, VERDICT_AUDIT},
+    policy::{HitKey, Rule, VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_DENY},
 };
 
 use crate::{DropReason, Res};
@@ -102,6 +102,19 @@ impl Ruling {
     pub const fn cookie(self) -> u32 {
         (self.word >> 32) as u32
     }
+    /// Under what it is counted at the pod that has this policy set: [`HitKey::number`], 0 for nothing, which is what passes without a rule that says so.
+    #[inline(always)]
+    pub const fn hit(self, set: u32) -> u64 {
+        const { assert!(VERDICT_ALLOW == 1 && VERDICT_DENY == 2 && VERDICT_AUDIT == 3) };
+        let verdict = self.word as u32 & 3 | (!self.word as u32 & 1) << 1;
+        if self.cookie() != 0 {
+            HitKey::of_rule(self.cookie(), verdict).number()
+        } else if verdict != VERDICT_ALLOW {
+            HitKey::of_set(set, verdict).number()
+        } else {
+            0
+        }
+    }
     /// Why.
     #[cfg(not(target_arch = "bpf"))]
     pub fn why(self) -> Why {
@@ -124,7 +137,8 @@ impl Ruling {
 pub const LATER: u32 = 1 << 24;
 
 /// What becomes of a packet, which ends let it pass only because their policies are in audit mode, and under which label class its opener was judged. One word: two
-/// bits for each end, then three for the reason to drop it, 0 if there is none, and [`LATER`]; bits 8 to 31 are the class, the upper half is the cookie that the sender's audit rests on.
+/// bits for each end, then three for the reason to drop it, 0 if there is none, or for [`LATER`], then one if something is to be counted; bits 8 to 31 are the class, the upper half
+/// is the cookie that the sender's audit rests on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
 pub struct Judged {
@@ -139,7 +153,9 @@ impl Judged {
     /// Beside each of them: nobody knows who the other end is.
     const UNKNOWN: u32 = 2;
     const REASON: u32 = 4;
-    const IS_LATER: u32 = 7;
+    /// In the place of a reason: it passes, and is not remembered.
+    const IS_LATER: u64 = 5;
+    const HIT: u64 = 1 << 7;
     const CLASS: u32 = 8;
 
     /// From what [`word`](Self::word) gives.
@@ -160,9 +176,19 @@ impl Judged {
             DropReason::PolicyIngress => 2,
             DropReason::PolicyUnknown => 3,
             DropReason::FragmentOrder => 4,
-            _ => 5,
+            _ => 6,
         };
-        Self { word: self.word | number << Self::REASON }
+        Self { word: self.word & !(7 << Self::REASON) | number << Self::REASON }
+    }
+    /// The same, and there is something to be counted.
+    #[inline(always)]
+    pub const fn hit(self) -> Self {
+        Self { word: self.word | Self::HIT }
+    }
+    /// Whether [`Blame::ruled`](super::Blame::ruled) was told what is to be counted.
+    #[inline(always)]
+    pub const fn is_hit(self) -> bool {
+        self.word & Self::HIT != 0
     }
     /// The same, and the opener was judged under this label class of 24 bits; 0: under none.
     #[inline(always)]
@@ -172,7 +198,7 @@ impl Judged {
     /// The same, and it is not remembered if the ruling leaves it for later: see [`LATER`].
     #[inline(always)]
     pub const fn later_if(self, ruling: Ruling, asks: u64) -> Self {
-        Self { word: self.word | (ruling.is_later() as u64 & asks) * (1 << Self::IS_LATER) }
+        Self { word: self.word | (ruling.is_later() as u64 & asks) * (Self::IS_LATER << Self::REASON) }
     }
     /// The same, and this is what the opener's policies say.
     #[inline(always)]
@@ -212,6 +238,11 @@ impl Judged {
         let unknown = self.word & end << Self::UNKNOWN != 0;
         Some((outcome, if unknown { DropReason::PolicyUnknown } else { reason }, cookie))
     }
+    /// The label class under which the opener was judged; 0: under none.
+    #[inline(always)]
+    pub const fn class(self) -> u32 {
+        (self.word >> Self::CLASS) as u32 & 0xff_ffff
+    }
     /// Whether it passes, and the label class under which the opener was judged, with [`LATER`].
     ///
     /// # Errors
@@ -219,7 +250,8 @@ impl Judged {
     #[inline(always)]
     pub const fn result(self) -> Res<u32> {
         match self.word >> Self::REASON & 7 {
-            0 => Ok((self.word >> Self::CLASS) as u32 & 0xff_ffff | (self.word >> Self::IS_LATER & 1) as u32 * LATER),
+            0 => Ok(self.class()),
+            Self::IS_LATER => Ok(self.class() | LATER),
             1 => Err(DropReason::PolicyEgress),
             2 => Err(DropReason::PolicyIngress),
             3 => Err(DropReason::PolicyUnknown),

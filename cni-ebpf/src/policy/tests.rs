@@ -5,7 +5,7 @@ use cni_common::{
     drop::Outcome,
     net::{Be16, Ip4, Ip6},
     policy::{
-        Holder, IDENTITY_OTHER, IDENTITY_UNKNOWN, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL,
+        HitKey, Holder, IDENTITY_OTHER, IDENTITY_UNKNOWN, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL,
         RULES_DENY_ALL, RULES_FIRST, Rule, RuleKey, SENDER_BITS, SET_AUDIT, SET_NONE, SenderKey, VERDICT_ALLOW,
         VERDICT_AUDIT, VERDICT_DENY,
     },
@@ -242,6 +242,27 @@ fn what_is_judged_of_a_packet_reads_back_for_each_end() {
     let fine = Judged::PASS.with_egress(of(VERDICT_ALLOW, 3)).with_ingress(Ruling::allowed(Why::Whole));
     assert!(fine == Judged::PASS && !fine.is_audited() && both.is_audited());
     assert_eq!(Judged::from_word(both.word()), both);
+    let counted = both.under(0xff_ffff).hit();
+    assert!(counted.is_hit() && !both.under(0xff_ffff).is_hit());
+    assert_eq!((counted.class(), counted.result()), (0xff_ffff, Ok(0xff_ffff)));
+    assert_eq!(dropped.hit().result(), Err(DropReason::PolicyIngress));
+}
+
+#[test]
+fn what_decides_is_counted_for_the_rule_or_for_the_policy_set_and_what_nobody_says_for_none() {
+    let of = |verdict, cookie| HitKey::from_number(Ruling::of_entry(&Rule { verdict, cookie }).hit(5));
+    for verdict in [VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_DENY] {
+        assert_eq!(of(verdict, 9), HitKey::of_rule(9, verdict));
+    }
+    assert_eq!(of(VERDICT_DENY, 0), HitKey::of_set(5, VERDICT_DENY));
+    for why in [Why::Whole, Why::NoEntry, Why::UnknownPeer, Why::NoSet] {
+        let denied = Ruling::denied(why);
+        assert_eq!(HitKey::from_number(denied.hit(5)), HitKey::of_set(5, VERDICT_DENY));
+        assert_eq!(HitKey::from_number(denied.in_audit().hit(5)), HitKey::of_set(5, VERDICT_AUDIT));
+    }
+    for why in [Why::NotIsolated, Why::Itself, Why::OwnNode, Why::Whole] {
+        assert_eq!(Ruling::allowed(why).hit(5), 0);
+    }
 }
 
 proptest! {

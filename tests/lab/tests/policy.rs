@@ -386,6 +386,10 @@ fn a_new_pod_of_another_node_is_judged_by_its_labels_before_its_address_is_known
         assert!(connects(&friend, &rig.web, family, ALLOWED), "{family}");
         assert!(!connects(&friend, &rig.web, family, OTHER), "{family}: another port");
         assert!(!connects(&stranger, &rig.web, family, ALLOWED), "{family}");
+        let event = rig.observed(&["--address", &stranger.address(family).unwrap().to_string()], || {
+            assert!(!connects(&stranger, &rig.web, family, ALLOWED), "{family}");
+        });
+        assert_eq!(event["ends"], json!(["a pod of shop [app=stranger]", "shop/web"]), "{event:#}");
     }
     let drops = rig.lab.node("node-1").unwrap().ask("/v1/drops").unwrap();
     let dropped = |reason: &str| {

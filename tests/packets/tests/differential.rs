@@ -10,7 +10,7 @@ use cni_common::{
     },
     event::DropEvent,
     maps::CtEntry,
-    policy::{PeerKey, RULES_ALLOW_ALL, only_audits},
+    policy::{HitKey, PeerKey, RULES_ALLOW_ALL, only_audits},
     schema,
     wire::OVERHEAD4,
 };
@@ -144,7 +144,7 @@ fn agree(mut w: Fake) {
                 }
                 if let ([e], Err(PolicyEgress | PolicyIngress | PolicyUnknown)) = (dropped, decision.frame) {
                     let mut told = DropEvent { time: e.time, endpoint: e.endpoint, ..DropEvent::zeroed() };
-                    event::describe(&frame, e.point, e.reason, w.policy.blame.get(), &mut told);
+                    event::describe(&frame, e.point, e.reason, w.policy.told.get().blame, &mut told);
                     assert_eq!(*e, told, "{what}");
                     cookies.insert(e.cookie);
                 }
@@ -184,6 +184,13 @@ fn agree(mut w: Fake) {
         println!("{name}: {} translations", t.forth.borrow().len());
         assert!(!t.forth.borrow().is_empty() || w.v4.leave.is_empty() || size() < 2000);
     }
+    let hits = k.datapath().map(&schema::HITS).dump().expect("is read");
+    let hits: BTreeMap<u64, u64> = hits
+        .iter()
+        .map(|(key, n)| (bytemuck::pod_read_unaligned::<HitKey>(key).number(), bytemuck::pod_read_unaligned(n)))
+        .collect();
+    assert_eq!(*w.policy.hits.borrow(), hits, "what has decided how often");
+    assert_eq!(!hits.is_empty(), policies);
     let different = identifications.len();
     assert!(different * 10 > tunnelled * 9, "{different} identifications for {tunnelled} outer IPv4 headers");
     assert_eq!(audited > 0, audits, "{audited} packets were let pass");

@@ -167,10 +167,13 @@ impl Isolated {
     }
     /// To the server under a label class, over an underlay of either family.
     fn named(&mut self, outer6: bool, src: IpAddr, class: u32, l4: L4) -> Fate {
+        self.run_named(outer6, src, class, l4).counted[0].1
+    }
+    fn run_named(&mut self, outer6: bool, src: IpAddr, class: u32, l4: L4) -> Ran {
         let inner = frame::eth(Mac::OVERLAY, Mac::WEFT, whole(&Ip::default(), src, self.server(), l4));
         let ends = (underlay(outer6, 1), underlay(outer6, 0));
         let outer = whole(&Ip::default(), ends.0, ends.1, frame::vxlan(PORT, class, &inner));
-        self.fate(Point::FromNetdev, &frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, outer))
+        self.run(Point::FromNetdev, &frame::eth(NEXT_HOP_MAC, UNDERLAY_MAC, outer))
     }
     /// Node 1 has pods of this label class, and no others with its hash.
     fn name(&mut self, class: u32, identity: u32) {
@@ -517,7 +520,9 @@ fn a_new_pods_first_packet_is_judged_by_the_label_class_that_the_tunnel_names() 
             for class in [0, NOBODY] {
                 assert_eq!(n.named(outer6, new, class, other_port(SYN)), Err(D::PolicyUnknown));
             }
-            assert_eq!(n.named(outer6, new, OTHERS, other_port(SYN)), Err(D::PolicyIngress));
+            let denied = n.run_named(outer6, new, OTHERS, other_port(SYN));
+            assert_eq!(denied.counted[0].1, Err(D::PolicyIngress));
+            assert_eq!(denied.events[0].class, OTHERS, "the event says who it was");
             assert_eq!(n.named(outer6, new, FRIEND, tcp(444, SYN)), Err(D::PolicyIngress));
             assert_eq!(n.named(outer6, new, FRIEND, other_port(SYN)), let_in);
             assert_eq!(n.named(outer6, pod(n.v6, 2, 9), FRIEND, tcp(443, SYN)), Err(D::InnerSource));

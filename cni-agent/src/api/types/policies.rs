@@ -1,6 +1,8 @@
 //! What the API says of policies.
 use serde::{Deserialize, Serialize};
 
+use crate::datapath::hits::Judged;
+
 /// Policy at a glance, in `GET /v1/status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicySummary {
@@ -64,6 +66,44 @@ pub struct PolicyStatus {
     pub sets: Vec<PolicySet>,
     /// How far the kernel is with it.
     pub kernel: String,
+    /// Flows that were judged by it: by its rules, and by its isolating pods where no rule decides.
+    #[serde(default)]
+    pub hits: PolicyHits,
+    /// Its rules, in the object's order, as far as they are in force here.
+    #[serde(default)]
+    pub rules: Vec<PolicyRule>,
+}
+
+/// How often flows were judged so: each at its first packet, and once more after each change of policies; what is denied, packet by packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyHits {
+    /// They may pass.
+    pub allowed: u64,
+    /// They may not.
+    pub denied: u64,
+    /// They may only pass because policies are in audit mode.
+    pub audited: u64,
+}
+impl From<Judged> for PolicyHits {
+    fn from(of: Judged) -> Self {
+        Self { allowed: of.allowed, denied: of.denied, audited: of.audited }
+    }
+}
+impl std::ops::AddAssign for PolicyHits {
+    fn add_assign(&mut self, more: Self) {
+        self.allowed += more.allowed;
+        self.denied += more.denied;
+        self.audited += more.audited;
+    }
+}
+
+/// A rule of a policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRule {
+    /// Where it stands in the object.
+    pub rule: String,
+    /// Flows about which it decided.
+    pub hits: PolicyHits,
 }
 
 /// A policy set: what all policies together say that hold for a pod in one direction.
@@ -80,6 +120,9 @@ pub struct PolicySet {
     pub audited: Vec<String>,
     /// What it says of a peer, first of all others.
     pub peers: Vec<PolicyPeer>,
+    /// Flows about which none of its rules decided, since the agent began.
+    #[serde(default)]
+    pub hits: PolicyHits,
 }
 
 /// What a policy set says of a peer.

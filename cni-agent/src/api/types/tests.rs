@@ -82,5 +82,7 @@ fn raw() -> event::DropEvent {
         reason: DropReason::SourceAddress as u8,
         point: Point::FromPod as u8,
         cookie: 0,
+        class: 0,
+        pad: 0,
     }
 }

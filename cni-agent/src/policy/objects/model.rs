@@ -12,7 +12,7 @@ use super::Flaw;
 use crate::{policy::labels::LabelSelector, tables::Protocol};
 
 /// Which way a flow is opened, seen from the pod that a policy selects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// To the pod.
     Ingress,
@@ -118,7 +118,7 @@ impl Mode {
 }
 
 /// Namespaces, as a peer or a subject names them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Namespaces {
     /// This one.
     Named(String),
@@ -141,7 +141,7 @@ impl Namespaces {
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// Pods by namespace and labels: what a policy holds for, or a peer.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subject {
     /// In these namespaces.
     pub namespaces: Namespaces,
@@ -150,7 +150,7 @@ pub struct Subject {
 }
 
 /// A DNS name, or all names below one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Domain {
     /// Lower case, without a dot at the end.
     name: String,
@@ -189,7 +189,7 @@ pub fn normal(name: &str) -> String {
 }
 
 /// Who is at the other end.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
     /// Pods, never the node's network.
     Pods(Subject),
@@ -224,7 +224,7 @@ impl Peer {
 }
 
 /// The peers of a rule.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peers {
     /// Everyone, of both families.
     Any,
@@ -233,7 +233,7 @@ pub enum Peers {
 }
 
 /// What a rule looks at in a flow besides its peer.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PortMatch {
     /// A range of ports of a protocol, both ends included.
     Range {
@@ -254,7 +254,7 @@ pub enum PortMatch {
 }
 
 /// The ports of a rule.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ports {
     /// All ports of all protocols, and protocols without ports.
     All,
@@ -276,7 +276,7 @@ impl Ports {
 }
 
 /// What a rule does with what it matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
     /// The flow may pass, as far as this direction goes.
     Accept,
@@ -287,7 +287,7 @@ pub enum Action {
 }
 
 /// A rule of a policy.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// What it does.
     pub action: Action,

@@ -73,6 +73,24 @@ fn cluster() -> Engine {
     engine.compile();
     engine
 }
+#[test]
+fn who_sends_is_told_by_the_label_class_unless_the_address_says_the_same() {
+    let mut engine = cluster();
+    let a = labels(&[("app", "a")]);
+    let class = label_class("shop", &a);
+    set(&mut engine, pod("new", "n1", a.clone()));
+    let (there, elsewhere): (IpAddr, IpAddr) = ("10.0.1.9".parse().unwrap(), "10.0.2.9".parse().unwrap());
+    let named = |e: &Engine, address, class| e.sends_as(address, class).map(|pods| pods.labels.clone());
+    assert!(named(&engine, there, class).is_some_and(|labels| labels.iter().count() == 1));
+    assert_eq!(named(&engine, elsewhere, class), None, "the node has no pods of the class");
+    assert_eq!((named(&engine, there, 0), named(&engine, there, class + 1)), (None, None));
+    // The address was another pod's, and then is the new one's.
+    set(&mut engine, Pod { ips: vec![there], ..pod("old", "n1", labels(&[])) });
+    assert!(named(&engine, there, class).is_some());
+    set(&mut engine, Pod { ips: vec![there], ..pod("old", "n1", a) });
+    assert_eq!(named(&engine, there, class), None);
+}
+
 fn of_senders(plan: &[Change]) -> Vec<bool> {
     let entries = plan.iter().filter_map(|c| match c {
         Change::Entry { map: Map::Senders, value, .. } => Some(value.is_some()),

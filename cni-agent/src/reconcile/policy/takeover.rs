@@ -11,7 +11,7 @@ use std::{
 use bytemuck::{pod_read_unaligned, try_pod_read_unaligned};
 use cni_common::{
     maps::{Endpoint, Local},
-    policy::{IDENTITY_UNKNOWN, PeerKey, PeerRules, RULES_DENY_ALL, Rule, RuleKey, SET_AUDIT},
+    policy::{IDENTITY_UNKNOWN, PeerKey, PeerRules, RULES_DENY_ALL, RuleKey, SET_AUDIT},
     schema,
 };
 use ipnet::IpNet;
@@ -121,10 +121,8 @@ impl Policies {
                     n.rules = n.rules.max(rules);
                 }
             } else if id == schema::POLICY_RULE.id {
-                if let (Some(k), Ok(Rule { cookie, .. })) = (key.key.get(4..), try_pod_read_unaligned(value)) {
-                    n.cookie = n.cookie.max(cookie);
-                    n.rules = n.rules.max(try_pod_read_unaligned(k).map_or(0, |k: RuleKey| k.rules));
-                }
+                let rules = key.key.get(4..).and_then(|k| try_pod_read_unaligned(k).ok()).map(|k: RuleKey| k.rules);
+                n.rules = n.rules.max(rules.unwrap_or_default());
             } else if identity_in(value) != IDENTITY_UNKNOWN {
                 n.identity = n.identity.max(identity_in(value));
             }

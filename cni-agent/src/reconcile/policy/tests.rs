@@ -19,6 +19,7 @@ use crate::{
         Entry, Heard, InForce, NodeNumbers, SET_ISOLATED,
         fixtures::{facts, node},
     },
+    datapath::hits::Hits,
     policy::{Image, objects},
     reconcile::delta::Delta,
     tables::{Endpoint, Namespace, Phase, Pod, Terms},
@@ -431,7 +432,8 @@ fn policies_that_do_not_fit_wait_by_name_and_freeze_no_others() {
     assert_eq!((summary.in_force, summary.waiting, summary.withheld), (false, 1, 0));
     assert!(summary.problem.is_some_and(|p| p.contains("policy_rule_v1") && p.contains("shop/web")));
     assert!(rig.policies.are_in_force(), "it is nothing that a further try would change");
-    let shown = rig.policies.describe(&objects::network_policy(wide.clone()).unwrap(), "in force".into());
+    let shown =
+        rig.policies.describe(&objects::network_policy(wide.clone()).unwrap(), "in force".into(), &Hits::default());
     assert_eq!((shown.pods, shown.waiting), (vec!["shop/web".to_owned()], vec!["shop/web".to_owned()]));
     // Another pod's policy changes meanwhile.
     rig.policy(json!({"metadata": {"namespace": "shop", "name": "near"}, "spec": {"podSelector": {"matchLabels": {"app": "near"}}}}));
@@ -466,11 +468,11 @@ fn a_denied_packet_is_told_with_its_ends_and_the_policies_that_isolate() {
         ..crate::api::tests::event(reason)
     };
     let mut denied = event("PolicyIngress");
-    rig.policies.explain(&mut denied, 0);
+    rig.policies.explain(&mut denied, 0, 0);
     assert_eq!(denied.ends, Some([Some("shop/far".to_owned()), Some("shop/web".to_owned())]));
     assert_eq!(denied.policies, ["NetworkPolicy shop/web"]);
     let mut other = event("PolicyEgress");
-    rig.policies.explain(&mut other, 0);
+    rig.policies.explain(&mut other, 0, 0);
     assert!(other.policies.is_empty(), "nothing isolates the sender");
 }
 

@@ -1,5 +1,9 @@
 //! Policies in words, for those who look at them.
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use cni_common::{
     drop::DropReason,
@@ -8,26 +12,39 @@ use cni_common::{
 
 use super::Policies;
 use crate::{
-    api::types::{DropEvent, PolicyPeer, PolicySet, PolicyStatus},
+    api::types::{DropEvent, PolicyHits, PolicyPeer, PolicyRule, PolicySet, PolicyStatus},
+    datapath::hits::Hits,
     policy::{
         classes::{Class, Owner},
         flatten::{Entry, Verdict},
-        objects::{Direction, Flaw, Kind, Mode, Read},
-        store::Revision,
+        objects::{Direction, Flaw, Kind, Mode, PolicyName, Read},
+        store::{Alike, Revision},
     },
     tables::{PodKey, Protocol},
 };
 
 impl Policies {
-    /// A policy, as it is in force here.
-    pub fn describe(&self, read: &Read, kernel: String) -> PolicyStatus {
+    /// A policy, as it is in force here, and what has come of it.
+    pub fn describe(&self, read: &Read, kernel: String, hits: &Hits) -> PolicyStatus {
         let policy = &read.policy;
+        let rules = self.rules(&policy.name, hits);
         let sets: Vec<PolicySet> = self
             .engine
             .sets()
             .filter(|(_, set)| set.policies.iter().any(|r| r.policy.name == policy.name))
-            .map(|(id, _)| self.set(id))
+            .map(|(id, _)| self.set(id, hits))
             .collect();
+        let mut all = PolicyHits::default();
+        rules.iter().for_each(|rule| all += rule.hits);
+        if policy.kind == Kind::Network {
+            // Where no rule decides, it is one of those that isolate the pod, or would.
+            for set in &sets {
+                match policy.mode {
+                    Mode::Enforce => all.denied += set.hits.denied,
+                    Mode::Audit => all.audited += set.hits.audited,
+                }
+            }
+        }
         let ids: BTreeSet<u32> = sets.iter().map(|s| s.id).collect();
         let has =
             |ends: &crate::policy::engine::EndpointSets| ids.contains(&ends.set_in) || ids.contains(&ends.set_out);
@@ -51,11 +68,28 @@ impl Policies {
             },
             sets,
             kernel,
+            hits: all,
+            rules,
         }
     }
 
-    /// Adds to the event of a packet that policies deny, or would if none were in audit mode, who its ends are, and which policies these are. The cookie is the event's.
-    pub fn explain(&self, event: &mut DropEvent, cookie: u32) {
+    /// The rules of a policy that are in force.
+    fn rules(&self, name: &PolicyName, hits: &Hits) -> Vec<PolicyRule> {
+        // A version and a direction, and where its rule stands, so that each counts once however many sets it is in.
+        let mut found: BTreeMap<(Direction, usize, u32), String> = BTreeMap::new();
+        for (_, set) in self.engine.sets() {
+            for revision in set.policies.iter().filter(|r| r.policy.name == *name) {
+                for (n, cookie) in self.engine.cookies_of(revision, set.key.direction).iter().enumerate() {
+                    found.insert((set.key.direction, n, *cookie), place(set.key.direction, n));
+                }
+            }
+        }
+        found.into_iter().map(|((.., cookie), rule)| PolicyRule { rule, hits: hits.of_rule(cookie).into() }).collect()
+    }
+
+    /// Adds to the event of a packet that policies deny, or would if none were in audit mode, who its ends are, and which policies these are. Cookie and label class are
+    /// the event's.
+    pub fn explain(&self, event: &mut DropEvent, cookie: u32, class: u32) {
         let pod = |a: Option<IpAddr>| a.and_then(|a| self.engine.store.pod_at(a)).map(|row| row.key.clone());
         let (source, destination) = (pod(event.src), pod(event.dst));
         let sets = |pod: &Option<PodKey>| pod.as_ref().and_then(|pod| self.engine.sets_of(pod)).unwrap_or_default();
@@ -69,10 +103,15 @@ impl Policies {
         let policies = denies.into_iter().filter_map(|id| self.engine.set(id)).flat_map(|set| &set.policies);
         event.policies = policies.filter(|r| r.policy.mode == mode).map(|r| r.policy.name.to_string()).collect();
         event.rule = self.engine.rule_of(cookie).map(rule);
-        event.ends = Some([source, destination].map(|pod| pod.map(|p| p.to_string())));
+        // Who has opened the flow is whom the tunnel has named, whoever had the address before.
+        let end = |a: Option<IpAddr>, pod: Option<PodKey>| {
+            let sender = a.and_then(|a| self.engine.sends_as(a, class)).map(alike);
+            sender.or_else(|| pod.map(|p| p.to_string()))
+        };
+        event.ends = Some([end(event.src, source), end(event.dst, destination)]);
     }
 
-    fn set(&self, id: u32) -> PolicySet {
+    fn set(&self, id: u32, hits: &Hits) -> PolicySet {
         let Some(set) = self.engine.set(id) else { return PolicySet::default() };
         let peers = std::iter::once((IDENTITY_OTHER, set.default)).chain(set.peers.iter().map(|(i, r)| (*i, *r)));
         PolicySet {
@@ -80,6 +119,7 @@ impl Policies {
             direction: set.key.direction.name().to_owned(),
             policies: set.policies.iter().map(|r| r.policy.name.to_string()).collect(),
             audited: audited(&set.policies),
+            hits: hits.of_set(id).into(),
             peers: peers
                 .map(|(identity, rules)| PolicyPeer {
                     identity,
@@ -123,7 +163,15 @@ impl Policies {
 
 /// What a rule is called.
 fn rule((revision, direction, n): (&Revision, Direction, usize)) -> String {
-    format!("{}, spec.{}[{n}]", revision.policy.name, direction.name())
+    format!("{}, {}", revision.policy.name, place(direction, n))
+}
+fn place(direction: Direction, n: usize) -> String {
+    format!("spec.{}[{n}]", direction.name())
+}
+/// Pods that are known by their label class alone.
+fn alike(pods: &Alike) -> String {
+    let labels: Vec<String> = pods.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    format!("a pod of {} [{}]", pods.namespace, labels.join(","))
 }
 fn audited(policies: &[Arc<Revision>]) -> Vec<String> {
     policies.iter().filter(|r| r.policy.mode == Mode::Audit).map(|r| r.policy.name.to_string()).collect()
