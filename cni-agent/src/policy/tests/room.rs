@@ -98,7 +98,7 @@ proptest! {
 #[test]
 fn small_maps_do_not_hold_all_policies() {
     let refusals: usize = (0..6).map(|seed| check(seed, 60, Room { peers: 8, rules: 12 }).unwrap()).sum();
-    assert!(refusals > 100, "{refusals}");
+    assert!(refusals > 80, "{refusals}");
 }
 
 fn pod(name: &str, app: &str, n: u8) -> Pod {
