@@ -107,8 +107,7 @@ mod tests {
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": name},
             "spec": {"podSelector": {}, "ingress": rules},
         });
-        let policy = objects::network_policy(object).expect("a policy").policy;
-        Arc::new(Revision { number, policy })
+        Arc::new(Revision::of(number, Arc::new(objects::network_policy(object).expect("a policy"))))
     }
     fn port(n: u16) -> Value {
         json!({"ports": [{"port": n}]})

@@ -26,6 +26,11 @@ pub struct Revision {
     /// What it says.
     pub policy: Said,
 }
+impl Revision {
+    pub(super) fn of(number: u64, read: Arc<Read>) -> Self {
+        Self { number, policy: Said(read) }
+    }
+}
 
 /// What a policy says, in memory once for all that know of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -371,7 +376,7 @@ impl Store {
         }
         self.last_revision += 1;
         let name = policy.name.clone();
-        let revision = Arc::new(Revision { number: self.last_revision, policy: Said(read) });
+        let revision = Arc::new(Revision::of(self.last_revision, read));
         match name {
             PolicyName::Network { namespace, name } => {
                 self.locals_of(&namespace);

@@ -127,7 +127,7 @@ impl Granted {
     /// The same, with what policy said beside: the label class under which the flow's opener was judged, 0 for none, and [`LATER`](crate::policy::LATER).
     #[inline(always)]
     pub const fn under(self, said: u32) -> Self {
-        let later = (said / LATER & 1) as u64;
+        let later = ((said / LATER) & 1) as u64;
         Self { packed: self.packed | (said as u64) << CT_CLASS_SHIFT | later << Self::LATER }
     }
     /// Of these bits of a verdict word those that are remembered: none of a flow that is judged by its answer.

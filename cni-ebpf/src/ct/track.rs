@@ -39,7 +39,7 @@ impl<F: Family> Seen<F> {
     }
     /// 1 if what is for the other end goes by the node's stack, else 0.
     #[inline(always)]
-    fn to_host<S: CtEnv>(&self, s: &S, verdicts: u64) -> u64 {
+    fn goes_by_host<S: CtEnv>(&self, s: &S, verdicts: u64) -> u64 {
         s.blur(entry::by_host(verdicts, self.from_hi ^ 1), self.ask.what)
     }
 }
@@ -70,7 +70,7 @@ where
     {
         let word = flow.verdicts.get();
         if is_unchanged(s, flow, cfg, &seen, word) {
-            return Ok(known(seen.to_host(s, word)));
+            return Ok(known(seen.goes_by_host(s, word)));
         }
     }
     Ok(turn(s, found, &seen, granted))
@@ -137,7 +137,7 @@ where
                 };
                 // Only this is kept of it: the verifier would walk what follows once for each way to a word.
                 let word = blur(word);
-                let to_host = seen.to_host(s, word);
+                let to_host = seen.goes_by_host(s, word);
                 let after = before.after(cfg, seen.rest, seen.said, now, |n| blur(n.into()) as u32);
                 let after = View { verdicts: word, ..after };
                 flow.write(seen.is_hi(s), &before, &after);

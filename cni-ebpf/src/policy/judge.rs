@@ -56,7 +56,7 @@ pub fn judge<F: Family, P: Packet, S: Rules + Identities<F> + Flows<F> + Blame>(
     let from_stack = s.blur(from_stack.into()) != 0;
     // Of a Service a judged pod has answered, or somebody whom no program of ours has seen, as the node itself: then the Service's address counts as any other.
     let asks = s.blur(u64::from(direction == Direction::Forth && !question.is_quoted())) & 1;
-    let by_backend = s.blur(asks | u64::from(p.mark() / MARK_ANSWER & 1)) & 1 != 0;
+    let by_backend = s.blur(asks | u64::from((p.mark() / MARK_ANSWER) & 1)) & 1 != 0;
     let ruling = Ruling::from_word(s.blur(egress_of(s, sets.egress, &flow, by_backend).word()));
     let opener = (sets.egress, ruling);
     if !ruling.is_allowed() {

@@ -198,7 +198,7 @@ impl Judged {
     /// The same, and it is not remembered if the ruling leaves it for later: see [`LATER`].
     #[inline(always)]
     pub const fn later_if(self, ruling: Ruling, asks: u64) -> Self {
-        Self { word: self.word | (ruling.is_later() as u64 & asks) * (Self::IS_LATER << Self::REASON) }
+        Self { word: self.word | ((ruling.is_later() as u64 & asks) * (Self::IS_LATER << Self::REASON)) }
     }
     /// The same, and this is what the opener's policies say.
     #[inline(always)]

@@ -57,6 +57,9 @@ struct Side {
     pods: [Place; 2],
 }
 
+/// What it is about, and what must hold.
+type Case = (&'static str, fn(&Rig));
+
 /// An ordinary node and a hostile one, each with two pods, and the world.
 struct Rig {
     lab: Lab,
@@ -89,7 +92,7 @@ impl Rig {
     }
 
     /// Runs one case after the other, also behind one that fails.
-    fn run(self, cases: &[(&str, fn(&Self))]) {
+    fn run(self, cases: &[Case]) {
         let failed: Vec<_> = cases
             .iter()
             .filter(|(name, case)| {
@@ -215,6 +218,29 @@ fn a_pod_reaches_itself(rig: &Rig) {
     });
 }
 
+/// What docs/install.md has for Services whose answers come from outside of the pods.
+fn documented_rules() -> &'static str {
+    let (_, behind) = include_str!("../../../docs/install.md").split_once("```nft\n").expect("a block of rules");
+    behind.split_once("```").expect("its end").0
+}
+
+fn a_pod_reaches_other_nodes_and_the_world_where_the_node_masquerades(rig: &Rig) {
+    each(rig, |here, there, family| {
+        let a = &here.pods[0];
+        let reach = |who| reaches(a, &here.node, service(family), who, Source::Kept);
+        reach(&there.node).unwrap_err();
+        let rules = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(rules.path(), documented_rules()).unwrap();
+        tool::succeeds(&here.node, &format!("nft -f {}", rules.path().display())).unwrap();
+        let seen = reach(&there.node).unwrap();
+        assert!(seen.iter().all(|s| *s != a.address(family).unwrap()), "{} → {}: {seen:?}", a.name, there.node.name);
+        reach(&rig.near).unwrap();
+        // Pods behind Services see who asks, as without these rules.
+        assert_eq!(reach(&there.pods[0]).unwrap(), [a.address(family).unwrap(); 2]);
+        tool::succeeds(&here.node, "nft delete table inet weft-services").unwrap();
+    });
+}
+
 /// A pod of another node sees the node's InternalIP; but where the kernel masquerades as another address of the node, it sees nothing (docs/paths.md).
 fn masqueraded(rig: &Rig, node: &Side, family: Family, asks: impl Fn() -> Result<[IpAddr; 2]>) {
     let before = dropped(rig.node(node), "ForeignSource");
@@ -329,11 +355,15 @@ fn policy_judges_the_backend(rig: &Rig) {
 
 #[test]
 fn services_that_the_nodes_stack_translates_have_pods_behind_them() {
-    let cases: &[(&str, fn(&Rig))] = &[
+    let cases: &[Case] = &[
         ("a pod reaches one of its node", a_pod_reaches_one_of_its_node),
         ("a pod reaches one of another node", a_pod_reaches_one_of_another_node),
         ("a pod reaches itself", a_pod_reaches_itself),
         ("a node reaches pods here and elsewhere", a_node_reaches_pods_here_and_elsewhere),
+        (
+            "a pod reaches other nodes and the world, where the node masquerades",
+            a_pod_reaches_other_nodes_and_the_world_where_the_node_masquerades,
+        ),
         ("the world reaches pods by a port of a node", the_world_reaches_pods_by_a_port_of_a_node),
         ("who asks a closed port hears so", who_asks_a_closed_port_hears_so),
         ("what nothing translates does not leave the node", what_nothing_translates_does_not_leave_the_node),

@@ -25,7 +25,7 @@ use cni_ebpf::{
         world,
     },
     family::{V4, V6},
-    nat::{End, Pair, back, family::is_same_end, give_way},
+    nat::{End, Pair, family::is_same_end, receiver},
 };
 
 use crate::{
@@ -50,7 +50,13 @@ pub(super) trait Tested: Translated<Addr: FromIp> {
     fn nat(w: &Fake) -> &NatTables;
     fn forth_of(w: &Fake, pair: &Pair<Self>, node: &Self::Addr) -> Result<Option<End<Self>>, D>;
     fn back_of(w: &Fake, node: End<Self>, pair: &Pair<Self>) -> Result<Option<End<Self>>, D>;
-    fn node_sends(w: &Fake, node: End<Self>, pair: &Pair<Self>);
+    /// The node has bound a socket to the port, and speaks to the same end of the world: what that answers takes the port from the pod.
+    fn node_takes(w: &Fake, node: End<Self>, pair: &Pair<Self>) {
+        let key = bytes_of(&pair.key(&node)).to_vec();
+        Self::nat(w).used.borrow_mut().insert(key.clone());
+        assert_eq!(Self::back_of(w, node, pair).map(|pod| pod.is_some()), Ok(false));
+        Self::nat(w).used.borrow_mut().remove(&key);
+    }
 }
 macro_rules! tested {
     ($family:ident, $is_6:literal, $ct:ident, $nat:ident) => {
@@ -69,11 +75,7 @@ macro_rules! tested {
                 let answered = Pair { pod: node, ..*pair }.rest();
                 let asker = if pair.asker == Asker::SENDER { Asker::RECEIVER } else { Asker::NONE };
                 let ports = cni_common::net::Ports::new(answered.ports.dst(), answered.ports.src());
-                back::<$family, _>(w, &pair.world.addr, &node.addr, Rest { ports, asker, ..answered })
-            }
-            fn node_sends(w: &Fake, node: End<Self>, pair: &Pair<Self>) {
-                let rest = Pair { pod: node, ..*pair }.rest();
-                give_way::<$family, _>(w, &node.addr, &pair.world.addr, rest);
+                receiver::<$family, _, _>(&mut (), w, &pair.world.addr, &node.addr, Rest { ports, asker, ..answered })
             }
         }
     };

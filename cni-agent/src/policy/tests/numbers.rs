@@ -16,7 +16,7 @@ use super::{
 use crate::policy::{
     Change, Engine, Image,
     change::Map,
-    objects::Direction,
+    objects::{Direction, PolicyName},
     verdicts::{case::Op, world::Agent},
 };
 
@@ -67,8 +67,8 @@ fn check(seed: u64, events: usize) -> Result<BTreeMap<Kind, usize>, TestCaseErro
     let mut agent = Agent { engine: Engine::new(NODES[0]), image: Image::default() };
     let mut met: BTreeSet<(Kind, u32)> = BTreeSet::new();
     let mut gone: BTreeSet<(Kind, u32)> = BTreeSet::new();
-    // Which version of a policy, in which direction, and which of its rules.
-    let mut named: BTreeMap<u32, (u64, Direction, usize)> = BTreeMap::new();
+    // Of which policy, in which direction, and what the rule says.
+    let mut named: BTreeMap<u32, (PolicyName, Direction, String)> = BTreeMap::new();
     for n in 0..NODES.len() + events {
         let op = match NODES.get(n) {
             Some(name) => {
@@ -85,12 +85,21 @@ fn check(seed: u64, events: usize) -> Result<BTreeMap<Kind, usize>, TestCaseErro
                 prop_assert!(!gone.contains(&number), "{:?} again, by {:?}", number, op);
                 met.insert(number);
             }
-            if let Some(cookie) = cookie(&change) {
-                let rule = agent.engine.rule_of(cookie).map(|(revision, way, n)| (revision.number, way, n));
-                let Some(rule) = rule else { return Err(TestCaseError::fail(format!("{cookie} names no rule"))) };
-                prop_assert_eq!(*named.entry(cookie).or_insert(rule), rule, "cookie {} again, by {:?}", cookie, op);
-            }
             agent.image.apply(change);
+        }
+        for cookie in agent.engine.contents().filter_map(|c| cookie(&c)) {
+            let Some((revision, way, n)) = agent.engine.rule_of(cookie) else {
+                return Err(TestCaseError::fail(format!("{cookie} names no rule")));
+            };
+            let says = revision.policy.rules(way).and_then(|rules| rules.get(n)).map(|rule| format!("{rule:?}"));
+            let rule = (revision.policy.name.clone(), way, says.expect("a rule of the object"));
+            prop_assert_eq!(
+                named.entry(cookie).or_insert_with(|| rule.clone()),
+                &rule,
+                "cookie {} again, by {:?}",
+                cookie,
+                op
+            );
         }
         let held: BTreeSet<(Kind, u32)> = agent.engine.contents().flat_map(|c| numbers(&c)).collect();
         gone.extend(met.difference(&held));

@@ -293,7 +293,7 @@ fn a_pod_under_the_endpoint_id_and_the_address_of_a_deleted_one_has_nothing_of_i
                     dst: Some(address.into()),
                     ..crate::api::tests::event("PolicyIngress")
                 };
-                rig.policies.explain(&mut event, 0);
+                rig.policies.explain(&mut event, 0, 0);
                 (event.ends.unwrap()[1].clone(), event.policies)
             };
             assert_eq!(named([10, 244, 1, id as u8]), (Some("shop/heir".to_owned()), vec![]));
