@@ -1,5 +1,6 @@
 //! Many nodes and pods that are objects alone: no kubelet knows of them, and what sends objects to an agent cannot tell.
 use std::{
+    collections::BTreeSet,
     net::Ipv4Addr,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -36,16 +37,17 @@ impl Crowd {
     /// # Errors
     /// When the API server does not take them, or no service accounts come.
     pub fn namespaces(&self, cluster: &Cluster) -> Result<()> {
-        let object = |n| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace(n)}});
-        let list =
-            json!({"apiVersion": "v1", "kind": "List", "items": (0..NAMESPACES).map(object).collect::<Vec<_>>()});
+        let names: BTreeSet<String> = (0..self.pods).map(namespace).collect();
+        let object = |name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": names.iter().map(object).collect::<Vec<_>>()});
         cluster.apply(&list.to_string())?;
         // Without it pods are refused.
         until("service accounts of the namespaces", UP_LIMIT, || {
             let accounts = cluster.get(&["serviceaccounts", "-A", "--field-selector=metadata.name=default"])?;
-            let of =
-                |n| accounts["items"].as_array()?.iter().find(|a| a["metadata"]["namespace"] == namespace(n)).map(drop);
-            Ok((0..NAMESPACES).all(|n| of(n).is_some()).then_some(()))
+            let of = |name: &String| {
+                accounts["items"].as_array()?.iter().find(|a| a["metadata"]["namespace"] == **name).map(drop)
+            };
+            Ok(names.iter().all(|name| of(name).is_some()).then_some(()))
         })
     }
 
@@ -165,8 +167,6 @@ fn many(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]

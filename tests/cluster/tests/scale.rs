@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use cluster::{
     Cluster, Config,
     crowd::Crowd,
+    fixture::{end, weft_at},
     layout::Families,
     pods::{Workload, connect, run},
     until,
@@ -131,16 +132,8 @@ fn a_thousand_nodes_and_twenty_thousand_pods() {
 
     // One that begins with all of it there.
     let began = Instant::now();
-    let killed = cluster.in_node(2, "pkill").unwrap().args(["-KILL", "-x", "weft-agent"]).status().unwrap();
-    assert!(killed.success(), "no agent to kill");
-    let ready = || -> Result<Option<()>> {
-        let said = cluster
-            .in_node(2, "sh")?
-            .args(["-c", "nsenter --mount --target $(pgrep -x weft-agent) /usr/bin/weft status"])
-            .output()?;
-        Ok(said.status.success().then_some(()))
-    };
-    until("the agent that was started anew, in sync", LIMIT, ready).unwrap();
+    end(&cluster, 2, "weft-agent").unwrap();
+    until("the agent that was started anew, in sync", LIMIT, || weft_at(&cluster, 2, &["status"]).map(Some)).unwrap();
     let took = began.elapsed();
     in_sync(&cluster, 2);
     let with = resident(&cluster, 2).unwrap();
