@@ -147,12 +147,11 @@ pub fn admit<F: Family, P, S: Track<P, F>>(
     // Where nobody is isolated, nobody need be asked.
     let isolated = sender.ingress | sender.egress | receiver.ingress | receiver.egress;
     let question = if ask.heard == NOTHING {
-        // What is heard of an ICMP error is what it quotes.
-        let question = s.about(p, ask);
+        // What is heard of an ICMP error is what it quotes. Asked at each place, for the stack: what is needed behind a call is kept there meanwhile.
         if isolated == 0 {
-            return Ok(question.way());
+            return Ok(s.about(p, ask).way());
         }
-        question
+        s.about(p, ask)
     } else {
         let granted = if isolated == 0 { Granted::by(epoch) } else { Granted::NO };
         match s.track(p, ask, granted)? {
@@ -163,7 +162,7 @@ pub fn admit<F: Family, P, S: Track<P, F>>(
     };
     let class = s.judge(p, ask, question, sender, receiver)?;
     if ask.heard == NOTHING {
-        return Ok(question.way());
+        return Ok(s.about(p, ask).way());
     }
     match s.track(p, ask, Granted::by(epoch).under(class))? {
         Tracked::ByHost => Ok(Way::Host),

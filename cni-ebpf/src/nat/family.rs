@@ -183,9 +183,10 @@ impl NatFamily for V6 {
         let [a0, a1] = pod.addr.raw();
         bytemuck::must_cast([
             #[cfg(feature = "test-layout")]
-            0,
+            made,
             a0,
             a1,
+            #[cfg(not(feature = "test-layout"))]
             made,
             u64::from(pod.port.raw()),
         ])
@@ -194,9 +195,10 @@ impl NatFamily for V6 {
     fn own(made: u64, zero: u64) -> NatBack6 {
         bytemuck::must_cast([
             #[cfg(feature = "test-layout")]
+            made,
             zero,
             zero,
-            zero,
+            #[cfg(not(feature = "test-layout"))]
             made,
             zero,
         ])
