@@ -16,6 +16,7 @@ mod lock;
 mod machine;
 mod manifest;
 mod node;
+mod observe;
 pub mod offload;
 pub mod pair;
 mod pod;

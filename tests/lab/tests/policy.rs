@@ -1,9 +1,10 @@
 //! Policies between real pods: agents that follow real objects, and packets that pass or do not. Needs root and `cargo xtask build`; run it
 //! with `cargo xtask test --suite lab`.
+#[path = "support/policies.rs"]
+mod policies;
+
 use std::{
-    io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -13,23 +14,13 @@ use lab::{
     pair::until,
     probe::{self, Family, Flow, Place},
 };
+use policies::{GONE, apply, connects, of, policy, settle};
 use serde_json::{Value, json};
 
 /// The port that policies here are about, and another one.
 const ALLOWED: u16 = 8080;
 const OTHER: u16 = 8081;
-/// A packet that has not come by then was dropped.
-const GONE: Duration = Duration::from_millis(300);
 
-fn of(app: &str) -> Value {
-    json!({"podSelector": {"matchLabels": {"app": app}}})
-}
-fn policy(name: &str, spec: Value) -> Value {
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": {"namespace": "shop", "name": name}, "spec": spec,
-    })
-}
 /// `web` is isolated for ingress, but for what these rules allow.
 fn into_web(rules: Value) -> Value {
     policy("web", json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"], "ingress": rules}))
@@ -62,17 +53,6 @@ impl Rig {
     fn policies(&self, node: &str) -> Value {
         self.lab.node(node).unwrap().ask("/v1/policies").unwrap()
     }
-    /// Waits until no row of the agents waits for the kernel.
-    fn settle(&self) {
-        for node in self.lab.nodes() {
-            until("the agents have applied everything", || {
-                let status = node.ask("/v1/status").unwrap();
-                status["reconciler"]["pending"] == 0
-                    && status["reconciler"]["applied"] == status["reconciler"]["revision"]
-            })
-            .unwrap();
-        }
-    }
     /// Waits until node-1 knows a pod's object: in a cluster, its node is chosen long before its device is made.
     fn await_object(&self, pod: &str) {
         let node = self.lab.node("node-1").unwrap();
@@ -80,27 +60,7 @@ impl Rig {
             node.ask("/v1/pods").unwrap().as_array().unwrap().iter().any(|p| p["name"] == pod)
         })
         .unwrap();
-        self.settle();
-    }
-    /// Applies policies and waits until all agents know as much and have it in the maps.
-    fn apply(&self, objects: &[Value]) {
-        self.lab.apply(objects).unwrap();
-        for object in objects.iter().filter(|o| o["kind"].as_str().is_some_and(|k| k.ends_with("Policy"))) {
-            let name = match object["metadata"]["namespace"].as_str() {
-                Some(namespace) => {
-                    format!("NetworkPolicy {namespace}/{}", object["metadata"]["name"].as_str().unwrap())
-                }
-                None => format!("ClusterNetworkPolicy {}", object["metadata"]["name"].as_str().unwrap()),
-            };
-            for node in self.lab.nodes() {
-                until(&format!("{name} is in force"), || {
-                    let all = node.ask("/v1/policies").unwrap();
-                    let policies = all["policies"].as_array().unwrap();
-                    policies.iter().any(|p| p["name"] == name.as_str() && p["kernel"] == "in force")
-                })
-                .unwrap();
-            }
-        }
+        settle(&self.lab);
     }
     fn delete(&self, objects: &[Value], left: usize) {
         self.lab.delete(objects).unwrap();
@@ -111,29 +71,7 @@ impl Rig {
             })
             .unwrap();
         }
-        self.settle();
-    }
-    /// The first line that `weft observe` on node-1 says, asked for it so, while something is done again and again: nobody knows when it listens.
-    fn observed(&self, words: &[&str], act: impl Fn()) -> Value {
-        let mut weft = Command::new(self.lab.bin_dir().join("weft"))
-            .args(["observe", "--json", "--count", "1", "--timeout", "20"])
-            .args(words)
-            .arg("--socket")
-            .arg(self.lab.node("node-1").unwrap().paths().api_socket())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(weft.stdout.take().unwrap()).lines();
-        let line = std::thread::scope(|scope| {
-            let heard = scope.spawn(|| lines.next());
-            while !heard.is_finished() {
-                act();
-                lab::pause();
-            }
-            heard.join().unwrap()
-        });
-        assert!(weft.wait().unwrap().success());
-        serde_json::from_str(&line.expect("a line").unwrap()).unwrap()
+        settle(&self.lab);
     }
     /// How many packets were judged on node-1 that only pass for audit.
     fn audited(&self) -> u64 {
@@ -146,12 +84,6 @@ impl Rig {
     }
 }
 
-/// Whether a connection to this port is made.
-fn connects(from: &Place, to: &Place, family: Family, port: u16) -> bool {
-    let _listener = to.run(|| TcpListener::bind(SocketAddr::new(family.any(), port))).unwrap();
-    let address = SocketAddr::new(to.address(family).unwrap(), port);
-    from.run(|| TcpStream::connect_timeout(&address, GONE)).is_ok()
-}
 /// Whether a datagram to this port arrives, and its answer.
 fn answers(from: &Place, to: &Place, family: Family, port: u16) -> bool {
     let server = to.run(|| UdpSocket::bind(SocketAddr::new(family.any(), port))).unwrap();
@@ -176,7 +108,7 @@ fn an_isolated_pod_is_reached_by_whom_a_rule_names_and_by_its_own_node_over_each
     for family in Family::BOTH {
         assert!(connects(&rig.far, &rig.web, family, OTHER), "without a policy");
     }
-    rig.apply(&[into_web(json!([]))]);
+    apply(&rig.lab, &[into_web(json!([]))]);
     for family in Family::BOTH {
         for from in [&rig.near, &rig.far, &other_node] {
             assert!(!connects(from, &rig.web, family, ALLOWED), "{} {family}", from.name);
@@ -187,7 +119,7 @@ fn an_isolated_pod_is_reached_by_whom_a_rule_names_and_by_its_own_node_over_each
         assert!(connects(&rig.web, &rig.far, family, OTHER), "egress is not isolated");
         assert!(connects(&rig.web, &rig.web, family, OTHER), "itself");
     }
-    rig.apply(&[into_web(json!([{"from": [of("far")], "ports": tcp_port("http")}, {"from": [of("near")]}]))]);
+    apply(&rig.lab, &[into_web(json!([{"from": [of("far")], "ports": tcp_port("http")}, {"from": [of("near")]}]))]);
     for family in Family::BOTH {
         until("it is in force", || connects(&rig.far, &rig.web, family, ALLOWED)).unwrap();
         assert!(!connects(&rig.far, &rig.web, family, OTHER));
@@ -223,14 +155,14 @@ fn egress_is_judged_at_the_sender_by_namespaces_blocks_and_tiers() {
             json!({"podSelector": {"matchLabels": {"app": "near"}}, "policyTypes": ["Egress"], "egress": [{"to": to}]}),
         )
     };
-    rig.apply(&[egress(json!([{"namespaceSelector": {"matchLabels": {"safe": "yes"}}}]))]);
+    apply(&rig.lab, &[egress(json!([{"namespaceSelector": {"matchLabels": {"safe": "yes"}}}]))]);
     for family in Family::BOTH {
         until("the namespace's labels are known", || connects(&rig.near, &vault, family, OTHER)).unwrap();
         assert!(!connects(&rig.near, &rig.far, family, OTHER));
         assert!(!connects(&rig.near, &rig.web, family, OTHER), "on one node");
         assert!(connects(&rig.far, &rig.near, family, OTHER), "ingress is not isolated, and answers come with it");
     }
-    rig.apply(&[egress(json!([{"ipBlock": {"cidr": format!("{far}/32")}}]))]);
+    apply(&rig.lab, &[egress(json!([{"ipBlock": {"cidr": format!("{far}/32")}}]))]);
     until("it is in force", || connects(&rig.near, &rig.far, Family::V4, OTHER)).unwrap();
     assert!(!connects(&rig.near, &rig.far, Family::V6, OTHER) && !connects(&rig.near, &vault, Family::V4, OTHER));
     // A deny of the Admin tier comes before, and its smaller number before a larger one.
@@ -241,9 +173,9 @@ fn egress_is_judged_at_the_sender_by_namespaces_blocks_and_tiers() {
                 "egress": [{"action": action, "to": [{"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "far"}}}}]}]},
         })
     };
-    rig.apply(&[tier("deny", 10, "Deny")]);
+    apply(&rig.lab, &[tier("deny", 10, "Deny")]);
     assert!(!connects(&rig.near, &rig.far, Family::V4, OTHER));
-    rig.apply(&[tier("accept", 5, "Accept")]);
+    apply(&rig.lab, &[tier("accept", 5, "Accept")]);
     for family in Family::BOTH {
         assert!(connects(&rig.near, &rig.far, family, OTHER));
     }
@@ -258,7 +190,7 @@ fn a_running_connection_is_cut_when_it_is_revoked_and_an_allowed_one_runs_on() {
         let mut kept = Flow::open(&rig.near, &rig.web, family).unwrap();
         let mut out = Flow::open(&rig.web, &rig.far, family).unwrap();
         [&mut revoked, &mut kept, &mut out].into_iter().for_each(|f| f.exchange(10_000).unwrap());
-        rig.apply(&[into_web(json!([{"from": [of("near")]}]))]);
+        apply(&rig.lab, &[into_web(json!([{"from": [of("near")]}]))]);
         assert!(revoked.push(1000).is_err(), "{family}");
         kept.exchange(100_000).unwrap();
         out.exchange(100_000).unwrap();
@@ -278,7 +210,7 @@ fn flips_lose_nothing_that_both_versions_allow_and_let_nothing_through_that_both
             {"key": "app", "operator": "In", "values": ["near", "x"]}]}}]}]),
         ),
     ];
-    rig.apply(&versions[..1]);
+    apply(&rig.lab, &versions[..1]);
     let denied = rig.web.run(|| UdpSocket::bind(SocketAddr::new(Family::V4.any(), OTHER))).unwrap();
     let sender = rig.far.run(|| UdpSocket::bind(SocketAddr::new(Family::V4.any(), 0))).unwrap();
     let target = SocketAddr::new(rig.web.address(Family::V4).unwrap(), OTHER);
@@ -307,7 +239,7 @@ fn flips_lose_nothing_that_both_versions_allow_and_let_nothing_through_that_both
 #[test]
 fn an_agent_that_comes_back_loses_no_packet_that_is_allowed_and_lets_none_through_that_is_not() {
     let mut rig = Rig::new();
-    rig.apply(&[into_web(json!([{"from": [of("near")]}]))]);
+    apply(&rig.lab, &[into_web(json!([{"from": [of("near")]}]))]);
     let denied = rig.web.run(|| UdpSocket::bind(SocketAddr::new(Family::V4.any(), OTHER))).unwrap();
     let sender = rig.far.run(|| UdpSocket::bind(SocketAddr::new(Family::V4.any(), 0))).unwrap();
     let target = SocketAddr::new(rig.web.address(Family::V4).unwrap(), OTHER);
@@ -346,7 +278,7 @@ fn an_agent_that_comes_back_loses_no_packet_that_is_allowed_and_lets_none_throug
 fn pods_whose_first_packet_is_a_connect_are_judged_rightly() {
     const PODS: usize = 50;
     let mut rig = Rig::new();
-    rig.apply(&[into_web(json!([{"from": [of("friend")], "ports": tcp_port(ALLOWED)}]))]);
+    apply(&rig.lab, &[into_web(json!([{"from": [of("friend")], "ports": tcp_port(ALLOWED)}]))]);
     let _listener = rig.web.run(|| TcpListener::bind(SocketAddr::new(Family::V4.any(), ALLOWED))).unwrap();
     let target = SocketAddr::new(rig.web.address(Family::V4).unwrap(), ALLOWED);
     for n in 0..PODS {
@@ -379,16 +311,17 @@ fn held_back(rig: &mut Rig, name: &str, app: &str) -> Place {
 #[test]
 fn a_new_pod_of_another_node_is_judged_by_its_labels_before_its_address_is_known() {
     let mut rig = Rig::new();
-    rig.apply(&[into_web(json!([{"from": [of("friend")], "ports": tcp_port(ALLOWED)}]))]);
+    apply(&rig.lab, &[into_web(json!([{"from": [of("friend")], "ports": tcp_port(ALLOWED)}]))]);
     let friend = held_back(&mut rig, "friend", "friend");
     let stranger = held_back(&mut rig, "stranger", "stranger");
     for family in Family::BOTH {
         assert!(connects(&friend, &rig.web, family, ALLOWED), "{family}");
         assert!(!connects(&friend, &rig.web, family, OTHER), "{family}: another port");
         assert!(!connects(&stranger, &rig.web, family, ALLOWED), "{family}");
-        let event = rig.observed(&["--address", &stranger.address(family).unwrap().to_string()], || {
+        let event = rig.lab.observed("node-1", &["--address", &stranger.address(family).unwrap().to_string()], || {
             assert!(!connects(&stranger, &rig.web, family, ALLOWED), "{family}");
         });
+        let event = event.unwrap();
         assert_eq!(event["ends"], json!(["a pod of shop [app=stranger]", "shop/web"]), "{event:#}");
     }
     let drops = rig.lab.node("node-1").unwrap().ask("/v1/drops").unwrap();
@@ -398,24 +331,24 @@ fn a_new_pod_of_another_node_is_judged_by_its_labels_before_its_address_is_known
     };
     assert!(dropped("PolicyIngress") > 0 && dropped("PolicyUnknown") == 0, "{drops}");
     // What runs goes on when policies change, when the address comes, and when the other way round is the first to be judged.
-    rig.apply(&[into_web(json!([{"from": [of("friend")]}]))]);
-    rig.settle();
+    apply(&rig.lab, &[into_web(json!([{"from": [of("friend")]}]))]);
+    settle(&rig.lab);
     let mut flows = Family::BOTH.map(|family| Flow::open(&friend, &rig.web, family).unwrap());
     flows.iter_mut().for_each(|f| f.exchange(10_000).unwrap());
     for rules in [json!([{"from": [of("friend"), of("near")]}]), json!([{"from": [of("friend")]}])] {
-        rig.apply(&[into_web(rules)]);
-        rig.settle();
+        apply(&rig.lab, &[into_web(rules)]);
+        settle(&rig.lab);
         flows.iter_mut().for_each(|f| f.exchange(10_000).unwrap());
     }
     rig.lab.hold_back(false).unwrap();
-    rig.settle();
+    settle(&rig.lab);
     flows.iter_mut().for_each(|f| f.exchange(10_000).unwrap());
     for family in Family::BOTH {
         assert!(connects(&friend, &rig.web, family, OTHER), "{family}");
         assert!(!connects(&stranger, &rig.web, family, ALLOWED), "{family}");
     }
-    rig.apply(&[into_web(json!([]))]);
-    rig.settle();
+    apply(&rig.lab, &[into_web(json!([]))]);
+    settle(&rig.lab);
     flows.iter_mut().for_each(|f| assert!(f.push(1000).is_err(), "it is revoked"));
     rig.lab.down().unwrap();
 }
@@ -424,7 +357,7 @@ fn a_new_pod_of_another_node_is_judged_by_its_labels_before_its_address_is_known
 fn pods_of_another_node_whose_first_packet_is_a_connect_are_judged_rightly_with_the_api_held_back() {
     let pods = std::env::var("WEFT_FIRST_CONNECTS").map_or(50, |n| n.parse().expect("how many pods"));
     let mut rig = Rig::new();
-    rig.apply(&[into_web(json!([{"from": [of("friend")], "ports": tcp_port(ALLOWED)}]))]);
+    apply(&rig.lab, &[into_web(json!([{"from": [of("friend")], "ports": tcp_port(ALLOWED)}]))]);
     rig.lab.hold_back(true).unwrap();
     let listener = rig.web.run(|| TcpListener::bind(SocketAddr::new(Family::V4.any(), ALLOWED))).unwrap();
     let target = SocketAddr::new(rig.web.address(Family::V4).unwrap(), ALLOWED);
@@ -450,15 +383,15 @@ fn pods_of_another_node_whose_first_packet_is_a_connect_are_judged_rightly_with_
 #[test]
 fn an_event_costs_the_writes_that_it_needs_and_verify_finds_what_others_change() {
     let rig = Rig::new();
-    rig.settle();
+    settle(&rig.lab);
     let (first, second) = (rig.writes("node-1"), rig.writes("node-2"));
-    rig.apply(&[into_web(json!([{"from": [of("near")], "ports": tcp_port(ALLOWED)}]))]);
-    rig.settle();
+    apply(&rig.lab, &[into_web(json!([{"from": [of("near")], "ports": tcp_port(ALLOWED)}]))]);
+    settle(&rig.lab);
     // A rule set of one port, a policy set with its default and one peer, and the addresses of two of three pods that are told apart now.
     let cost = rig.writes("node-1") - first;
     assert!((3..=12).contains(&cost), "{cost}");
     assert_eq!(rig.writes("node-2"), second, "nobody there is selected");
-    rig.apply(&[into_web(json!([{"from": [of("near")], "ports": tcp_port(ALLOWED)}]))]);
+    apply(&rig.lab, &[into_web(json!([{"from": [of("near")], "ports": tcp_port(ALLOWED)}]))]);
     assert_eq!(rig.writes("node-1") - first, cost, "applied again");
     let node = rig.lab.node("node-1").unwrap();
     assert_eq!(node.ask("/v1/verify").unwrap()["items"], json!([]));
@@ -479,7 +412,7 @@ kind: NetworkPolicy
 metadata: {namespace: shop, name: web}
 spec: {podSelector: {matchLabels: {app: web}}}
 ";
-    rig.apply(&Lab::read_manifests(text).unwrap()[1..]);
+    apply(&rig.lab, &Lab::read_manifests(text).unwrap()[1..]);
     rig.lab.apply(&Lab::read_manifests(text).unwrap()[..1]).unwrap();
     until("it is named", || {
         let problems = rig.policies("node-1")["problems"].to_string();
@@ -505,7 +438,7 @@ fn explain_says_what_becomes_of_packets_and_the_rule_that_it_prints_lets_them_in
         };
         answer["flows"].as_array().unwrap().iter().find(is_of).unwrap().clone()
     };
-    rig.apply(&[into_web(json!([{"from": [of("near")], "ports": tcp_port("http")}]))]);
+    apply(&rig.lab, &[into_web(json!([{"from": [of("near")], "ports": tcp_port("http")}]))]);
     for family in Family::BOTH {
         for (from, name) in [(&rig.near, "shop/near"), (&rig.far, "shop/far")] {
             for port in [ALLOWED, OTHER] {
@@ -531,7 +464,7 @@ fn explain_says_what_becomes_of_packets_and_the_rule_that_it_prints_lets_them_in
     // A rule that is printed is right as it stands.
     let denied = explain("node-1", "shop/far", "shop/web", &format!("TCP/{OTHER}"), Family::V4);
     let rule = denied["sides"][1]["missing"]["rule"].clone();
-    rig.apply(&[into_web(json!([rule, {"from": [of("near")]}]))]);
+    apply(&rig.lab, &[into_web(json!([rule, {"from": [of("near")]}]))]);
     until("it is in force", || connects(&rig.far, &rig.web, Family::V4, OTHER)).unwrap();
     assert!(!connects(&rig.far, &rig.web, Family::V4, ALLOWED));
     // After a change a known flow has the verdict from before, until its next packet.
@@ -543,7 +476,7 @@ fn explain_says_what_becomes_of_packets_and_the_rule_that_it_prints_lets_them_in
         told["older"].as_array().unwrap().len()
     };
     assert_eq!(older(), 0);
-    rig.apply(&[into_web(json!([{"from": [of("near"), of("friend")]}]))]);
+    apply(&rig.lab, &[into_web(json!([{"from": [of("near"), of("friend")]}]))]);
     until("the flow is of an earlier epoch", || older() == 1).unwrap();
     flow.exchange(1000).unwrap();
     assert_eq!(older(), 0);
@@ -560,7 +493,7 @@ fn in_mode(mut policy: Value, mode: &str) -> Value {
 fn a_policy_in_audit_mode_lets_pass_what_it_would_deny_and_tells_of_it_until_it_is_obeyed() {
     let rig = Rig::new();
     let policy = || into_web(json!([{"from": [of("near")]}]));
-    rig.apply(&[in_mode(policy(), "audit")]);
+    apply(&rig.lab, &[in_mode(policy(), "audit")]);
     let shown = rig.policies("node-1");
     assert_eq!(
         (&shown["policies"][0]["mode"], &shown["summary"]["isolated"]),
@@ -574,9 +507,10 @@ fn a_policy_in_audit_mode_lets_pass_what_it_would_deny_and_tells_of_it_until_it_
         assert!(answers(&rig.far, &rig.web, family, OTHER) && pings(&rig.far, &rig.web, family));
         assert!(rig.audited() > before);
         let far = rig.far.address(family).unwrap().to_string();
-        let event = rig.observed(&["--audit", "--address", &far], || {
+        let event = rig.lab.observed("node-1", &["--audit", "--address", &far], || {
             assert!(connects(&rig.far, &rig.web, family, ALLOWED), "{family}");
         });
+        let event = event.unwrap();
         let told = json!({
             "audit": true, "reason": "PolicyIngress", "dst_port": ALLOWED, "protocol": 6, "src": far,
             "dst": rig.web.address(family).unwrap().to_string(),
@@ -597,14 +531,14 @@ fn a_policy_in_audit_mode_lets_pass_what_it_would_deny_and_tells_of_it_until_it_
     let before = rig.audited();
     flow.exchange(1000).unwrap();
     assert_eq!(rig.audited(), before);
-    rig.apply(&[policy()]);
+    apply(&rig.lab, &[policy()]);
     until("it is obeyed", || !connects(&rig.far, &rig.web, Family::V4, ALLOWED)).unwrap();
     assert!(flow.push(1000).is_err());
     assert!(connects(&rig.near, &rig.web, Family::V6, ALLOWED) && !connects(&rig.far, &rig.web, Family::V6, ALLOWED));
     // And in audit mode again, and with a word that is none.
-    rig.apply(&[in_mode(policy(), "audit")]);
+    apply(&rig.lab, &[in_mode(policy(), "audit")]);
     until("it is not obeyed", || connects(&rig.far, &rig.web, Family::V6, ALLOWED)).unwrap();
-    rig.apply(&[in_mode(policy(), "loud")]);
+    apply(&rig.lab, &[in_mode(policy(), "loud")]);
     until("it is named", || rig.policies("node-1").to_string().contains("it is `loud`, neither audit nor enforce"))
         .unwrap();
     until("it is obeyed", || !connects(&rig.far, &rig.web, Family::V6, ALLOWED)).unwrap();

@@ -5,9 +5,7 @@ mod policies;
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr, UdpSocket},
-    process::{Command, Stdio},
 };
 
 use ipnet::IpNet;
@@ -87,27 +85,6 @@ fn arrives(from: &Place, port: u16, to: &Place, family: Family) -> bool {
     true
 }
 
-/// What `weft observe` of a node says first of packets with this address, while something is done again and again: nobody knows when it listens.
-fn observed(lab: &Lab, address: IpAddr, act: impl Fn()) -> Value {
-    let mut weft = Command::new(lab.bin_dir().join("weft"))
-        .args(["observe", "--json", "--count", "1", "--timeout", "20", "--address", &address.to_string(), "--socket"])
-        .arg(lab.node("node-1").unwrap().paths().api_socket())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(weft.stdout.take().unwrap()).lines();
-    let line = std::thread::scope(|scope| {
-        let heard = scope.spawn(|| lines.next());
-        while !heard.is_finished() {
-            act();
-            lab::pause();
-        }
-        heard.join().unwrap()
-    });
-    assert!(weft.wait().unwrap().success());
-    serde_json::from_str(&line.expect("a line").unwrap()).unwrap()
-}
-
 /// Whether the agent ends between the two pods: only then an endpoint id is given again before all others were.
 fn comes_again(restarted: bool) {
     let mut lab =
@@ -179,7 +156,10 @@ fn comes_again(restarted: bool) {
             assert!(connects(from, &place, family, PORT), "{family} {}: a policy is inherited", from.name);
         }
         let address = heir.place().unwrap().address(family).unwrap();
-        let event = observed(&lab, address, || assert!(!connects(&place, &web, family, PORT)));
+        let event = lab.observed("node-1", &["--address", &address.to_string()], || {
+            assert!(!connects(&place, &web, family, PORT))
+        });
+        let event = event.unwrap();
         assert_eq!(event["ends"], json!([name, "shop/web"]), "{event:#}");
         let node = lab.node("node-1").unwrap();
         let path = format!("/v1/explain?from={address}&to=shop/web&probe=TCP/{PORT}");

@@ -37,19 +37,23 @@ pub fn settle(lab: &Lab) {
     }
 }
 
-/// Policies that are new: shown to all agents, and in force. One of another text than before must have another name.
-pub fn apply(lab: &Lab, policies: &[Value]) {
-    lab.apply(policies).unwrap();
-    for node in lab.nodes() {
-        until("the policies are known", || {
-            let all = node.ask("/v1/policies").unwrap();
-            policies.iter().all(|p| {
-                let end = format!("shop/{}", p["metadata"]["name"].as_str().unwrap());
-                let is_it = |k: &&Value| k["name"].as_str().is_some_and(|n| n.ends_with(&end));
-                all["policies"].as_array().unwrap().iter().find(is_it).is_some_and(|k| k["kernel"] == "in force")
+/// Objects that are new: the policies among them shown to all agents, and in force. One of another text than before must have another name.
+pub fn apply(lab: &Lab, objects: &[Value]) {
+    lab.apply(objects).unwrap();
+    for object in objects.iter().filter(|o| o["kind"].as_str().is_some_and(|k| k.ends_with("Policy"))) {
+        let name = object["metadata"]["name"].as_str().unwrap();
+        let name = match object["metadata"]["namespace"].as_str() {
+            Some(namespace) => format!("NetworkPolicy {namespace}/{name}"),
+            None => format!("ClusterNetworkPolicy {name}"),
+        };
+        for node in lab.nodes() {
+            until(&format!("{name} is in force"), || {
+                let all = node.ask("/v1/policies").unwrap();
+                let policies = all["policies"].as_array().unwrap();
+                policies.iter().any(|p| p["name"] == name.as_str() && p["kernel"] == "in force")
             })
-        })
-        .unwrap();
+            .unwrap();
+        }
     }
     settle(lab);
 }
