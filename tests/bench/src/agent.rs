@@ -41,13 +41,23 @@ fn run(lab: &mut Lab, rounds: u32) -> Result<BTreeMap<String, f64>> {
         times.push(lab.restart_agent("node-1", Ending::Killed)?.as_secs_f64() * 1e3);
     }
     let pid = lab.node("node-1")?.agent_pid().context("the agent does not run")?;
-    let rss = resident(&fs::read_to_string(format!("/proc/{pid}/status"))?).context("the kernel does not say VmRSS")?;
+    let rss = resident_of(pid)?;
     let quantile = |q| stats::quantile(&times, q).context("no start was timed");
     Ok(BTreeMap::from([
         ("agent ready_p50_ms".to_owned(), quantile(0.5)?),
         ("agent ready_max_ms".to_owned(), quantile(1.0)?),
         ("agent rss_mib".to_owned(), rss),
     ]))
+}
+
+/// Resident memory of a process, MiB.
+///
+/// # Errors
+/// When it is gone, or the kernel does not say.
+pub fn resident_of(pid: i32) -> Result<f64> {
+    let status = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&status).with_context(|| format!("read {status}"))?;
+    resident(&status).context("the kernel does not say VmRSS")
 }
 
 /// VmRSS of `/proc/PID/status`, MiB.

@@ -9,7 +9,7 @@ use crate::add::args::AddArgs;
 use crate::inline::Test;
 use crate::layout::{Family, LayoutName};
 use crate::masquerade::args::MasqueradeArgs;
-use crate::{agent, ct, interrupt, map_memory, nat, netns, packet_cost, path, policy_cost, report};
+use crate::{agent, ct, interrupt, map_memory, nat, netns, packet_cost, path, policy_cost, report, scale};
 
 /// Measures Weft's datapath and CNI calls side by side with the physical limit and with peers.
 ///
@@ -31,6 +31,7 @@ enum Verb {
     Ct(CtArgs),
     Masquerade(MasqueradeArgs),
     Policy(PolicyArgs),
+    Scale(ScaleArgs),
 }
 
 /// Cost of a packet's way, as a ratio to the physical limit of the same run.
@@ -223,6 +224,50 @@ impl PolicyArgs {
     }
 }
 
+/// What a large cluster is to one node's agent: how soon it holds all of it, how soon a change is in the kernel, memory.
+///
+/// A Weft lab of one node with 100 pods is built. Its agent is shown 1,000 nodes, 50,000 pods and 2,000 NetworkPolicies by its manifest directory,
+/// killed, and started anew with all of it there. Then policies of the pods here are changed, and labels of pods elsewhere, one at a time: the clock runs from when the
+/// object's file is there until the loaded programs read what has become of it.
+///
+/// OUTPUT: one line a figure: `figure scale ready_ms X`, `policy_p50_ms`, `policy_p99_ms`, `label_p50_ms`, `label_p99_ms`, `rss_begin_mib` and
+/// `rss_mib` (with all objects, and after all changes), `policy_entries` (entries of the maps of policy), `policy_mib` and `maps_mib` (what these and all maps take of the
+/// kernel's memory). With --json one document instead.
+///
+/// EXIT STATUS: 0; 1 when something failed, or with --check when a budget is broken; 2 for a wrong command line.
+#[derive(Debug, Args)]
+pub struct ScaleArgs {
+    /// Print one JSON document instead of the figures.
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 when a budget is broken.
+    #[arg(long)]
+    check: bool,
+    /// Changes of each kind.
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=2000))]
+    rounds: u32,
+}
+
+impl ScaleArgs {
+    fn run(self) -> Result<bool> {
+        interrupt::watch()?;
+        let _claim = netns::claim()?;
+        let figures = scale::measure(self.rounds)?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&figures).context("write the report as JSON")?);
+        } else {
+            for (name, value) in &figures {
+                println!("figure {name} {value:.1}");
+            }
+        }
+        let broken = scale::broken(&figures);
+        if let Some(broken) = &broken {
+            eprintln!("weft-bench: over budget: {broken}");
+        }
+        Ok(!self.check || broken.is_none())
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Families {
     /// IPv4.
@@ -255,6 +300,7 @@ impl Cli {
             Verb::Ct(arguments) => arguments.run(),
             Verb::Masquerade(arguments) => arguments.run(),
             Verb::Policy(arguments) => arguments.run(),
+            Verb::Scale(arguments) => arguments.run(),
         }
     }
 }

@@ -23,4 +23,5 @@ pub mod path;
 pub mod policy_cost;
 pub mod report;
 pub mod rounds;
+pub mod scale;
 pub mod stats;

@@ -104,7 +104,10 @@ fn grow(spec: MapSpec) -> Result<Table> {
 }
 
 /// What the kernel says that a map takes, bytes.
-fn memory(map: &RawMap) -> Result<u64> {
+///
+/// # Errors
+/// When it does not say.
+pub fn memory(map: &RawMap) -> Result<u64> {
     let path = format!("/proc/self/fdinfo/{}", map.fd().as_raw_fd());
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     memlock(&text).with_context(|| format!("{path} does not say what {} takes", map.spec().name))
