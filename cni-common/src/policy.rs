@@ -1,6 +1,6 @@
 //! Keys and values of the policy maps: who a peer is, and what a pod's policies say about it.
 //!
-//! A new flow is judged by at most two look-ups for each side that is a pod of this node, after the peer's identity is known:
+//! A new flow is judged by at most three look-ups in what policies say for each side that is a pod of this node, after the peer's identity is known:
 //!
 //! | map | key → value |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | senders (LPM) | [`SenderKey`], of [`SENDER_BITS`] or more bits → [`Identity`]; asked about what comes through the tunnel when the label class that it names is not the address's |
 //! | blocks (LPM, for each family) | prefix → [`Identity`]; asked when the hash does not know the address |
 //! | peers (HASH) | [`PeerKey`] → [`PeerRules`]; a peer without an entry has that of [`IDENTITY_OTHER`] |
+//! | ports (HASH) | [`RuleKey`] of one port → [`Rule`]; asked first, of rule sets with [`RULES_BY_PORT`] in their number alone |
 //! | rules (LPM) | [`RuleKey`], of [`RULE_BITS`], [`RULE_PROTO_BITS`] or more bits → [`Rule`]; what no entry covers is denied |
 //!
 //! | hits (LRU HASH) | [`HitKey`] → flows that were judged so; the programs write it |
@@ -18,7 +19,10 @@
 //! Plain `repr(C)`, no hidden padding, no enum, no bool. Numbers are in host order unless their type says otherwise.
 use bytemuck::{Pod, Zeroable};
 
-use crate::{maps::map_types, net::Ip6};
+use crate::{
+    maps::map_types,
+    net::{Be16, Ip6},
+};
 
 map_types! {
     /// What an address is to the policies of this node: a class of addresses that none of them tells apart.
@@ -55,13 +59,14 @@ map_types! {
 
     /// Which rule set decides about a peer.
     pub struct PeerRules {
-        /// Rule set, or [`RULES_ALLOW_ALL`] or [`RULES_DENY_ALL`], which have no entries in the map of rules.
+        /// Rule set, perhaps with [`RULES_BY_PORT`], or [`RULES_ALLOW_ALL`] or [`RULES_DENY_ALL`], which have no entries.
         pub rules: u32,
     }
 
-    /// What is looked up in the map of rules, behind the prefix length that every LPM key begins with: bits count from the first byte's highest.
+    /// What is looked up in the map of rules, behind the prefix length that every LPM key begins with: bits count from the first byte's highest. In the map of
+    /// single ports it is the whole key.
     pub struct RuleKey {
-        /// Rule set: always whole.
+        /// Rule set, with [`RULES_BY_PORT`] if its number has that: always whole.
         pub rules: u32,
         /// IP protocol, whole or absent.
         pub proto: u8,
@@ -85,6 +90,15 @@ map_types! {
         pub by: u32,
         /// [`VERDICT_ALLOW`], [`VERDICT_AUDIT`] or [`VERDICT_DENY`], perhaps with [`HIT_OF_SET`].
         pub what: u32,
+    }
+}
+
+impl RuleKey {
+    /// Of a flow, made in words: the kernel's hash reads it in words at once, and would wait for bytes that were stored one by one.
+    #[inline(always)]
+    pub fn of(rules: u32, proto: u8, port: Be16) -> Self {
+        let [high, low] = port.bytes;
+        bytemuck::cast([rules, u32::from_ne_bytes([proto, high, low, 0])])
     }
 }
 
@@ -126,6 +140,9 @@ pub const RULES_ALLOW_ALL: u32 = 1;
 pub const RULES_DENY_ALL: u32 = 2;
 /// The first number of a rule set that has entries.
 pub const RULES_FIRST: u32 = 16;
+/// Set in the number of a rule set that has many single ports: their entries are in a hash beside the trie, which is asked first. Nothing is more specific than they
+/// are, so the first hit decides; and a trie of many ports is deep.
+pub const RULES_BY_PORT: u32 = 1 << 31;
 
 /// `Rule::verdict`: the flow may pass.
 pub const VERDICT_ALLOW: u32 = 1;
@@ -140,6 +157,16 @@ pub const VERDICT_AUDIT: u32 = 3;
 pub const fn only_audits(set: u32) -> bool {
     set >> 30 == 1
 }
+/// Whether a rule set's entries for single ports are in the hash.
+#[inline(always)]
+pub const fn are_by_port(rules: u32) -> bool {
+    rules & RULES_BY_PORT != 0
+}
+/// Whether a rule set's entry of so many bits is in the hash.
+pub const fn is_by_port(rules: u32, bits: u32) -> bool {
+    are_by_port(rules) && bits == RULE_PORT_BITS
+}
+
 /// Bits of a [`SenderKey`] before the address.
 pub const SENDER_BITS: u32 = 64;
 
@@ -164,6 +191,14 @@ mod tests {
     }
 
     #[test]
+    fn the_hash_has_whole_keys_of_rule_sets_that_are_marked() {
+        let marked = RULES_FIRST | RULES_BY_PORT;
+        assert!(is_by_port(marked, RULE_PORT_BITS) && !is_by_port(marked, RULE_PORT_BITS - 1));
+        assert!(!is_by_port(RULES_FIRST, RULE_PORT_BITS));
+        assert!(![RULES_ALLOW_ALL, RULES_DENY_ALL].into_iter().any(are_by_port));
+    }
+
+    #[test]
     fn what_is_counted_is_one_number() {
         for key in [HitKey::of_rule(u32::MAX, VERDICT_DENY), HitKey::of_set(SET_AUDIT | 3, VERDICT_AUDIT)] {
             assert_eq!(HitKey::from_number(key.number()), key);
@@ -175,6 +210,7 @@ mod tests {
     fn the_port_follows_the_protocol_bit_by_bit() {
         let key = RuleKey { rules: 0x0102_0304, proto: 6, port: 80_u16.to_be_bytes(), pad: 0 };
         assert_eq!(bytemuck::bytes_of(&key)[4..], [6, 0, 80, 0]);
+        assert_eq!(RuleKey::of(0x0102_0304, 6, Be16::from_host(80)), key);
         assert_eq!(RULE_PROTO_BITS + 16, RULE_PORT_BITS);
     }
 }

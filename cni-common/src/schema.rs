@@ -57,7 +57,7 @@ pub struct MapSpec {
     /// Name in the kernel and of the pin, at most 15 characters, ending with the version of the layout.
     pub name: &'static str,
     /// Index of its fingerprint in the `schema` map: appended, never reused. Another layout has another one, as both maps may be there
-    /// at a time.
+    /// at a time. (The layout of the tests alone has some whose maps are gone: no build that had those meets it.)
     pub id: u32,
     /// What becomes of it in an upgrade.
     pub role: Role,
@@ -134,8 +134,10 @@ pub const MAX_BLOCKS: u32 = 65_536;
 pub const MAX_SENDERS: u32 = 2 * MAX_REMOTES;
 /// What policy sets say of identities that their default does not. An idle node pays 16 bytes for each, and has 32 MiB for all maps.
 pub const MAX_PEERS: u32 = 131_072;
-/// Entries of rule sets.
+/// Entries of rule sets, but for those in the map of single ports.
 pub const MAX_RULES: u32 = 131_072;
+/// Entries for single ports, of rule sets that have many: what has no room here is in the map of rules. An idle node pays 16 bytes for each.
+pub const MAX_PORTS: u32 = 32_768;
 /// Rules, and policy sets where no rule decides, of which it is counted how often. What was used least recently is forgotten.
 pub const MAX_HITS: u32 = 8192;
 /// Bytes of the event ring: 3,276 events, of which each has 8 bytes of the ring's own.
@@ -239,11 +241,11 @@ maps! {
     #[cfg(not(feature = "test-layout"))]
     NAT_BACK6 33 State "nat_back6_v1" Hash(size_of::<NatKey6>() => size_of::<NatBack6>(); MAX_TRANSLATIONS, NO_PREALLOC) NatBack6::LAYOUT, "what the world writes over IPv6 → the masqueraded pod's end";
     #[cfg(feature = "test-layout")]
-    NAT_BACK6 56 State "nat_back6_v90" Hash(size_of::<NatKey6>() => size_of::<NatBack6>(); MAX_TRANSLATIONS, NO_PREALLOC) NatBack6::LAYOUT, "what the world writes over IPv6 → the masqueraded pod's end";
+    NAT_BACK6 4 State "nat_back6_v90" Hash(size_of::<NatKey6>() => size_of::<NatBack6>(); MAX_TRANSLATIONS, NO_PREALLOC) NatBack6::LAYOUT, "what the world writes over IPv6 → the masqueraded pod's end";
     #[cfg(not(feature = "test-layout"))]
     NAT_FORTH4 34 State "nat_forth4_v1" Hash(size_of::<CtKey4>() => size_of::<NatForth4>(); MAX_TRANSLATIONS, NO_PREALLOC) NatForth4::LAYOUT, "masqueraded IPv4 flow → the node's end";
     #[cfg(feature = "test-layout")]
-    NAT_FORTH4 55 State "nat_forth4_v90" Hash(size_of::<CtKey4>() => size_of::<NatForth4>(); MAX_TRANSLATIONS, NO_PREALLOC) NatForth4::LAYOUT, "masqueraded IPv4 flow → the node's end";
+    NAT_FORTH4 3 State "nat_forth4_v90" Hash(size_of::<CtKey4>() => size_of::<NatForth4>(); MAX_TRANSLATIONS, NO_PREALLOC) NatForth4::LAYOUT, "masqueraded IPv4 flow → the node's end";
     #[cfg(not(feature = "test-layout"))]
     NAT_FORTH6 35 State "nat_forth6_v1" Hash(size_of::<CtKey6>() => size_of::<NatForth6>(); MAX_TRANSLATIONS, NO_PREALLOC) NatForth6::LAYOUT, "masqueraded IPv6 flow → the node's end";
     #[cfg(feature = "test-layout")]
@@ -258,7 +260,8 @@ maps! {
     BLOCK4 42 Derived "block4_v1" LpmTrie(4 + ADDR4 => size_of::<Identity>(); MAX_BLOCKS, NO_PREALLOC) Identity::LAYOUT, "IPv4 prefix that a policy names → identity";
     BLOCK6 43 Derived "block6_v1" LpmTrie(4 + ADDR6 => size_of::<Identity>(); MAX_BLOCKS, NO_PREALLOC) Identity::LAYOUT, "IPv6 prefix that a policy names → identity";
     POLICY_PEER 44 Derived "policy_peer_v1" Hash(size_of::<PeerKey>() => size_of::<PeerRules>(); MAX_PEERS, NO_PREALLOC) PeerRules::LAYOUT, "policy set and identity → rule set";
-    POLICY_RULE 45 Derived "policy_rule_v1" LpmTrie(4 + size_of::<RuleKey>() => size_of::<Rule>(); MAX_RULES, NO_PREALLOC) Rule::LAYOUT, "rule set, protocol and port → verdict";
+    POLICY_RULE 55 Derived "policy_rule_v2" LpmTrie(4 + size_of::<RuleKey>() => size_of::<Rule>(); MAX_RULES, NO_PREALLOC) Rule::LAYOUT, "rule set, protocol and ports → verdict";
+    POLICY_PORT 56 Derived "policy_port_v1" Hash(size_of::<RuleKey>() => size_of::<Rule>(); MAX_PORTS, NO_PREALLOC) Rule::LAYOUT, "rule set with many single ports, protocol and port → verdict";
     TOLD 52 Scratch "told_v1" PerCpuArray(4 => size_of::<Told>(); 1, 0) Told::LAYOUT, "what policy says of the packet that it judges, besides its verdict";
     HITS 54 Scratch "hits_v1" LruHash(size_of::<HitKey>() => 8; MAX_HITS, 0) &[("flows", 0, 8)], "rule or policy set, and verdict → flows that were judged so";
     SCHEMA 17 Record "schema" Array(4 => 8; MAX_MAPS, 0) &[("fingerprint", 0, 8)], "fingerprint of each map's layout";

@@ -89,6 +89,10 @@ impl<K: Kernel> Rules for Live<'_, K> {
     fn rules_of(&self, set: u32, identity: u32) -> Option<u32> {
         self.get(&schema::POLICY_PEER, bytes_of(&PeerKey { set, identity })).map(|found: PeerRules| found.rules)
     }
+    fn port_rule(&self, key: &RuleKey) -> Option<&Rule> {
+        let rule = self.get(&schema::POLICY_PORT, bytes_of(key))?;
+        Some(self.rule.get_or_init(|| rule))
+    }
     fn rule(&self, key: &RuleKey) -> Option<&Rule> {
         let rule = self.longest(&schema::POLICY_RULE, bytes_of(key), RULE_PORT_BITS)?;
         Some(self.rule.get_or_init(|| rule))

@@ -9,7 +9,9 @@ use cni_common::{
         Cidr, Config, CtConfig, CtEntry, CtKey4, CtKey6, Endpoint, FragKey4, FragKey6, Fragments, Leave4, Leave6,
         Local, NatBack4, NatBack6, NatConfig, NatForth4, NatForth6, NatKey4, NatKey6, Remote, Tunnel,
     },
-    policy::{HitKey, Holder, PeerKey, RULE_BITS, RULE_PROTO_BITS, Rule, RuleKey, SENDER_BITS, SenderKey},
+    policy::{
+        HitKey, Holder, PeerKey, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, Rule, RuleKey, SENDER_BITS, SenderKey,
+    },
     schema::{self, MapSpec, MapType},
 };
 use serde::Serialize;
@@ -35,6 +37,7 @@ pub fn key(spec: &MapSpec, key: &[u8]) -> Value {
         (_, bytes) if spec.id == schema::LAYOUTS.id => text(bytes),
         (_, bytes) if is(spec, &[schema::CT4, schema::CT_NEW4, schema::NAT_FORTH4]) => fields::<CtKey4>(bytes),
         (_, bytes) if is(spec, &[schema::CT6, schema::CT_NEW6, schema::NAT_FORTH6]) => fields::<CtKey6>(bytes),
+        (_, bytes) if is(spec, &[schema::POLICY_PORT]) => json!(rule_key(RULE_PORT_BITS, bytes)),
         (_, bytes) if is(spec, &[schema::POLICY_PEER]) => fields::<PeerKey>(bytes),
         (_, bytes) if is(spec, &[schema::HITS]) => fields::<HitKey>(bytes),
         (_, bytes) if is(spec, &[schema::NAT_BACK4]) => fields::<NatKey4>(bytes),
@@ -66,7 +69,7 @@ pub fn value(spec: &MapSpec, bytes: &[u8]) -> Value {
         id if id == schema::NAT_FORTH6.id => fields::<NatForth6>(bytes),
         _ if is(spec, &[schema::FRAGS4, schema::FRAGS6]) => fields::<Fragments>(bytes),
         _ if is(spec, &[schema::IDENTITY4, schema::IDENTITY6]) => fields::<Holder>(bytes),
-        id if id == schema::POLICY_RULE.id => fields::<Rule>(bytes),
+        _ if is(spec, &[schema::POLICY_RULE, schema::POLICY_PORT]) => fields::<Rule>(bytes),
         id if id == schema::TUNNELS.id => fields::<Tunnel>(bytes),
         id if id == schema::COUNTS.id => json!(counters::sum(bytes)),
         id if id == schema::LAYOUTS.id => text(bytes),
@@ -183,6 +186,8 @@ mod tests {
         assert_eq!(rule(40, 0), json!("17 6 any"));
         assert_eq!(rule(42, 32_768), json!("17 6 32768-49151"));
         assert_eq!(rule(56, 80), json!("17 6 80"));
+        let single = RuleKey { rules: 17, proto: 6, port: 80_u16.to_be_bytes(), pad: 0 };
+        assert_eq!(key(&schema::POLICY_PORT, bytes_of(&single)), rule(56, 80));
         let index = cni_common::drop::slot(Point::FromNetdev, DropReason::UnknownNode as u64);
         assert_eq!(key(&schema::COUNTS, &index.to_ne_bytes()), json!("from_netdev UnknownNode"));
     }
@@ -212,7 +217,9 @@ mod tests {
                 other => panic!("{}: {other}", spec.name),
             }
             let shown = key(spec, &vec![0; spec.key_size as usize]);
-            let is_rule = |v: &Value| spec.id == schema::POLICY_RULE.id && v == "0/0";
+            let is_rule = |v: &Value| {
+                spec.id == schema::POLICY_RULE.id && v == "0/0" || spec.id == schema::POLICY_PORT.id && v == "0 0 0"
+            };
             let is_address = |v: &Value| v.as_str().is_some_and(|t| t.contains("0.0.0.0") || t.contains("::"));
             let is_counter = |v: &Value| spec.kind == MapType::PerCpuArray && v.is_string();
             assert!(

@@ -6,7 +6,7 @@ use cni_common::{
     net::Ip6,
     policy::{
         Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SENDER_BITS, SenderKey, VERDICT_ALLOW, VERDICT_AUDIT,
-        VERDICT_DENY,
+        VERDICT_DENY, is_by_port,
     },
     schema::{self, MapSpec},
 };
@@ -24,6 +24,8 @@ use crate::tables::PodKey;
 pub enum Map {
     /// Rules: LPM.
     Rules,
+    /// Rules for single ports, of rule sets that have many.
+    Ports,
     /// Policy set and identity → rule set.
     Peers,
     /// IPv4 address → identity.
@@ -39,13 +41,22 @@ pub enum Map {
 }
 impl Map {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Rules, Self::Peers, Self::Identities4, Self::Identities6, Self::Blocks4, Self::Blocks6, Self::Senders];
+    pub const ALL: [Self; 8] = [
+        Self::Rules,
+        Self::Ports,
+        Self::Peers,
+        Self::Identities4,
+        Self::Identities6,
+        Self::Blocks4,
+        Self::Blocks6,
+        Self::Senders,
+    ];
 
     /// What it looks like in the kernel.
     pub fn spec(self) -> &'static MapSpec {
         match self {
             Self::Rules => &schema::POLICY_RULE,
+            Self::Ports => &schema::POLICY_PORT,
             Self::Peers => &schema::POLICY_PEER,
             Self::Identities4 => &schema::IDENTITY4,
             Self::Identities6 => &schema::IDENTITY6,
@@ -85,11 +96,12 @@ impl Change {
             Verdict::Deny => VERDICT_DENY,
         };
         let value = Rule { verdict, cookie: e.decision.cookie };
-        Self::Entry {
-            map: Map::Rules,
-            key: prefixed(e.bits, bytes_of(&key)),
-            value: there.then(|| bytes_of(&value).to_vec()),
-        }
+        let (map, key) = if is_by_port(rules, e.bits) {
+            (Map::Ports, bytes_of(&key).to_vec())
+        } else {
+            (Map::Rules, prefixed(e.bits, bytes_of(&key)))
+        };
+        Self::Entry { map, key, value: there.then(|| bytes_of(&value).to_vec()) }
     }
     pub(crate) fn peer(set: u32, identity: u32, rules: Option<u32>) -> Self {
         Self::Entry {

@@ -104,7 +104,7 @@ impl Image {
 fn length(map: Map, key: &[u8]) -> (Map, u32) {
     match map {
         Map::Rules | Map::Blocks4 | Map::Blocks6 | Map::Senders => (map, key.get(..4).map_or(0, pod_read_unaligned)),
-        Map::Peers | Map::Identities4 | Map::Identities6 => (map, 0),
+        Map::Ports | Map::Peers | Map::Identities4 | Map::Identities6 => (map, 0),
     }
 }
 
@@ -117,6 +117,9 @@ impl Rules for Image {
     fn rules_of(&self, set: u32, identity: u32) -> Option<u32> {
         let found: &PeerRules = self.get(Map::Peers, bytes_of(&PeerKey { set, identity }).to_vec())?;
         Some(found.rules)
+    }
+    fn port_rule(&self, key: &RuleKey) -> Option<&Rule> {
+        self.get(Map::Ports, bytes_of(key).to_vec())
     }
     fn rule(&self, key: &RuleKey) -> Option<&Rule> {
         self.longest(Map::Rules, bytes_of(key), RULE_PORT_BITS)

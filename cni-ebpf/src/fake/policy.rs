@@ -10,8 +10,8 @@ use cni_common::{
     event::{Blame as Said, DropEvent, Told, WOULD_BE},
     net::{Ip4, Ip6},
     policy::{
-        HitKey, Holder, IDENTITY_OTHER, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_DENY_ALL,
-        Rule, RuleKey, SET_AUDIT, SenderKey, VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_DENY,
+        HitKey, Holder, IDENTITY_OTHER, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL, RULES_BY_PORT,
+        RULES_DENY_ALL, Rule, RuleKey, SET_AUDIT, SenderKey, VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_DENY, is_by_port,
     },
     wire::{TCP, UDP},
 };
@@ -31,7 +31,7 @@ use crate::{
 pub struct PolicyTables {
     /// Policy set and identity → rule set.
     pub peers: BTreeMap<(u32, u32), u32>,
-    /// Bits of a rule's key, the key and what it says.
+    /// Bits of a rule's key, the key and what it says: of both maps.
     pub rules: Vec<(u32, RuleKey, Rule)>,
     /// IPv4 address → identity.
     pub identities4: BTreeMap<Ip4, Holder>,
@@ -113,8 +113,13 @@ impl Rules for Fake {
         *self.policy.asked.borrow_mut() += 1;
         self.policy.peers.get(&(set, identity)).copied()
     }
+    fn port_rule(&self, key: &RuleKey) -> Option<&Rule> {
+        let singles = self.policy.rules.iter().filter(|(bits, single, _)| is_by_port(single.rules, *bits));
+        singles.map(|(_, single, rule)| (single, rule)).find(|(single, _)| *single == key).map(|(_, rule)| rule)
+    }
     fn rule(&self, key: &RuleKey) -> Option<&Rule> {
-        let covering = self.policy.rules.iter().filter(|(bits, prefix, _)| holds(*bits, prefix, key));
+        let prefixes = self.policy.rules.iter().filter(|(bits, prefix, _)| !is_by_port(prefix.rules, *bits));
+        let covering = prefixes.filter(|(bits, prefix, _)| holds(*bits, prefix, key));
         covering.max_by_key(|(bits, ..)| *bits).map(|(.., rule)| rule)
     }
 }
@@ -251,6 +256,15 @@ pub fn isolate(w: &mut Fake) {
         };
         for l in locals.into_iter().flatten() {
             (l.set_in, l.set_out) = if is_client { (CLIENT_IN, CLIENT_OUT) } else { (SERVER_IN, 0) };
+        }
+    }
+}
+
+/// Marks these rule sets of an [isolated](isolate) world, so that their single ports are in the hash.
+pub fn put_by_port(w: &mut Fake, rule_sets: &[u32]) {
+    for rules in w.policy.peers.values_mut().chain(w.policy.rules.iter_mut().map(|(_, key, _)| &mut key.rules)) {
+        if rule_sets.contains(rules) {
+            *rules |= RULES_BY_PORT;
         }
     }
 }

@@ -14,8 +14,8 @@ use cni_common::{
     policy::{HitKey, Holder, Identity, PeerKey, PeerRules, Rule, RuleKey, SenderKey},
     schema::{
         EVENT_BYTES, MAX_BLOCKS, MAX_CIDRS, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTED, MAX_HITS, MAX_HOLDERS,
-        MAX_LAYOUTS, MAX_LEAVES, MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN, MAX_PEERS, MAX_REMOTES, MAX_RULES, MAX_SENDERS,
-        MAX_SPARED, MAX_TRANSLATIONS, NAME_BYTES, NO_PREALLOC, RECORD_BYTES,
+        MAX_LAYOUTS, MAX_LEAVES, MAX_MAPS, MAX_NEW_FLOWS, MAX_OWN, MAX_PEERS, MAX_PORTS, MAX_REMOTES, MAX_RULES,
+        MAX_SENDERS, MAX_SPARED, MAX_TRANSLATIONS, NAME_BYTES, NO_PREALLOC, RECORD_BYTES,
     },
 };
 
@@ -35,6 +35,7 @@ const BLOCK_SLOTS: usize = MAX_BLOCKS as usize;
 const SENDER_SLOTS: usize = MAX_SENDERS as usize;
 const PEER_SLOTS: usize = MAX_PEERS as usize;
 const RULE_SLOTS: usize = MAX_RULES as usize;
+const PORT_SLOTS: usize = MAX_PORTS as usize;
 const HIT_SLOTS: usize = MAX_HITS as usize;
 const SPARSE: usize = NO_PREALLOC as usize;
 
@@ -134,8 +135,10 @@ pub static BLOCK6: LpmTrie<Ip6, Identity, BLOCK_SLOTS> = LpmTrie::new();
 pub static SENDERS: LpmTrie<SenderKey, Identity, SENDER_SLOTS> = LpmTrie::new();
 #[btf_map(name = "policy_peer_v1")]
 pub static POLICY_PEER: HashMap<PeerKey, PeerRules, PEER_SLOTS, SPARSE> = HashMap::new();
-#[btf_map(name = "policy_rule_v1")]
+#[btf_map(name = "policy_rule_v2")]
 pub static POLICY_RULE: LpmTrie<RuleKey, Rule, RULE_SLOTS> = LpmTrie::new();
+#[btf_map(name = "policy_port_v1")]
+pub static POLICY_PORT: HashMap<RuleKey, Rule, PORT_SLOTS, SPARSE> = HashMap::new();
 #[btf_map(name = "told_v1")]
 pub static TOLD: PerCpuArray<Told, 1> = PerCpuArray::new();
 #[btf_map(name = "hits_v1")]

@@ -17,6 +17,11 @@ impl Rules for Kernel {
         unsafe { POLICY_PEER.get(PeerKey { set, identity }) }.map(|found| found.rules)
     }
     #[inline(always)]
+    fn port_rule(&self, key: &RuleKey) -> Option<&Rule> {
+        // SAFETY: as above.
+        unsafe { POLICY_PORT.get(key) }
+    }
+    #[inline(always)]
     fn rule(&self, key: &RuleKey) -> Option<&Rule> {
         POLICY_RULE.get(&Key::new(RULE_PORT_BITS, *key))
     }

@@ -3,7 +3,7 @@ use cni_common::{
     net::Be16,
     policy::{
         Holder, IDENTITY_OTHER, IDENTITY_UNKNOWN, RULES_ALLOW_ALL, RULES_DENY_ALL, Rule, RuleKey, SET_NONE, SenderKey,
-        only_audits,
+        are_by_port, only_audits,
     },
 };
 
@@ -27,6 +27,8 @@ pub struct Flow<F: Family> {
 pub trait Rules {
     /// Which rule set a policy set has for an identity, and for nobody else.
     fn rules_of(&self, set: u32, identity: u32) -> Option<u32>;
+    /// The entry of this very key, of rule sets whose single ports have a map of their own.
+    fn port_rule(&self, key: &RuleKey) -> Option<&Rule>;
     /// The entry with the longest prefix of this key.
     fn rule(&self, key: &RuleKey) -> Option<&Rule>;
     /// The same number, of which the kernel's verifier forgets by which way it came to be: it then walks what follows once for all ways.
@@ -181,7 +183,10 @@ fn look_up<S: Rules>(s: &S, set: u32, peer: Option<u32>, proto: u32, port: Be16)
     if rules == RULES_DENY_ALL {
         return Ruling::denied(Why::Whole);
     }
-    match s.rule(&RuleKey { rules, proto: proto as u8, port: port.bytes, pad: 0 }) {
+    let key = RuleKey::of(rules, proto as u8, port);
+    // No prefix is longer than a whole key.
+    let single = if are_by_port(rules) { s.port_rule(&key) } else { None };
+    match single.or_else(|| s.rule(&key)) {
         Some(rule) => Ruling::of_entry(rule),
         None => Ruling::denied(Why::NoEntry),
     }

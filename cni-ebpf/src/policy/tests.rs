@@ -6,8 +6,8 @@ use cni_common::{
     net::{Be16, Ip4, Ip6},
     policy::{
         HitKey, Holder, IDENTITY_OTHER, IDENTITY_UNKNOWN, RULE_BITS, RULE_PORT_BITS, RULE_PROTO_BITS, RULES_ALLOW_ALL,
-        RULES_DENY_ALL, RULES_FIRST, Rule, RuleKey, SENDER_BITS, SET_AUDIT, SET_NONE, SenderKey, VERDICT_ALLOW,
-        VERDICT_AUDIT, VERDICT_DENY,
+        RULES_BY_PORT, RULES_DENY_ALL, RULES_FIRST, Rule, RuleKey, SENDER_BITS, SET_AUDIT, SET_NONE, SenderKey,
+        VERDICT_ALLOW, VERDICT_AUDIT, VERDICT_DENY, is_by_port,
     },
 };
 use proptest::prelude::*;
@@ -51,8 +51,13 @@ impl Rules for Maps {
     fn rules_of(&self, set: u32, identity: u32) -> Option<u32> {
         self.peers.get(&(set, identity)).copied()
     }
+    fn port_rule(&self, key: &RuleKey) -> Option<&Rule> {
+        let mut singles = self.rules.iter().filter(|(bits, k, _)| is_by_port(k.rules, *bits));
+        singles.find(|(_, k, _)| k == key).map(|(.., rule)| rule)
+    }
     fn rule(&self, key: &RuleKey) -> Option<&Rule> {
-        let hits = self.rules.iter().filter(|(bits, k, _)| covers(*bits, bytes_of(k), bytes_of(key)));
+        let prefixes = self.rules.iter().filter(|(bits, k, _)| !is_by_port(k.rules, *bits));
+        let hits = prefixes.filter(|(bits, k, _)| covers(*bits, bytes_of(k), bytes_of(key)));
         hits.max_by_key(|(bits, ..)| *bits).map(|(.., rule)| rule)
     }
 }
@@ -171,6 +176,22 @@ fn a_peer_without_an_entry_has_the_default_and_the_longest_prefix_decides() {
 }
 
 #[test]
+fn single_ports_in_the_hash_decide_before_the_trie_and_what_they_do_not_name_is_the_tries() {
+    let mut m = maps();
+    let marked = RULES_FIRST | RULES_BY_PORT;
+    m.rules.iter_mut().for_each(|(_, key, _)| key.rules = marked);
+    m.peers.insert((SET, PEER_ID), marked);
+    let ask = |m: &Maps, proto, port| answer(egress(m, SET, &flow(POD, PEER, proto, port)));
+    assert_eq!(ask(&m, TCP, 80), (true, Why::Entry, 11));
+    assert_eq!(ask(&m, TCP, 0x1f01), (false, Why::Entry, 13), "a port beats the range that it is in");
+    assert_eq!(ask(&m, TCP, 0x1f02), (true, Why::Entry, 12));
+    assert_eq!((ask(&m, TCP, 81), ask(&m, 17, 80)), ((false, Why::NoEntry, 0), (false, Why::NoEntry, 0)));
+    // A set that is not marked has nothing there, whatever its number's other bits.
+    m.peers.insert((SET, PEER_ID), RULES_FIRST);
+    assert_eq!(ask(&m, TCP, 80), (false, Why::NoEntry, 0));
+}
+
+#[test]
 fn another_protocol_is_covered_by_the_whole_set_only() {
     let mut m = maps();
     assert_eq!(answer(egress(&m, SET, &flow(POD, PEER, ICMP, 0))), (false, Why::NoEntry, 0));
@@ -273,6 +294,37 @@ proptest! {
         prop_assert_eq!(r.is_audited(), verdict == VERDICT_AUDIT);
         prop_assert_eq!((r.in_audit().is_allowed(), r.in_audit().is_audited()), (true, verdict != VERDICT_ALLOW));
         prop_assert_eq!(answer(r.in_audit()), (true, Why::Entry, cookie));
+    }
+    #[test]
+    fn both_maps_say_together_what_the_longest_prefix_of_all_entries_says(
+        is_marked in any::<bool>(),
+        entries in proptest::collection::vec((32_u32..=56, 0_u8..3, 0_u16..64, any::<bool>()), 0..60),
+        asked in proptest::collection::vec((0_u8..3, 0_u16..64), 1..40),
+    ) {
+        let rules = if is_marked { RULES_FIRST | RULES_BY_PORT } else { RULES_FIRST };
+        let mut all: BTreeMap<(u32, [u8; 8]), Rule> = BTreeMap::new();
+        for ((bits, proto, port, may), cookie) in entries.into_iter().zip(1..) {
+            // Many whole ports, and no half of a protocol.
+            let bits = match bits { 33..40 => RULE_BITS, 46.. => RULE_PORT_BITS, other => other };
+            let key = RuleKey { rules, proto, port: (port << 10).to_be_bytes(), pad: 0 };
+            let rest = u64::MAX.checked_shr(bits).unwrap_or(0);
+            let masked = u64::from_be_bytes(bytemuck::cast(key)) & !rest;
+            let verdict = if may { VERDICT_ALLOW } else { VERDICT_DENY };
+            all.insert((bits, masked.to_be_bytes()), Rule { verdict, cookie });
+        }
+        let m = Maps {
+            holders: maps().holders,
+            peers: BTreeMap::from([((SET, PEER_ID), rules)]),
+            rules: all.iter().map(|((bits, key), rule)| (*bits, bytemuck::cast(*key), *rule)).collect(),
+            ..Maps::default()
+        };
+        for (proto, port) in asked {
+            let key = RuleKey { rules, proto, port: (port << 10).to_be_bytes(), pad: 0 };
+            // Told by both at once, the shortest first.
+            let naive = all.iter().filter(|((bits, k), _)| covers(*bits, k, bytes_of(&key))).next_back();
+            let want = naive.map_or((false, Why::NoEntry, 0), |(_, r)| (r.verdict == VERDICT_ALLOW, Why::Entry, r.cookie));
+            prop_assert_eq!(answer(egress(&m, SET, &flow(POD, PEER, proto.into(), port << 10))), want);
+        }
     }
     #[test]
     fn an_isolated_pod_lets_nothing_pass_that_no_entry_allows(

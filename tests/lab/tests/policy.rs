@@ -265,11 +265,19 @@ fn an_agent_that_comes_back_loses_no_packet_that_is_allowed_and_lets_none_throug
     denied.set_nonblocking(true).unwrap();
     assert!(denied.recv(&mut [0; 8]).is_err(), "a denied packet got through");
     // Nothing of the former agents is left: as many entries as are compiled.
-    let entries: usize =
-        ["identity4_v2", "identity6_v2", "senders_v1", "block4_v1", "block6_v1", "policy_peer_v1", "policy_rule_v1"]
-            .iter()
-            .map(|m| rig.lab.node("node-1").unwrap().ask(&format!("/v1/maps/{m}")).unwrap().as_array().unwrap().len())
-            .sum();
+    let entries: usize = [
+        "identity4_v2",
+        "identity6_v2",
+        "senders_v1",
+        "block4_v1",
+        "block6_v1",
+        "policy_peer_v1",
+        "policy_rule_v2",
+        "policy_port_v1",
+    ]
+    .iter()
+    .map(|m| rig.lab.node("node-1").unwrap().ask(&format!("/v1/maps/{m}")).unwrap().as_array().unwrap().len())
+    .sum();
     assert_eq!(rig.policies("node-1")["summary"]["entries"], entries);
     rig.lab.down().unwrap();
 }

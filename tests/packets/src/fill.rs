@@ -3,7 +3,7 @@ use bytemuck::bytes_of;
 use cni_agent::datapath::Datapath;
 use cni_common::{
     maps::{Leave4, Leave6, SPARED, SPARED_SERVICE},
-    policy::{PeerKey, PeerRules},
+    policy::{PeerKey, PeerRules, is_by_port},
     schema::{self, MapSpec},
 };
 use cni_ebpf::fake::Fake;
@@ -30,7 +30,11 @@ pub fn fill(datapath: &Datapath, w: &Fake) {
         put(&schema::POLICY_PEER, bytes_of(&key), bytes_of(&PeerRules { rules: *rules }));
     }
     for (bits, key, rule) in &w.policy.rules {
-        put(&schema::POLICY_RULE, &prefixed(bits, bytes_of(key)), bytes_of(rule));
+        if is_by_port(key.rules, *bits) {
+            put(&schema::POLICY_PORT, bytes_of(key), bytes_of(rule));
+        } else {
+            put(&schema::POLICY_RULE, &prefixed(bits, bytes_of(key)), bytes_of(rule));
+        }
     }
     macro_rules! identities {
         ($identities:ident, $identity:ident, $blocks:ident, $block:ident) => {

@@ -62,6 +62,8 @@ fn they_agree_on_a_node_whose_pods_are_isolated_while_policies_change() {
     let node = Node::new();
     let mut w = node.world();
     policy::isolate(&mut w);
+    // Some have their single ports in the hash.
+    policy::put_by_port(&mut w, &[16, 20]);
     node.run(|| agree(w));
 }
 

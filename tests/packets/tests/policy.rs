@@ -8,14 +8,14 @@ use cni_common::{
     event::{DropEvent, WOULD_BE},
     maps::Endpoint,
     net::{Ip6, Mac},
-    policy::{Holder, PeerKey, RULES_ALLOW_ALL, SENDER_BITS, SenderKey},
+    policy::{Holder, PeerKey, RULES_ALLOW_ALL, SENDER_BITS, SenderKey, are_by_port},
     schema,
     wire::{SCTP, TCP, UDP},
 };
 use cni_ebpf::fake::{
     Fake,
     nat::addr,
-    policy::{CLIENT, CLIENT_IN, CLIENT_OUT, CLIENT_OUT_AUDITED, FAR, SERVER_IN, WORLD, audit, isolate},
+    policy::{CLIENT, CLIENT_IN, CLIENT_OUT, CLIENT_OUT_AUDITED, FAR, SERVER_IN, WORLD, audit, isolate, put_by_port},
 };
 use packets::{
     fill,
@@ -217,27 +217,59 @@ impl Isolated {
 
 #[test]
 fn between_pods_of_a_node_both_are_asked_in_one_run() {
-    each(|mut n| {
-        let (egress, ingress) = (Err(D::PolicyEgress), Err(D::PolicyIngress));
-        let of = |proto, port: u16| (proto, [&40_000_u16.to_be_bytes()[..], &port.to_be_bytes(), &[0; 16]].concat());
-        for (l4, fate) in [
-            (tcp(80, SYN), IN),
-            (tcp(79, SYN), egress),
-            (tcp(443, SYN), ingress),
-            // Intervals: what the one allows is half of what the other does.
-            (tcp(32_767, SYN), egress),
-            (tcp(32_768, SYN), IN),
-            (tcp(49_151, SYN), IN),
-            (tcp(49_152, SYN), ingress),
-            (tcp(65_535, SYN), ingress),
-            (frame::udp(40_000, 53, b""), IN),
-            (frame::udp(40_000, 80, b""), egress),
-            (of(SCTP, 80), egress),
-            (of(47, 80), egress),
-            (frame::ping(n.v6), egress),
-        ] {
-            assert_eq!(n.asks(l4.clone()), fate, "{l4:?}");
+    let by_port = |of: &'static [u32]| {
+        move |w: &mut Fake| {
+            isolate(w);
+            put_by_port(w, of);
         }
+    };
+    // Those of the server's ingress and of the client's egress.
+    each_after(by_port(&[16, 19]), judges_both);
+    each_after(by_port(&[16]), judges_both);
+    each(judges_both);
+}
+fn judges_both(mut n: Isolated) {
+    let (egress, ingress) = (Err(D::PolicyEgress), Err(D::PolicyIngress));
+    let of = |proto, port: u16| (proto, [&40_000_u16.to_be_bytes()[..], &port.to_be_bytes(), &[0; 16]].concat());
+    for (l4, fate) in [
+        (tcp(80, SYN), IN),
+        (tcp(79, SYN), egress),
+        (tcp(443, SYN), ingress),
+        // Intervals: what the one allows is half of what the other does.
+        (tcp(32_767, SYN), egress),
+        (tcp(32_768, SYN), IN),
+        (tcp(49_151, SYN), IN),
+        (tcp(49_152, SYN), ingress),
+        (tcp(65_535, SYN), ingress),
+        (frame::udp(40_000, 53, b""), IN),
+        (frame::udp(40_000, 80, b""), egress),
+        (of(SCTP, 80), egress),
+        (of(47, 80), egress),
+        (frame::ping(n.v6), egress),
+    ] {
+        assert_eq!(n.asks(l4.clone()), fate, "{l4:?}");
+    }
+}
+
+#[test]
+fn a_port_in_the_hash_is_denied_out_of_what_the_trie_allows() {
+    let prepare = |w: &mut Fake| {
+        isolate(w);
+        put_by_port(w, &[20]);
+    };
+    each_after(prepare, |mut n| {
+        let out = outside(n.v6);
+        assert_eq!(n.to(out, tcp(53, SYN)), Err(D::PolicyEgress));
+        assert_ne!(n.to(out, tcp(54, SYN)), Err(D::PolicyEgress));
+        // Without its entry it is a port like the others.
+        let (_, key, _) =
+            n.w.policy
+                .rules
+                .iter()
+                .find(|(_, key, _)| key.port == 53_u16.to_be_bytes() && are_by_port(key.rules))
+                .expect("is there");
+        n.k.datapath().map(&schema::POLICY_PORT).delete(bytes_of(key)).expect("is there");
+        assert_ne!(n.to(out, tcp(53, SYN)), Err(D::PolicyEgress));
     });
 }
 

@@ -57,6 +57,33 @@ const TIERS: &str = r#"{"schema": "netpol-verdict-case/1", "id": "tiers", "exter
     {"kind": "NetworkPolicy", "metadata": {"namespace": "b", "name": "own"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}]},
 "steps": [{"ops": []}, {"ops": [{"op": "delete", "kind": "ClusterNetworkPolicy", "name": "first"}]}]}"#;
 
+/// Rule sets with many single ports that lie apart, and with ranges and what is denied among them: of the ports probed the first is one of many, the second between
+/// them, the third in a range, the fourth denied.
+fn ports() -> String {
+    let ports: Vec<String> = (0..200).map(|n| format!("{{\"port\": {}}}", 1000 + 2 * n)).collect();
+    let denied: Vec<String> =
+        (0..40).map(|n| format!("{{\"tcp\": {{\"destinationPort\": {{\"number\": {}}}}}}}", 3001 + 2 * n)).collect();
+    let (ports, denied) = (ports.join(", "), denied.join(", "));
+    format!(
+        r#"{{"schema": "netpol-verdict-case/1", "id": "ports", "external": ["203.0.113.9"],
+"probes": ["TCP/1100", "TCP/1101", "TCP/3000", "TCP/3001", "UDP/1100", "ICMP/0"],
+"cluster": {{
+  "namespaces": {{"shop": {{}}}}, "nodes": [{{"name": "n1", "ips": ["192.0.2.1"]}}, {{"name": "n2", "ips": ["192.0.2.2"]}}],
+  "pods": [
+    {{"namespace": "shop", "name": "web", "labels": {{"app": "web"}}, "node": "n1", "ips": ["10.1.0.5", "fd10::5"]}},
+    {{"namespace": "shop", "name": "db", "labels": {{"app": "db"}}, "node": "n1", "ips": ["10.1.0.6", "fd10::6"]}},
+    {{"namespace": "shop", "name": "far", "labels": {{"app": "web"}}, "node": "n2", "ips": ["10.1.1.5"]}}],
+  "policies": [
+    {{"kind": "NetworkPolicy", "metadata": {{"namespace": "shop", "name": "db"}}, "spec": {{
+      "podSelector": {{"matchLabels": {{"app": "db"}}}}, "policyTypes": ["Ingress"],
+      "ingress": [{{"from": [{{"podSelector": {{"matchLabels": {{"app": "web"}}}}}}], "ports": [{ports}, {{"port": 3000, "endPort": 3999}}]}}]}}}},
+    {{"kind": "ClusterNetworkPolicy", "metadata": {{"name": "first"}}, "spec": {{"tier": "Admin", "priority": 1,
+      "subject": {{"namespaces": {{}}}},
+      "egress": [{{"action": "Deny", "to": [{{"namespaces": {{}}}}], "protocols": [{denied}]}}]}}}}]}},
+"steps": [{{"ops": []}}, {{"ops": [{{"op": "delete", "kind": "ClusterNetworkPolicy", "name": "first"}}]}}]}}"#
+    )
+}
+
 fn letters(steps: &[Matrix]) -> BTreeSet<char> {
     steps.iter().flat_map(|m| &m.verdicts).flat_map(|v| &v.rows).flat_map(|r| r.chars()).collect()
 }
@@ -72,7 +99,7 @@ fn letter(steps: &[Matrix], step: usize, from: &str, to: &str, probe: &str) -> c
 #[test]
 fn the_programs_say_of_each_flow_what_the_look_up_says() {
     let mut programs = Programs::default();
-    for text in [SHOP, TIERS] {
+    for text in [SHOP, TIERS, &ports()] {
         let case: Case = text.parse().unwrap_or_else(|e| panic!("{e}"));
         let native = judge(&case, Mode::Incremental).expect("is a case");
         assert_eq!(native.problems, [""; 0]);
@@ -82,6 +109,27 @@ fn the_programs_say_of_each_flow_what_the_look_up_says() {
         }
         let seen = letters(&native.steps);
         assert!(['.', 'E', 'I', '-'].iter().all(|c| seen.contains(c)), "{seen:?}");
+    }
+}
+
+#[test]
+fn rule_sets_with_many_single_ports_are_asked_by_port_and_then_by_range() {
+    let case: Case = ports().parse().expect("is a case");
+    let steps = judge_by(&mut Programs::default(), &case, Mode::Incremental).expect("is judged").steps;
+    let (web, db, far) = ("pod:shop/web@10.1.0.5", "pod:shop/db@10.1.0.6", "pod:shop/far@10.1.1.5");
+    for (what, first, then) in [
+        ("TCP/1100", '.', '.'),
+        ("TCP/1101", 'I', 'I'),
+        ("TCP/3000", '.', '.'),
+        ("TCP/3001", 'E', '.'),
+        ("UDP/1100", 'I', 'I'),
+        ("ICMP/0", 'I', 'I'),
+    ] {
+        for from in [web, far] {
+            assert_eq!([0, 1].map(|n| letter(&steps, n, from, db, what)), [first, then], "{from} {what}");
+        }
+        // Nobody is asked on its way in there.
+        assert_eq!(letter(&steps, 0, db, web, what), if first == 'E' { 'E' } else { '.' }, "{what}");
     }
 }
 

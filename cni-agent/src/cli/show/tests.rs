@@ -313,12 +313,12 @@ fn policies_that_are_not_in_force_are_told_with_the_reason() {
     let mut s = healthy();
     s.policy.in_force = false;
     assert!(super::status(&s).contains("epoch 5\n           ! not in force yet: the sources are not in sync\n"));
-    s.policy.problem = Some("map policy_rule_v1 is full".into());
+    s.policy.problem = Some("map policy_rule_v2 is full".into());
     s.policy.unknown = 2;
     let text = super::status(&s);
     assert!(
         text.contains(
-            "! isolated until it is known which policies hold: 2 pods\n           ! map policy_rule_v1 is full\n"
+            "! isolated until it is known which policies hold: 2 pods\n           ! map policy_rule_v2 is full\n"
         ),
         "{text}"
     );

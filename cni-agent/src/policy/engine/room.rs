@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytemuck::try_pod_read_unaligned;
-use cni_common::policy::{Holder, IDENTITY_UNKNOWN, PeerKey, RuleKey};
+use cni_common::policy::{Holder, IDENTITY_UNKNOWN, PeerKey, RULES_BY_PORT, RuleKey};
 use ipnet::IpNet;
 
 use super::{EndpointSets, Engine, Floors};
@@ -30,14 +30,17 @@ pub struct Room {
     pub peers: usize,
     /// Of the map of rules.
     pub rules: usize,
+    /// Of the map of rules for single ports.
+    pub ports: usize,
 }
 impl Room {
     /// All that the maps can hold.
     pub fn of_maps() -> Self {
-        Self { peers: Map::Peers.spec().max_entries as usize, rules: Map::Rules.spec().max_entries as usize }
+        let [peers, rules, ports] = [Map::Peers, Map::Rules, Map::Ports].map(|map| map.spec().max_entries as usize);
+        Self { peers, rules, ports }
     }
     fn holds(self, used: Self) -> bool {
-        used.peers <= self.peers && used.rules <= self.rules
+        used.peers <= self.peers && used.rules <= self.rules && used.ports <= self.ports
     }
 }
 
@@ -66,6 +69,7 @@ impl Engine {
     /// From now on the maps have so much room for what this compiler has written.
     pub fn set_room(&mut self, room: Room) {
         self.waiting.room = room;
+        self.rule_sets.set_room(room.ports);
         self.waiting.again = true;
     }
     /// What waits for room is tried again with the next change, whether or not there is more of it.
@@ -94,7 +98,12 @@ impl Engine {
 
     /// What is used now.
     pub(super) fn used(&self) -> Room {
-        Room { peers: self.sets.values().map(|s| s.peers.len() + 1).sum(), rules: self.rule_sets.entries() }
+        let ports = self.rule_sets.by_port();
+        Room {
+            peers: self.sets.values().map(|s| s.peers.len() + 1).sum(),
+            rules: self.rule_sets.entries() - ports,
+            ports,
+        }
     }
     /// Whether there is room for what a part of a plan has added before it takes out what goes.
     pub(super) fn has_room(&self, part: &[Change]) -> bool {
@@ -103,6 +112,7 @@ impl Engine {
             match change {
                 Change::Entry { map: Map::Peers, value: None, .. } => peak.peers += 1,
                 Change::Entry { map: Map::Rules, value: None, .. } => peak.rules += 1,
+                Change::Entry { map: Map::Ports, value: None, .. } => peak.ports += 1,
                 Change::Entry { .. } | Change::Endpoint { .. } => {}
             }
         }
@@ -294,25 +304,25 @@ fn net(part: Vec<Change>, before: Floors) -> Vec<Change> {
     }
     let mut all: Vec<(u8, Change)> = Vec::new();
     for ((map, key), value) in last {
+        let is_new_rule =
+            |key: &[u8]| try_pod_read_unaligned(key).is_ok_and(|k: RuleKey| k.rules & !RULES_BY_PORT > before.rules);
         let is_new = match map {
             // Behind the prefix's length.
-            Map::Rules => key
-                .get(4..)
-                .and_then(|k| try_pod_read_unaligned(k).ok())
-                .is_some_and(|k: RuleKey| k.rules > before.rules),
+            Map::Rules => key.get(4..).is_some_and(is_new_rule),
+            Map::Ports => is_new_rule(&key),
             Map::Peers => {
                 try_pod_read_unaligned(&key).is_ok_and(|k: PeerKey| k.set > before.set || k.identity > before.identity)
             }
             Map::Identities4 | Map::Identities6 | Map::Blocks4 | Map::Blocks6 | Map::Senders => false,
         };
         let place = match (map, &value) {
-            (Map::Rules | Map::Peers, None) if is_new => continue,
-            (Map::Rules, Some(_)) => 0,
+            (Map::Rules | Map::Ports | Map::Peers, None) if is_new => continue,
+            (Map::Rules | Map::Ports, Some(_)) => 0,
             (Map::Peers, Some(_)) if is_new => 1,
             (Map::Peers, Some(_)) => 2,
             (Map::Identities4 | Map::Identities6 | Map::Blocks4 | Map::Blocks6 | Map::Senders, _) => 3,
             (Map::Peers, None) => 4,
-            (Map::Rules, None) => 5,
+            (Map::Rules | Map::Ports, None) => 5,
         };
         all.push((place, Change::Entry { map, key, value }));
     }

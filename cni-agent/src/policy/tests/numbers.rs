@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::pod_read_unaligned;
-use cni_common::policy::{IDENTITY_OTHER, Identity, PeerKey, Rule, RuleKey};
+use cni_common::policy::{IDENTITY_OTHER, Identity, PeerKey, RULES_BY_PORT, Rule, RuleKey};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -44,7 +44,11 @@ fn numbers(change: &Change) -> Vec<(Kind, u32)> {
         }
         Change::Entry { map: Map::Rules, key, .. } => {
             let RuleKey { rules, .. } = pod_read_unaligned(&key[4..]);
-            vec![(Kind::Rules, rules)]
+            vec![(Kind::Rules, rules & !RULES_BY_PORT)]
+        }
+        Change::Entry { map: Map::Ports, key, .. } => {
+            let RuleKey { rules, .. } = pod_read_unaligned(key);
+            vec![(Kind::Rules, rules & !RULES_BY_PORT)]
         }
         Change::Entry { value: Some(value), .. } => {
             // Of who has an address there is more behind it.
@@ -57,7 +61,7 @@ fn numbers(change: &Change) -> Vec<(Kind, u32)> {
 
 /// The cookie in a write.
 fn cookie(change: &Change) -> Option<u32> {
-    let Change::Entry { map: Map::Rules, value: Some(value), .. } = change else { return None };
+    let Change::Entry { map: Map::Rules | Map::Ports, value: Some(value), .. } = change else { return None };
     Some(pod_read_unaligned::<Rule>(value).cookie).filter(|cookie| *cookie != 0)
 }
 

@@ -1,6 +1,8 @@
 //! Random clusters, policies and events, out of small pools, so that things meet.
 use serde_json::{Map, Value, json};
 
+use crate::policy::rulesets::MANY_PORTS;
+
 /// A source of choices (xorshift, 64 bits): the same for the same seed.
 pub struct Dice {
     state: u64,
@@ -210,6 +212,16 @@ fn network_port(d: &mut Dice) -> Value {
     }
     p
 }
+/// Of a rule. Now and then they are so many, and lie apart, that a rule set has them in the map of single ports; what is probed is among them, or between them.
+fn network_ports(d: &mut Dice) -> Vec<Value> {
+    let mut ports = d.some(3, network_port);
+    if d.percent(20) {
+        let (first, protocol) = (60 + d.below(2), d.one(&PROTOCOLS));
+        let many = MANY_PORTS as u64 + 2 * d.below(2);
+        ports.extend((0..many).map(|n| json!({"protocol": protocol, "port": first + 2 * n})));
+    }
+    ports
+}
 fn network_rule(d: &mut Dice, side: &str) -> Value {
     let mut rule = json!({});
     match d.below(10) {
@@ -220,7 +232,7 @@ fn network_rule(d: &mut Dice, side: &str) -> Value {
     match d.below(10) {
         0..3 => {}
         3 => rule["ports"] = json!([]),
-        _ => rule["ports"] = json!(d.some(3, network_port)),
+        _ => rule["ports"] = json!(network_ports(d)),
     }
     rule
 }

@@ -16,6 +16,7 @@ use crate::{
         change::Map,
         engine::{EndpointSets, Room},
         objects,
+        rulesets::MANY_PORTS,
         store::Event,
         verdicts::{case::Op, world::Agent},
     },
@@ -49,8 +50,9 @@ fn check(seed: u64, events: usize, room: Room) -> Result<usize, TestCaseError> {
         let had: BTreeMap<PodKey, EndpointSets> = small.image.endpoints.clone();
         for change in small.engine.compile() {
             small.image.apply(change);
-            let used = Room { peers: small.image.len_of(Map::Peers), rules: small.image.len_of(Map::Rules) };
-            prop_assert!(used.peers <= room.peers && used.rules <= room.rules, "{:?} of {:?}", used, room);
+            let [peers, rules, ports] = [Map::Peers, Map::Rules, Map::Ports].map(|map| small.image.len_of(map));
+            let used = Room { peers, rules, ports };
+            prop_assert!(peers <= room.peers && rules <= room.rules && ports <= room.ports, "{:?} of {:?}", used, room);
         }
         let mut anew = Image::default();
         small.engine.contents().for_each(|c| anew.apply(c));
@@ -90,14 +92,14 @@ fn check(seed: u64, events: usize, room: Room) -> Result<usize, TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 8, max_shrink_iters: 200, ..ProptestConfig::default() })]
     #[test]
-    fn what_does_not_fit_changes_nothing_else(seed in any::<u64>(), events in 1_usize..60, peers in 1_usize..60, rules in 1_usize..120) {
-        check(seed, events, Room { peers, rules })?;
+    fn what_does_not_fit_changes_nothing_else(seed in any::<u64>(), events in 1_usize..60, peers in 1_usize..60, rules in 1_usize..120, ports in 0_usize..200) {
+        check(seed, events, Room { peers, rules, ports })?;
     }
 }
 
 #[test]
 fn small_maps_do_not_hold_all_policies() {
-    let refusals: usize = (0..6).map(|seed| check(seed, 60, Room { peers: 8, rules: 12 }).unwrap()).sum();
+    let refusals: usize = (0..6).map(|seed| check(seed, 60, Room { peers: 8, rules: 12, ports: 40 }).unwrap()).sum();
     assert!(refusals > 80, "{refusals}");
 }
 
@@ -152,7 +154,7 @@ impl Rig {
 
 #[test]
 fn a_set_that_does_not_fit_leaves_its_pod_the_old_one_and_others_theirs_until_there_is_room() {
-    let mut rig = Rig::with(Room { peers: 100, rules: 20 });
+    let mut rig = Rig::with(Room { peers: 100, rules: 20, ports: 0 });
     rig.pod("web", "web", 1);
     rig.pod("db", "db", 2);
     rig.tell([policy("web", &["db"], 3)]);
@@ -175,8 +177,46 @@ fn a_set_that_does_not_fit_leaves_its_pod_the_old_one_and_others_theirs_until_th
 }
 
 #[test]
+fn single_ports_have_room_of_their_own_from_so_many_on() {
+    let few = u16::try_from(MANY_PORTS).unwrap() - 1;
+    let mut rig = Rig::with(Room { peers: 100, rules: MANY_PORTS - 1, ports: 2 * MANY_PORTS + 1 });
+    rig.pod("web", "web", 1);
+    rig.pod("db", "db", 2);
+    rig.tell([policy("web", &["db"], few)]);
+    assert_eq!((rig.image.len_of(Map::Rules), rig.image.len_of(Map::Ports)), (MANY_PORTS - 1, 0));
+    rig.tell([policy("web", &["db"], few + 1)]);
+    assert_eq!((rig.image.len_of(Map::Rules), rig.image.len_of(Map::Ports)), (0, MANY_PORTS));
+    let set = rig.set("web");
+    // Beside what is there it has no room, neither there nor in the map of rules, and without it it had.
+    rig.tell([policy("web", &["db"], few + 3)]);
+    assert_eq!((rig.set("web"), rig.waiting()), (set, vec!["shop/web".to_owned()]));
+    assert_eq!(rig.image.len_of(Map::Ports), MANY_PORTS);
+    rig.tell([policy("web", &["db"], 1)]);
+    assert!(rig.waiting().is_empty() && rig.image.len_of(Map::Ports) == 0);
+    rig.tell([policy("web", &["db"], few + 3)]);
+    assert!(rig.waiting().is_empty() && rig.image.len_of(Map::Ports) == MANY_PORTS + 2);
+}
+
+#[test]
+fn many_ports_without_room_of_their_own_are_in_the_map_of_rules_as_few_are() {
+    let many = u16::try_from(MANY_PORTS).unwrap();
+    let mut rig = Rig::with(Room { peers: 100, rules: 100, ports: 2 * MANY_PORTS - 1 });
+    for (app, n) in [("web", 1), ("db", 2), ("cache", 3)] {
+        rig.pod(app, app, n);
+    }
+    rig.tell([policy("web", &["db"], many)]);
+    rig.tell([policy("db", &["web"], many + 1)]);
+    assert_eq!((rig.image.len_of(Map::Ports), rig.image.len_of(Map::Rules)), (MANY_PORTS, MANY_PORTS + 1));
+    // The next one finds the room that the first one leaves, and what is there stays where it is.
+    rig.tell([policy("web", &["db"], 1)]);
+    rig.tell([policy("cache", &["db"], many + 2)]);
+    assert_eq!((rig.image.len_of(Map::Ports), rig.image.len_of(Map::Rules)), (MANY_PORTS + 2, MANY_PORTS + 2));
+    assert!(rig.waiting().is_empty());
+}
+
+#[test]
 fn what_waits_comes_into_force_when_another_set_goes() {
-    let mut rig = Rig::with(Room { peers: 100, rules: 20 });
+    let mut rig = Rig::with(Room { peers: 100, rules: 20, ports: 0 });
     rig.pod("web", "web", 1);
     rig.pod("db", "db", 2);
     rig.tell([policy("db", &["web"], 15)]);
@@ -188,7 +228,7 @@ fn what_waits_comes_into_force_when_another_set_goes() {
 
 #[test]
 fn a_peer_whose_entries_do_not_fit_is_unknown_to_isolated_pods_until_they_do() {
-    let mut rig = Rig::with(Room { peers: 4, rules: 20 });
+    let mut rig = Rig::with(Room { peers: 4, rules: 20, ports: 0 });
     rig.pod("web", "web", 1);
     rig.tell([policy("web", &["a", "b"], 1)]);
     rig.pod("a", "a", 2);

@@ -264,8 +264,9 @@ fn underlay(node: u32, v4: bool) -> IpAddr {
 }
 
 /// Maps that differ from case to case, those of policy first.
-const WRITTEN: [&MapSpec; 14] = [
+const WRITTEN: [&MapSpec; 15] = [
     &schema::POLICY_RULE,
+    &schema::POLICY_PORT,
     &schema::POLICY_PEER,
     &schema::IDENTITY4,
     &schema::IDENTITY6,
@@ -280,7 +281,7 @@ const WRITTEN: [&MapSpec; 14] = [
     &schema::OWN6,
     &schema::CONFIG,
 ];
-const OF_POLICY: usize = 6;
+const OF_POLICY: usize = 7;
 
 impl Node {
     fn new(datapath: Datapath, number: u32, agent: u64, port: u16) -> Result<Self, ProgramsError> {

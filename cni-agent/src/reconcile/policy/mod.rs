@@ -150,9 +150,9 @@ impl Policies {
         if identities > 0 {
             words.push(format!("{identities} classes of peers: isolated pods drop what they send as PolicyUnknown"));
         }
-        let (peers, rules) = (Map::Peers.spec(), Map::Rules.spec());
+        let [peers, rules, ports] = [Map::Peers, Map::Rules, Map::Ports].map(|map| map.spec().name);
         (!words.is_empty())
-            .then(|| format!("maps {} and {} have no room for {}", peers.name, rules.name, words.join("; for ")))
+            .then(|| format!("maps {peers}, {rules} and {ports} have no room for {}", words.join("; for ")))
     }
     /// Says in the log what waits for room now, and what no longer does.
     fn tell(&mut self) {
@@ -389,7 +389,7 @@ fn flip(
 /// Whether nothing refers to an entry that is added: it is a rule set's, or about a policy set or an identity that is new.
 fn is_fresh(map: Map, key: &[u8], before: Floors) -> bool {
     match map {
-        Map::Rules => true,
+        Map::Rules | Map::Ports => true,
         Map::Peers if key.len() == size_of::<PeerKey>() => {
             let PeerKey { set, identity } = pod_read_unaligned(key);
             set & !SET_AUDIT > before.set || identity > before.identity

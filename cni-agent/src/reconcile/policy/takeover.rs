@@ -11,7 +11,7 @@ use std::{
 use bytemuck::{pod_read_unaligned, try_pod_read_unaligned};
 use cni_common::{
     maps::{Endpoint, Local},
-    policy::{IDENTITY_UNKNOWN, PeerKey, PeerRules, RULES_DENY_ALL, RuleKey, SET_AUDIT},
+    policy::{IDENTITY_UNKNOWN, PeerKey, PeerRules, RULES_BY_PORT, RULES_DENY_ALL, RuleKey, SET_AUDIT},
     schema,
 };
 use ipnet::IpNet;
@@ -43,6 +43,7 @@ impl Policies {
         let beside = Room {
             peers: self.room.peers.saturating_sub(held(Map::Peers)),
             rules: self.room.rules.saturating_sub(held(Map::Rules)),
+            ports: self.room.ports.saturating_sub(held(Map::Ports)),
         };
         let is_first = held(Map::Peers) == 0;
         engine.set_room(beside);
@@ -118,11 +119,13 @@ impl Policies {
                     let (PeerKey { set, identity }, PeerRules { rules }) = (k, v);
                     n.set = n.set.max(set & !SET_AUDIT);
                     n.identity = n.identity.max(identity);
-                    n.rules = n.rules.max(rules);
+                    n.rules = n.rules.max(rules & !RULES_BY_PORT);
                 }
-            } else if id == schema::POLICY_RULE.id {
-                let rules = key.key.get(4..).and_then(|k| try_pod_read_unaligned(k).ok()).map(|k: RuleKey| k.rules);
-                n.rules = n.rules.max(rules.unwrap_or_default());
+            } else if id == schema::POLICY_RULE.id || id == schema::POLICY_PORT.id {
+                // Of a prefix behind its length.
+                let from = key.key.len().saturating_sub(size_of::<RuleKey>());
+                let read = key.key.get(from..).and_then(|k| try_pod_read_unaligned(k).ok());
+                n.rules = n.rules.max(read.map_or(0, |k: RuleKey| k.rules & !RULES_BY_PORT));
             } else if identity_in(value) != IDENTITY_UNKNOWN {
                 n.identity = n.identity.max(identity_in(value));
             }
@@ -195,7 +198,7 @@ impl Plan {
         for change in engine.contents() {
             match change {
                 Change::Endpoint { pod, sets } => plan.endpoints.extend(sets.map(|sets| (pod, sets))),
-                Change::Entry { map: Map::Rules | Map::Peers, .. } => plan.sets.push(change),
+                Change::Entry { map: Map::Rules | Map::Ports | Map::Peers, .. } => plan.sets.push(change),
                 Change::Entry { .. } => plan.identities.push(change),
             }
         }

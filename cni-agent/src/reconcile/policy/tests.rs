@@ -5,6 +5,7 @@ use bytemuck::pod_read_unaligned;
 use cni_common::{
     maps::Local,
     net::{Be16, Ip4, Mac},
+    policy::RuleKey,
     schema,
 };
 use cni_ebpf::{
@@ -344,6 +345,64 @@ fn a_change_of_policy_is_the_old_one_or_the_new_one_at_each_write() {
     assert_eq!(revoked.windows(2).filter(|w| w[0] != w[1]).count(), 1, "one moment: {revoked:?}");
 }
 
+/// The same on so many ports, that of `allows` among them, that they have a map of their own.
+fn on_many_ports(mut policy: Value) -> Value {
+    policy["spec"]["ingress"][0]["ports"] = (0..PORTS).map(|n| json!({"port": 80 + 2 * n})).collect();
+    policy
+}
+const PORTS: usize = 40;
+
+/// Rule sets that the map of single ports has entries of.
+fn by_port(entries: &BTreeMap<EntryKey, Vec<u8>>) -> BTreeSet<u32> {
+    let keys = entries.keys().filter(|k| k.map().id == schema::POLICY_PORT.id);
+    keys.map(|k| pod_read_unaligned::<RuleKey>(&k.key).rules).collect()
+}
+
+#[test]
+fn many_ports_change_and_are_taken_over_whole_and_their_numbers_mean_nothing_else() {
+    let mut rig = Rig::on(Memory::default());
+    rig.cluster();
+    rig.policy(into_web(of("near")));
+    rig.pass();
+    assert_eq!(by_port(&rig.kernel.entries), BTreeSet::new());
+    let mut met = BTreeSet::new();
+    for (from, near, far) in [("near", true, false), ("far", false, true), ("near", true, false)] {
+        let before = rig.kernel.clone();
+        rig.kernel.log.clear();
+        rig.policy(on_many_ports(into_web(of(from))));
+        rig.pass();
+        for (who, may) in [(NEAR, near), (FAR, far)] {
+            let moments = moments(&before, &rig.kernel, who);
+            assert_eq!(moments.last(), Some(&may), "{from}");
+            assert!(moments.windows(2).filter(|w| w[0] != w[1]).count() <= 1, "{from}: one moment: {moments:?}");
+        }
+        let of_port = rig.kernel.entries.keys().filter(|k| k.map().id == schema::POLICY_PORT.id);
+        assert_eq!(of_port.count(), PORTS);
+        met.extend(by_port(&rig.kernel.entries));
+    }
+    let before = rig.kernel.clone();
+    let mut next = Rig::on(before.clone());
+    next.cluster();
+    next.policy(on_many_ports(into_web(of("near"))));
+    next.pass();
+    assert!(moments(&before, &next.kernel, NEAR).iter().all(|m| *m));
+    assert!(moments(&before, &next.kernel, FAR).iter().all(|m| !*m));
+    assert_eq!(next.kernel.of(true).len(), before.of(true).len(), "nothing of the former one is left");
+    assert_eq!((by_port(&next.kernel.entries).len(), by_port(&before.entries).len()), (1, 1));
+    assert!(by_port(&next.kernel.entries).first() > met.last(), "{met:?}");
+    // Where they have no room beside what is there, they are with the other rules; and where they have none there either, the old ones stay whole.
+    for (rules, fits) in [(PORTS, true), (PORTS - 1, false)] {
+        let (mut full, set) = (Rig::on(next.kernel.clone()), next.set());
+        full.policies.room = Room { peers: 100, rules, ports: 2 * PORTS - 1 };
+        full.cluster();
+        full.policy(on_many_ports(into_web(of("far"))));
+        full.pass();
+        assert_eq!((full.set() != set, by_port(&full.kernel.entries).is_empty()), (fits, fits));
+        assert_eq!([NEAR, FAR].map(|who| allows(&full.kernel.entries, who)), [!fits, fits]);
+        assert_eq!(full.policies.summary().problem.is_some_and(|p| p.contains("no room")), !fits);
+    }
+}
+
 #[test]
 fn an_agent_that_begins_takes_over_without_a_moment_between_and_leaves_nothing() {
     let mut former = Rig::on(Memory::default());
@@ -418,7 +477,7 @@ fn what_cannot_be_written_leaves_the_old_policy_whole_and_new_pods_isolated_unti
 #[test]
 fn policies_that_do_not_fit_wait_by_name_and_freeze_no_others() {
     let mut rig = Rig::on(Memory::default());
-    rig.policies.room = Room { peers: 100, rules: 12 };
+    rig.policies.room = Room { peers: 100, rules: 12, ports: 0 };
     rig.cluster();
     rig.policy(into_web(of("near")));
     rig.pass();
@@ -430,7 +489,7 @@ fn policies_that_do_not_fit_wait_by_name_and_freeze_no_others() {
     assert!(allows(&rig.kernel.entries, NEAR) && !allows(&rig.kernel.entries, FAR));
     let summary = rig.policies.summary();
     assert_eq!((summary.in_force, summary.waiting, summary.withheld), (false, 1, 0));
-    assert!(summary.problem.is_some_and(|p| p.contains("policy_rule_v1") && p.contains("shop/web")));
+    assert!(summary.problem.is_some_and(|p| p.contains("policy_rule_v2") && p.contains("shop/web")));
     assert!(rig.policies.are_in_force(), "it is nothing that a further try would change");
     let shown =
         rig.policies.describe(&objects::network_policy(wide.clone()).unwrap(), "in force".into(), &Hits::default());
