@@ -22,7 +22,7 @@ use crate::{
         types::{
             Attachment, Audit, ConntrackStatus, DatapathStatus, DropCount, DropEvent, Drops, EndpointStatus,
             Explanation, FlowCounts, FlowList, IpamAddress, MapEntry, MapInfo, MasqueradeStatus, NodeStatus, PodStatus,
-            PolicyList, PolicySummary, ReconcilerStatus, Status, TableFill, VerdictCount,
+            PolicyList, PolicySummary, ReconcilerStatus, ServicesStatus, Status, TableFill, VerdictCount,
         },
     },
     audit::gather::Auditor,
@@ -32,7 +32,7 @@ use crate::{
     drift,
     endpoint::{self, EndpointManager, record::RecordStore},
     install, ipam,
-    netlink::names,
+    netlink::{names, nftables::own::Rule},
     observe::{Observer, render},
     policy::{objects::PolicyName, verdicts::case::Probe},
     reconcile::{Report, policy::Policies},
@@ -153,6 +153,22 @@ impl Inspector {
     }
 }
 
+impl Inspector {
+    fn services(&self) -> ServicesStatus {
+        let report = self.report();
+        let ports = report.stack_rules.iter().find_map(|r| match r {
+            Rule::Masquerade { ports, .. } => *ports,
+            Rule::Keep { .. } => None,
+        });
+        ServicesStatus {
+            cidrs: self.facts.service_cidrs.clone(),
+            masqueraded: !report.stack_rules.is_empty(),
+            ports: ports.map(|p| p.to_string()),
+            problem: report.stack_problem,
+        }
+    }
+}
+
 fn fill(f: conntrack::Fill) -> TableFill {
     TableFill { family: f.family.to_string(), flows: f.flows, size: f.size }
 }
@@ -225,6 +241,7 @@ impl Inspect for Inspector {
             policy: self.policy(),
             conntrack: self.conntrack(),
             masquerade: self.masquerade(),
+            services: self.services(),
             dropped_packets: counters::drops(&self.datapath).map_or(0, |d| d.iter().map(|c| c.count.packets).sum()),
         }
     }

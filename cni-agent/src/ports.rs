@@ -82,6 +82,11 @@ impl PortSet {
         self.0.iter().map(|r| r.len()).sum()
     }
 
+    /// The longest range of ports without a gap, of several the lowest; none of an empty set.
+    pub fn widest(&self) -> Option<PortRange> {
+        self.0.iter().copied().rev().max_by_key(|r| r.len())
+    }
+
     /// Those of either set.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
@@ -193,6 +198,8 @@ mod tests {
         assert_eq!(set("0-65535").minus(&set("0,65535")).to_string(), "1-65534");
         assert_eq!(set("1-10,20").common(&set("5-20")).to_string(), "5-10,20");
         assert_eq!((set("1-10,20").len(), PortSet::EMPTY.len()), (11, 0));
+        assert_eq!(set("1-2,10-20,30-40,50").widest(), PortRange::new(10, 20), "the lowest of two");
+        assert_eq!(PortSet::EMPTY.widest(), None);
     }
 
     proptest! {

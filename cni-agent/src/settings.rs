@@ -136,7 +136,8 @@ pub struct Settings {
     /// Addresses of the cluster's Services, where kube-proxy or another program serves them in the node's stack [default: none]
     ///
     /// The API server's --service-cluster-ip-range. What pods send there goes to the stack under their own address, and policy is asked about the address that the stack
-    /// makes of it. The node gets one route for each, so that what nothing translates stays there. May be repeated; in the environment, separated by commas.
+    /// makes of it. What the stack makes an address of another host's, and no pod's, leaves as this node's: the agent keeps the nftables table inet weft for it. The node
+    /// gets one route for each, so that what nothing translates stays there. May be repeated; in the environment, separated by commas.
     #[arg(long, env = "WEFT_SERVICE_CIDR", value_name = "CIDR", help_heading = "Cluster", value_delimiter = ',')]
     #[arg(value_parser = cidr)]
     pub service_cidr: Vec<IpNet>,
@@ -275,7 +276,7 @@ pub struct Settings {
 
     /// Seconds between two comparisons of everything with the kernel, 10 at least
     ///
-    /// What somebody else has changed of maps, programs, devices, routes and neighbours of Weft's is then repaired, counted and logged.
+    /// What somebody else has changed of maps, programs, devices, routes, neighbours and nftables of Weft's is then repaired, counted and logged.
     /// `weft status --verify` does it at once.
     #[arg(long, env = "WEFT_VERIFY_EVERY", value_name = "SECONDS", help_heading = "Logs and events")]
     #[arg(default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..))]

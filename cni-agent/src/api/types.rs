@@ -22,7 +22,8 @@ mod policies;
 pub use self::{
     explain::{ExplainedFlow, Explanation, Missing, Policies, RuleSays, Side},
     flows::{
-        ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, MasqueradeStatus, NodeEnd, TableFill,
+        ConntrackStatus, FlowCounts, FlowList, FlowStatus, FlowTable, Flushed, MasqueradeStatus, NodeEnd,
+        ServicesStatus, TableFill,
     },
     policies::{PolicyHits, PolicyList, PolicyPeer, PolicyRule, PolicySet, PolicyStatus, PolicySummary},
 };
@@ -79,6 +80,9 @@ pub struct Status {
     /// How pods speak to the world.
     #[serde(default)]
     pub masquerade: MasqueradeStatus,
+    /// The Services that the node's stack serves.
+    #[serde(default)]
+    pub services: ServicesStatus,
     /// How policy is.
     #[serde(default)]
     pub policy: PolicySummary,

@@ -87,6 +87,7 @@ pub(super) fn status(s: &Status) -> String {
     }
     lines.extend(flows::status(&s.conntrack));
     lines.extend(flows::masquerade(&s.masquerade));
+    lines.extend(flows::services(s));
     let drops = match s.dropped_packets {
         0 => "none".to_owned(),
         n => format!("{n} packets; `weft drops` says why"),

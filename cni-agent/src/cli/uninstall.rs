@@ -15,7 +15,7 @@ use crate::{
 /// Above the options.
 pub(super) const ABOUT: &str = "\
 Removes from this node what Weft has put there, and nothing else: the network configuration and the plugin that the container \
-runtime uses, BPF maps, programs and links, filters, devices with their routes and neighbours, endpoint records, sockets. What is \
+runtime uses, BPF maps, programs and links, filters, devices with their routes and neighbours, its table of nftables, endpoint records, sockets. What is \
 others' stays: their filters and the qdiscs that they are in, devices and files of other names, network namespaces. The manifests \
 and the programs themselves stay too.
 

@@ -8,6 +8,7 @@ mod masquerade;
 mod nodes;
 mod packed;
 mod routes;
+mod stack;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ pub use self::{
     nodes::{NodeNumbers, TooManyNodes},
     packed::{Entries, Keys},
     routes::{ClusterRoute, cluster_routes, host_addresses},
+    stack::{stack_ports, stack_rules},
 };
 use crate::{
     policy::{change::Map, engine::EndpointSets},

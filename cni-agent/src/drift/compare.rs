@@ -16,6 +16,7 @@ use crate::{
         link::Link,
         names,
         neigh::{self, Neighbour},
+        nftables::own::{self, Table},
         rule::Rule,
         tc::Qdisc,
     },
@@ -36,6 +37,8 @@ pub struct Wanted {
     pub routes_are_all: bool,
     /// Rules in pods, by the path of their namespace.
     pub rules: Vec<(String, Rule)>,
+    /// Weft's table of nftables; none: it has none.
+    pub table: Option<Table>,
 }
 
 /// A device of ours.
@@ -93,6 +96,8 @@ pub struct Seen {
     pub routes: BTreeSet<ClusterRoute>,
     /// Our rules by namespace; of those that are there.
     pub rules: BTreeMap<String, Vec<Rule>>,
+    /// The table of nftables that has Weft's name; not looked for where it has none.
+    pub table: Option<Table>,
 }
 
 /// What makes a difference right.
@@ -122,6 +127,8 @@ pub enum Cure {
     Routes,
     /// Add the rule in this namespace.
     Rule(String, Rule),
+    /// Write Weft's table of nftables as a whole.
+    Table,
 }
 
 /// A difference and its cure.
@@ -167,6 +174,13 @@ pub fn compare(wanted: &Wanted, seen: &Seen) -> Vec<Difference> {
             let name = format!("from {} in {netns}", rule.from);
             say(Kind::Rule, name, gone(), format!("table {}", rule.table), Cure::Rule(netns.clone(), *rule));
         }
+    }
+    if let Some(table) = wanted.table.as_ref().filter(|table| seen.table.as_ref() != Some(*table)) {
+        let was = match &seen.table {
+            None => gone(),
+            Some(other) => format!("another table, of {} rules", other.len()),
+        };
+        say(Kind::Nftables, own::FULL_NAME.to_owned(), was, format!("Weft's {} rules", table.len()), Cure::Table);
     }
     found
 }

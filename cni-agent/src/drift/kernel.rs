@@ -11,7 +11,9 @@ use crate::{
     netlink::{
         NetlinkError, Socket, addr,
         link::{self, End},
-        names, neigh, pod, route, rule,
+        names, neigh,
+        nftables::own,
+        pod, route, rule,
         tc::{self, Place},
     },
 };
@@ -36,6 +38,10 @@ pub fn look(wanted: &Wanted, socket: &mut Socket, pin_dir: &Path, weft_host: u32
     }
     let ours = |r: &route::Route| r.protocol == names::ROUTE_PROTOCOL && r.index == weft_host;
     let routes = route::list(socket).map_err(said)?.into_iter().filter(ours);
+    let table = match &wanted.table {
+        Some(_) => own::read().map_err(|e| error_chain(&e))?,
+        None => None,
+    };
     Ok(Seen {
         links,
         no_link_local,
@@ -45,6 +51,7 @@ pub fn look(wanted: &Wanted, socket: &mut Socket, pin_dir: &Path, weft_host: u32
         hooks: wanted.hooks.iter().map(|h| at_hook(h, socket, pin_dir)).collect::<Result<_, _>>()?,
         routes: routes.map(|r| ClusterRoute { to: r.dst, source: r.source, mtu: r.mtu.unwrap_or(0) }).collect(),
         rules,
+        table,
     })
 }
 
@@ -101,8 +108,8 @@ pub fn cure(cure: &Cure, socket: &mut Socket, hands: &Hands<'_>) -> Result<(), S
         Cure::NoAddress(index, net) => socket.run(addr::delete(*index, *net)),
         Cure::Neighbour(index, address) => socket.run(neigh::set_permanent(*index, *address, Mac::WEFT)),
         Cure::Attach(hook) => return put(hook, socket, hands).map(drop),
-        // The pass that goes on behind this does it.
-        Cure::Routes => Ok(()),
+        // The reconciler does these.
+        Cure::Routes | Cure::Table => Ok(()),
         Cure::Rule(netns, rule) => match pod::socket_at(netns) {
             Ok(Some(mut inside)) => inside.run(rule::add(*rule)),
             other => other.map(drop),

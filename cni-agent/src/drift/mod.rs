@@ -37,6 +37,8 @@ pub enum Kind {
     Route,
     /// A policy rule in a pod.
     Rule,
+    /// Weft's table of nftables.
+    Nftables,
 }
 
 impl fmt::Display for Kind {
@@ -49,6 +51,7 @@ impl fmt::Display for Kind {
             Self::Hook => "hook",
             Self::Route => "route",
             Self::Rule => "rule",
+            Self::Nftables => "nftables",
         })
     }
 }

@@ -14,6 +14,7 @@ use crate::{
         link::Link,
         names,
         neigh::{Neighbour, State},
+        nftables::own::{Rule as StackRule, Table},
         rule::Rule,
         tc::Qdisc,
     },
@@ -57,6 +58,9 @@ fn route() -> ClusterRoute {
 fn rule() -> Rule {
     Rule { from: "10.1.0.9".parse().unwrap(), table: 7 }
 }
+fn table() -> Table {
+    Table::of(&[StackRule::Keep { to: "192.0.2.0/24".parse().unwrap() }])
+}
 
 /// A node on which all is as it should be.
 fn node() -> (Wanted, Seen) {
@@ -80,6 +84,7 @@ fn node() -> (Wanted, Seen) {
         hooks: hooks.iter().map(|h| h.id).collect(),
         routes: [route()].into(),
         rules: [("/run/netns/a".to_owned(), vec![rule()])].into(),
+        table: Some(table()),
     };
     let wanted = Wanted {
         devices,
@@ -88,6 +93,7 @@ fn node() -> (Wanted, Seen) {
         routes: [route()].into(),
         routes_are_all: true,
         rules: vec![("/run/netns/a".into(), rule())],
+        table: Some(table()),
     };
     (wanted, seen)
 }
@@ -103,7 +109,7 @@ fn nothing_is_found_where_all_is_as_it_should_be() {
 
 #[test]
 fn each_change_is_found_alone_by_its_kind_and_name_with_its_cure() {
-    let breaks: [(Kind, &str, Break, Cures); 18] = [
+    let breaks: [(Kind, &str, Break, Cures); 20] = [
         (Kind::Device, "weft_host", |s| s.links.get_mut(&3).unwrap().up = false, |c| *c == Cure::Up(3, true)),
         (Kind::Device, "weft_block", |s| s.links.get_mut(&5).unwrap().up = true, |c| *c == Cure::Up(5, false)),
         (Kind::Device, "weft_host", |s| s.links.get_mut(&3).unwrap().mtu = 1400, |c| *c == Cure::Mtu(3, 1500)),
@@ -155,6 +161,8 @@ fn each_change_is_found_alone_by_its_kind_and_name_with_its_cure() {
             |s| s.rules.values_mut().for_each(Vec::clear),
             |c| matches!(c, Cure::Rule(..)),
         ),
+        (Kind::Nftables, "inet weft", |s| s.table = None, |c| *c == Cure::Table),
+        (Kind::Nftables, "inet weft", |s| s.table = Some(Table::of(&[])), |c| *c == Cure::Table),
     ];
     for (kind, name, break_it, cures) in breaks {
         let (wanted, mut seen) = node();

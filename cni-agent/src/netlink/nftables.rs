@@ -1,13 +1,18 @@
-//! The netfilter chains that packets meet on their way through the stack. Read only: firewalls are other people's.
+//! The netfilter chains that packets meet on their way through the stack: read only, as firewalls are other people's. Of Weft's own is [`own`].
+mod expression;
+pub mod own;
+
 use std::io;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
 use netlink_sys::{SocketAddr, protocols::NETLINK_NETFILTER};
 
 use super::read;
 
 // From include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h.
 const SUBSYSTEM: u16 = 10 << 8;
+const NEW_TABLE: u16 = SUBSYSTEM;
+const GET_TABLE: u16 = SUBSYSTEM | 1;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
@@ -61,7 +66,7 @@ pub struct Rule {
 /// # Errors
 /// What the kernel says; `EPERM` without `CAP_NET_ADMIN`.
 pub fn base_chains() -> io::Result<Vec<BaseChain>> {
-    dump(GET_CHAIN, |kind, payload| (kind == NEW_CHAIN).then(|| parse_chain(payload)).flatten())
+    dump(GET_CHAIN, &Scope::default(), |kind, payload| (kind == NEW_CHAIN).then(|| parse_chain(payload)).flatten())
 }
 
 /// All rules of the calling thread's network namespace, in their order. None where the kernel has no nftables.
@@ -69,25 +74,49 @@ pub fn base_chains() -> io::Result<Vec<BaseChain>> {
 /// # Errors
 /// As [`base_chains`].
 pub fn rules() -> io::Result<Vec<Rule>> {
-    dump(GET_RULE, |kind, payload| (kind == NEW_RULE).then(|| parse_rule(payload)))
+    dump(GET_RULE, &Scope::default(), |kind, payload| (kind == NEW_RULE).then(|| parse_rule(payload)))
 }
 
-fn dump<T>(request: u16, parse: impl Fn(u16, &[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+/// What is listed.
+#[derive(Debug, Default)]
+struct Scope {
+    /// `NFPROTO_…`; 0 is any.
+    family: u8,
+    /// What the kernel chooses by.
+    attributes: Vec<u8>,
+}
+
+/// Listed anew as long as somebody changes rules meanwhile, but not for ever: then as it was read last.
+fn dump<T>(request: u16, scope: &Scope, parse: impl Fn(u16, &[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+    const ATTEMPTS: u32 = 8;
+    let mut left = ATTEMPTS;
+    loop {
+        left -= 1;
+        let (found, interrupted) = dump_once(request, scope, &parse)?;
+        if !interrupted || left == 0 {
+            return Ok(found);
+        }
+    }
+}
+
+/// The list, and whether it has changed while it was read.
+fn dump_once<T>(request: u16, scope: &Scope, parse: impl Fn(u16, &[u8]) -> Option<T>) -> io::Result<(Vec<T>, bool)> {
     let mut socket = match netlink_sys::Socket::new(NETLINK_NETFILTER) {
-        Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Vec::new()),
+        Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok((Vec::new(), false)),
         other => other?,
     };
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut message = Vec::new();
-    message.extend(u32::try_from(HEADER + GENERIC).unwrap_or_default().to_ne_bytes());
+    message.extend(u32::try_from(HEADER + GENERIC + scope.attributes.len()).unwrap_or_default().to_ne_bytes());
     message.extend(request.to_ne_bytes());
     message.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     message.extend([0; 8]);
-    // Family "any", version 0, no resource.
-    message.extend([0; GENERIC]);
+    // Version 0, no resource.
+    message.extend([scope.family, 0, 0, 0]);
+    message.extend(&scope.attributes);
     socket.send(&message, 0)?;
-    let mut found = Vec::new();
+    let (mut found, mut interrupted) = (Vec::new(), false);
     let mut buffer = Vec::with_capacity(64 * 1024);
     loop {
         buffer.clear();
@@ -95,14 +124,15 @@ fn dump<T>(request: u16, parse: impl Fn(u16, &[u8]) -> Option<T>) -> io::Result<
         let mut rest = &buffer[..];
         while let Ok(message) = NetlinkBuffer::new_checked(rest) {
             let length = message.length() as usize;
+            interrupted |= message.flags() & NLM_F_DUMP_INTR != 0;
             let payload = rest.get(HEADER..length).unwrap_or_default();
             match message.message_type() {
-                NLMSG_DONE => return Ok(found),
+                NLMSG_DONE => return Ok((found, interrupted)),
                 NLMSG_ERROR => {
                     let code = payload.get(..4).and_then(read::number).unwrap_or_default().cast_signed();
                     return match code.wrapping_neg() {
                         // The subsystem is not in this kernel.
-                        0 | libc::EINVAL | libc::EOPNOTSUPP => Ok(Vec::new()),
+                        0 | libc::EINVAL | libc::EOPNOTSUPP => Ok((Vec::new(), false)),
                         code => Err(io::Error::from_raw_os_error(code)),
                     };
                 }

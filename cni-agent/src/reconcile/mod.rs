@@ -7,6 +7,7 @@ mod memory_tests;
 pub mod policy;
 mod retries;
 mod routes;
+mod stack;
 mod verify;
 
 use std::{
@@ -20,14 +21,16 @@ use cni_common::schema;
 use tracing::{info, warn};
 
 pub use self::hooks::Hooks;
-use self::{delta::Delta, desired::Desired, policy::Policies, retries::Retries, routes::Routes, verify::Fixed};
+use self::{
+    delta::Delta, desired::Desired, policy::Policies, retries::Retries, routes::Routes, stack::Stack, verify::Fixed,
+};
 use crate::{
     compile::{self, Facts, Heard, InForce, NodeNumbers},
     datapath::{Datapath, attach::How},
     drift,
     fault::{self, Point},
     memory,
-    netlink::NetlinkError,
+    netlink::{NetlinkError, nftables::own::Rule},
     tables::{Endpoint, Row, Source, Tables},
 };
 
@@ -46,6 +49,10 @@ pub struct Report {
     pub pruned: bool,
     /// What had been changed by somebody else, by kind.
     pub drift: drift::Totals,
+    /// By which rules the node's stack masquerades what it has translated for pods.
+    pub stack_rules: Vec<Rule>,
+    /// Why they are not those that ought to be.
+    pub stack_problem: Option<String>,
 }
 
 /// The reconciler's state; it lives on its thread.
@@ -59,6 +66,7 @@ pub struct Reconciler {
     /// Pods' addresses that need a route each, as they were when routes were last made.
     hosts: BTreeSet<IpAddr>,
     hooks: Hooks,
+    stack: Stack,
     report: Arc<Mutex<Report>>,
     began: Instant,
     fixed: Fixed,
@@ -140,6 +148,7 @@ impl Reconciler {
             routes,
             hosts: BTreeSet::new(),
             hooks,
+            stack: Stack::default(),
             report,
             began: Instant::now(),
             verified: Instant::now(),
@@ -204,6 +213,7 @@ impl Reconciler {
             let in_force = self.lock_policies().are_in_force();
             let filled = unwritten.is_empty() && in_force;
             failures.extend(unwritten);
+            let stack_again = self.follow_stack(&rows, idle);
             // Before routes are looked at below: what is missing then is made without a word.
             let asked = self.requests.take();
             if !asked.is_empty() || self.verified.elapsed() >= self.verify_every {
@@ -235,7 +245,7 @@ impl Reconciler {
             }
             self.tell();
             let stale = self.desired.heard.objects && !in_force;
-            let unfinished = self.desired.delta.has_pending() || self.datapath.waits() || stale;
+            let unfinished = self.desired.delta.has_pending() || self.datapath.waits() || stale || stack_again;
             wait = self.retries.note(&failures, unfinished, self.verify_every);
             for (row, error) in &failures {
                 warn!(%row, error, again_in = ?wait, "cannot apply");
@@ -303,6 +313,18 @@ impl Reconciler {
         failures
     }
 
+    /// What the node's stack masquerades, once it is known what is of the cluster: before that, what a former agent left stands. Whether to try again soon.
+    fn follow_stack(&mut self, rows: &BTreeSet<Row>, idle: bool) -> bool {
+        let (contents, facts) = (self.tables.read(), &self.desired.facts);
+        let concerned = rows.iter().any(|r| matches!(r, Row::Node(_) | Row::Endpoint(_)));
+        if !(idle || concerned || self.stack.is_open()) || !self.desired.heard.objects {
+            return false;
+        }
+        let Some(wanted) = compile::stack_rules(&contents, facts) else { return false };
+        drop(contents);
+        self.stack.follow(&wanted, idle)
+    }
+
     /// Whether pods' addresses that need a route each are others than those that have one.
     fn hosts_changed(&self, rows: &BTreeSet<Row>) -> bool {
         let endpoints = rows.iter().any(|r| matches!(r, Row::Endpoint(_)));
@@ -364,6 +386,8 @@ impl Reconciler {
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.devices.clone_from(self.hooks.attached());
         report.own = self.hooks.own();
+        report.stack_rules = self.stack.believed().unwrap_or_default().to_vec();
+        report.stack_problem = self.stack.problem().map(str::to_owned);
     }
 }
 

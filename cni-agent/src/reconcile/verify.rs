@@ -17,7 +17,7 @@ use crate::{
         kernel::{self, Hands},
     },
     endpoint, memory,
-    netlink::{NetlinkError, Socket, link, names, rule::Rule},
+    netlink::{NetlinkError, Socket, link, names, nftables::own::Table, rule::Rule},
     node::devices,
     observe::render,
     tables::{Contents, Row, RowStatus},
@@ -155,6 +155,7 @@ impl Reconciler {
             rules: own_tables
                 .flat_map(|e| e.ips().map(|from| (e.netns.clone(), Rule { from, table: e.ifindex })))
                 .collect(),
+            table: self.stack.believed().filter(|rules| !rules.is_empty()).map(Table::of),
         }
     }
 
@@ -180,6 +181,7 @@ impl Reconciler {
         for Difference { mut item, cure } in found {
             let cured = match cure {
                 Cure::Routes => routes.get_or_insert_with(|| self.mend_routes()).clone(),
+                Cure::Table => self.stack.mend(),
                 Cure::Attach(hook) => {
                     kernel::put(&hook, self.hooks.socket(), &hands).map(|how| self.attached(&hook, how))
                 }

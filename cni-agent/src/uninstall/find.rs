@@ -18,7 +18,9 @@ use crate::{
     netlink::{
         NetlinkError, Socket,
         link::{self, Link},
-        names, neigh, pod, route, rule,
+        names, neigh,
+        nftables::own,
+        pod, route, rule,
         tc::{self, Place},
     },
     node::reserved::{self, ReservedPorts},
@@ -61,6 +63,7 @@ pub fn find(places: &Places, socket: &mut Socket) -> Result<Found, FindError> {
     on_devices_of_others(socket, &pins, &others, &mut found)?;
     tree(&pins, &mut found)?;
     network(socket, &records, &ours, &mut found)?;
+    table(&mut found);
     ports(places, &mut found);
     files(places, &mut found)?;
     Ok(found)
@@ -112,6 +115,21 @@ fn installed(places: &Places, found: &mut Found) {
 
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+/// By which the node's stack masquerades.
+fn table(found: &mut Found) {
+    let name = own::FULL_NAME;
+    match own::read() {
+        Ok(None) => {}
+        Ok(Some(table)) => match table.foreign() {
+            None => drop(found.add(Kind::Table, name, Way::Table)),
+            Some(chain) => {
+                found.kept.push(format!("the nftables table {name} was not made by Weft: it has a chain {chain}"))
+            }
+        },
+        Err(e) => found.kept.push(format!("the nftables table {name}, if there is one: {}", error_chain(&e))),
+    }
 }
 
 /// The ports that masquerade has kept from the node's own programs.

@@ -85,6 +85,8 @@ pub enum Kind {
     Route,
     /// A permanent neighbour on one of our devices.
     Neighbour,
+    /// A table of nftables.
+    Table,
     /// Our part of a setting of the kernel's.
     Setting,
     /// A pinned map, program or link.
@@ -107,6 +109,7 @@ impl fmt::Display for Kind {
             Self::Device => "device",
             Self::Route => "route",
             Self::Neighbour => "neighbour",
+            Self::Table => "nftables",
             Self::Setting => "setting",
             Self::Pin => "pin",
             Self::File => "file",
@@ -130,6 +133,8 @@ pub(super) enum Way {
     Rules(String, Vec<Rule>),
     /// With the device that it is on.
     WithDevice,
+    /// Our only table of nftables.
+    Table,
     /// The ports that we have reserved, and the note of them.
     Ports(ReservedPorts),
 }

@@ -5,7 +5,7 @@ use super::{Found, Item, Way};
 use crate::{
     datapath::attach,
     error_chain,
-    netlink::{MissingIsDone as _, Socket, link, pod, rule},
+    netlink::{MissingIsDone as _, Socket, link, nftables::own, pod, rule},
 };
 
 /// Removes all items, in order, and goes on behind one that does not go; answers what stays, and why.
@@ -37,6 +37,7 @@ fn one(item: &Item, socket: &mut Socket) -> Result<(), String> {
             Err(e) => Err(error_chain(&e)),
         },
         Way::WithDevice => Ok(()),
+        Way::Table => own::delete().map_err(|e| error_chain(&e)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Weft beside the real kube-proxy: Services with pods behind them on both nodes.
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -21,7 +21,7 @@ const PORT: u16 = 80;
 const NODE_PORT: u16 = 30_080;
 
 fn at(address: IpAddr, port: u16) -> String {
-    std::net::SocketAddr::new(address, port).to_string()
+    SocketAddr::new(address, port).to_string()
 }
 
 /// Sees to it that agents know which addresses are Services'.
@@ -88,6 +88,16 @@ fn services_of_kube_proxy_have_pods_behind_them_on_both_nodes() {
             }
         }
     }
+    // Behind this one is no pod, but a host outside of the nodes: the node speaks for its pods.
+    let object = cluster.get(&["service", "kubernetes"]).unwrap();
+    let api = SocketAddr::new(object["spec"]["clusterIP"].as_str().unwrap().parse().unwrap(), 443);
+    for pod in &all {
+        for _ in 0..OFTEN {
+            cluster
+                .kubectl(&["exec", pod.name(), "--", "/agnhost", "connect", "--timeout=3s", &api.to_string()])
+                .unwrap();
+        }
+    }
     for number in 1..=2 {
         for address in &addresses {
             let from_node = |_| {
@@ -106,5 +116,5 @@ fn services_of_kube_proxy_have_pods_behind_them_on_both_nodes() {
             assert!((0..OFTEN).all(from_outside), "the world does not reach a port of {address}");
         }
     }
-    println!("figure: of {} questions to a Service of kube-proxy each was answered", (all.len() * 4 + 8) * OFTEN);
+    println!("figure: of {} questions to a Service of kube-proxy each was answered", (all.len() * 5 + 8) * OFTEN);
 }

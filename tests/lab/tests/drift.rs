@@ -9,12 +9,13 @@ use cni_agent::{
     datapath::{RawMap, syscall},
     netlink::{
         Socket, link, names, netns,
+        nftables::own::{self, Rule, Table},
         tc::{self, Place as TcPlace},
     },
 };
 use cni_common::schema;
 use lab::{
-    Lab, LabConfig, PodSpec,
+    Ending, Lab, LabConfig, PodSpec,
     hostile::Hostile,
     probe::{self, Family, Place},
 };
@@ -158,6 +159,49 @@ fn attributes_of_devices_routes_and_neighbours_are_set_again() {
     let status = rig.lab.node("node-1").unwrap().ask("/v1/status").unwrap();
     let drift = &status["reconciler"]["drift"];
     assert!(drift["device"].as_u64() >= Some(6) && drift["pod-device"].as_u64() >= Some(3), "{drift}");
+    rig.lab.down().unwrap();
+}
+
+/// Weft's table in the node's namespace, once it is there, or is gone.
+fn await_table(lab: &Lab, there: bool) -> Option<Table> {
+    let node = lab.node("node-1").unwrap().place().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let table = node.run(|| own::read().map_err(std::io::Error::other)).unwrap();
+        if table.is_some() == there {
+            return table;
+        }
+        assert!(Instant::now() < deadline, "it is {}: {table:?}", if there { "not there" } else { "still there" });
+        lab::pause();
+    }
+}
+
+#[test]
+fn the_table_of_nftables_is_written_again_stays_over_a_restart_and_goes_with_its_setting() {
+    let mut rig = Rig::new(&["--service-cidr", "10.96.0.0/12"]);
+    let written = await_table(&rig.lab, true);
+    rig.assert_clean("nobody has changed anything");
+    // Deleted, emptied, and with somebody else's rule in the place of ours.
+    let changes: [(&[&str], Option<&[Rule]>); 3] = [
+        (&["nftables", "inet weft", "was     nothing"], None),
+        (&["another table, of 0 rules"], Some(&[])),
+        (&["another table, of 1 rules"], Some(&[Rule::Keep { to: "10.0.0.0/8".parse().unwrap() }])),
+    ];
+    for (named, rules) in changes {
+        let change = || rules.map_or_else(own::delete, own::replace).map_err(std::io::Error::other);
+        rig.lab.node("node-1").unwrap().place().unwrap().run(change).unwrap();
+        rig.finds(named);
+        assert_eq!(await_table(&rig.lab, true), written);
+    }
+    rig.lab.stop_agent("node-1", Ending::Killed).unwrap();
+    assert_eq!(await_table(&rig.lab, true), written, "packets go on without an agent");
+    rig.lab.start_agent("node-1").unwrap();
+    rig.assert_clean("after the restart");
+    assert_eq!(await_table(&rig.lab, true), written);
+    rig.lab.set_agent_args(&[]);
+    rig.lab.restart_agent("node-1", Ending::Killed).unwrap();
+    await_table(&rig.lab, false);
+    rig.assert_clean("without Services");
     rig.lab.down().unwrap();
 }
 

@@ -6,16 +6,17 @@ mod policies;
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicU16, Ordering},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
-    Lab, LabConfig, Node, PodSpec,
-    hostile::Policy,
+    Ending, Lab, LabConfig, Node, PodSpec,
+    hostile::{Hostile, Policy},
     pair::until,
-    probe::{Family, Flow, LIMIT, Place},
+    probe::{self, Family, Flow, LIMIT, Place},
     tool,
 };
 use policies::{GONE, apply, connects, of, policy};
@@ -157,18 +158,23 @@ fn udp_socket(place: &Place, family: Family) -> UdpSocket {
 }
 
 /// Asks `at`, where something answers, and must be answered from there; whom the backend has seen.
-fn ask(client: &UdpSocket, server: &UdpSocket, at: SocketAddr) -> Result<IpAddr> {
+fn ask(client: &UdpSocket, server: &UdpSocket, at: SocketAddr) -> Result<SocketAddr> {
     let mut buffer = [0; 100];
     client.send_to(b"who", at).with_context(|| format!("ask {at}"))?;
     let (_, seen) = server.recv_from(&mut buffer).with_context(|| format!("{at} was not asked"))?;
     server.send_to(b"me", seen).with_context(|| format!("answer {seen}"))?;
     let (length, who) = client.recv_from(&mut buffer).with_context(|| format!("{at} answers {seen}, in vain"))?;
     ensure!(who == at && buffer.get(..length) == Some(b"me"), "{who} answers for {at}");
-    Ok(seen.ip())
+    Ok(seen)
 }
 
 /// TCP and UDP from `client` to a port of `at` that the node translates to `backend` and back; whom the backend sees.
 fn reaches(client: &Place, node: &Place, at: IpAddr, backend: &Place, source: Source) -> Result<[IpAddr; 2]> {
+    Ok(reaches_as(client, node, at, backend, source)?.map(|seen| seen.ip()))
+}
+
+/// The same, with the port.
+fn reaches_as(client: &Place, node: &Place, at: IpAddr, backend: &Place, source: Source) -> Result<[SocketAddr; 2]> {
     let family = if at.is_ipv4() { Family::V4 } else { Family::V6 };
     let what = || format!("{} → {at} at {} → {}", client.name, node.name, backend.name);
     let behind = |port| SocketAddr::new(backend.address(family).unwrap(), port);
@@ -181,7 +187,7 @@ fn reaches(client: &Place, node: &Place, at: IpAddr, backend: &Place, source: So
     // The second question is one of a flow that is known.
     ask(&socket, &server, at).with_context(what)?;
     let asked = ask(&socket, &server, at).with_context(what)?;
-    Ok([flow.seen().ip(), asked])
+    Ok([flow.seen(), asked])
 }
 
 /// Each in both families on both nodes; `works` says what must be seen of whom.
@@ -218,26 +224,37 @@ fn a_pod_reaches_itself(rig: &Rig) {
     });
 }
 
-/// What docs/install.md has for Services whose answers come from outside of the pods.
-fn documented_rules() -> &'static str {
-    let (_, behind) = include_str!("../../../docs/install.md").split_once("```nft\n").expect("a block of rules");
-    behind.split_once("```").expect("its end").0
-}
+/// What netfilter keeps from Weft's own masquerade, and from the ports that pods have.
+const STACK_PORTS: RangeInclusive<u16> = 16_384..=32_767;
 
-fn a_pod_reaches_other_nodes_and_the_world_where_the_node_masquerades(rig: &Rig) {
+fn a_pod_reaches_other_nodes_and_the_world_as_its_node(rig: &Rig) {
     each(rig, |here, there, family| {
         let a = &here.pods[0];
-        let reach = |who| reaches(a, &here.node, service(family), who, Source::Kept);
+        let reach = |who: &Place| reaches_as(a, &here.node, service(family), who, Source::Kept);
+        let by_the_node = |who: &Place| {
+            let seen = reach(who).unwrap();
+            let is_nodes = |s: &SocketAddr| s.ip() != a.address(family).unwrap() && STACK_PORTS.contains(&s.port());
+            assert!(seen.iter().all(is_nodes), "{} → {}: {seen:?}", a.name, who.name);
+        };
+        by_the_node(&there.node);
+        by_the_node(&rig.near);
+        // Pods behind Services see who asks.
+        assert_eq!(reach(&there.pods[0]).unwrap().map(|s| s.ip()), [a.address(family).unwrap(); 2]);
+    });
+}
+
+/// The agent's table is what does it, and the agent brings it back when somebody takes it away.
+fn without_the_agents_table_only_pods_are_reached_until_it_is_back(rig: &Rig) {
+    each(rig, |here, there, family| {
+        let a = &here.pods[0];
+        let reach = |who: &Place| reaches(a, &here.node, service(family), who, Source::Kept);
+        tool::succeeds(&here.node, "nft delete table inet weft").unwrap();
         reach(&there.node).unwrap_err();
-        let rules = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(rules.path(), documented_rules()).unwrap();
-        tool::succeeds(&here.node, &format!("nft -f {}", rules.path().display())).unwrap();
-        let seen = reach(&there.node).unwrap();
-        assert!(seen.iter().all(|s| *s != a.address(family).unwrap()), "{} → {}: {seen:?}", a.name, there.node.name);
-        reach(&rig.near).unwrap();
-        // Pods behind Services see who asks, as without these rules.
         assert_eq!(reach(&there.pods[0]).unwrap(), [a.address(family).unwrap(); 2]);
-        tool::succeeds(&here.node, "nft delete table inet weft-services").unwrap();
+        let found = rig.node(here).ask("/v1/verify").unwrap();
+        let items = found["items"].as_array().expect("a list");
+        assert!(items.iter().any(|i| i["kind"] == "nftables" && i["failed"] == ""), "{found:#}");
+        reach(&there.node).unwrap();
     });
 }
 
@@ -360,9 +377,10 @@ fn services_that_the_nodes_stack_translates_have_pods_behind_them() {
         ("a pod reaches one of another node", a_pod_reaches_one_of_another_node),
         ("a pod reaches itself", a_pod_reaches_itself),
         ("a node reaches pods here and elsewhere", a_node_reaches_pods_here_and_elsewhere),
+        ("a pod reaches other nodes and the world as its node", a_pod_reaches_other_nodes_and_the_world_as_its_node),
         (
-            "a pod reaches other nodes and the world, where the node masquerades",
-            a_pod_reaches_other_nodes_and_the_world_where_the_node_masquerades,
+            "without the agent's table only pods are reached, until it is back",
+            without_the_agents_table_only_pods_are_reached_until_it_is_back,
         ),
         ("the world reaches pods by a port of a node", the_world_reaches_pods_by_a_port_of_a_node),
         ("who asks a closed port hears so", who_asks_a_closed_port_hears_so),
@@ -370,4 +388,29 @@ fn services_that_the_nodes_stack_translates_have_pods_behind_them() {
         ("policy judges the backend", policy_judges_the_backend),
     ];
     Rig::new().run(cases);
+}
+
+#[test]
+fn a_table_of_our_name_that_others_made_stays_and_is_told_of() {
+    let config = LabConfig { hostile: Hostile::Nobody, ..LabConfig::with_nodes(1) };
+    let mut lab = Lab::up(config).expect("a lab of one node");
+    let place = lab.place("node-1").unwrap();
+    tool::script(&place, "nft add table inet weft\nnft add chain inet weft mine").unwrap();
+    lab.set_agent_args(&["--service-cidr", "10.96.0.0/12"]);
+    lab.restart_agent("node-1", Ending::Asked).unwrap();
+    let problem = || lab.node("node-1").unwrap().ask("/v1/status").unwrap()["services"]["problem"].clone();
+    until("the agent tells of it", || problem().as_str().is_some_and(|p| p.contains("its chain mine"))).unwrap();
+    let paths = lab.node("node-1").unwrap().paths().clone();
+    let weft = format!("{} --socket {}", lab.bin_dir().join("weft").display(), paths.api_socket().display());
+    let doctor = tool::says(&place, &format!("{weft} doctor --json")).unwrap();
+    assert!(!doctor.well && doctor.text.contains("services-masquerade"), "{}", doctor.text);
+    // All else is as ever.
+    let pods = ["a", "b"].map(|name| lab.pod_add("node-1", &PodSpec::named(name)).unwrap().pod.place().unwrap());
+    for family in Family::BOTH {
+        probe::udp(&pods[0], &pods[1], family).unwrap();
+    }
+    let listed = tool::succeeds(&place, &format!("{weft} uninstall --node --dry-run")).unwrap();
+    assert!(listed.contains("the nftables table inet weft was not made by Weft: it has a chain mine"), "{listed}");
+    tool::succeeds(&place, "nft list chain inet weft mine").unwrap();
+    lab.down().unwrap();
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cni_agent::netlink::{Socket, link, names, netns, rule};
+use cni_agent::netlink::{Socket, link, names, netns, nftables::own, rule};
 use lab::{
     Ending, Lab, LabConfig, PodSpec, Watch,
     hostile::Hostile,
@@ -63,6 +63,9 @@ fn facts() -> BTreeSet<String> {
         facts.extend(ids.into_iter().map(|id| format!("bpf {kind} {id}")));
     }
     facts.extend(sysctls());
+    let node = netns::open(netns::path_of(netns)).unwrap();
+    let table = netns::in_netns(std::os::fd::AsFd::as_fd(&node), || own::read().unwrap()).unwrap();
+    facts.extend(table.map(|table| format!("nftables {table:?}")));
     let paths = NodePaths::of("node-1");
     for dir in [paths.bpf(), paths.run(), paths.state(), paths.cni_bin(), paths.cni_conf()] {
         files(&dir, &mut facts);
@@ -208,14 +211,15 @@ fn leaves_the_node_as_it_was(hostile: Hostile, agent_args: &[&str]) {
     assert!(!done && said.contains("an agent runs on this node") && said.contains("--force"), "{said}");
     let (done, said) = uninstall(&lab, &["--dry-run"]);
     assert!(done && said.starts_with("Would be removed"), "{said}");
-    for part in [
+    let table = agent_args.contains(&"--service-cidr").then_some("inet weft");
+    for part in table.into_iter().chain([
         "weft_host",
         "weft_vxlan",
         "05-weft.conflist",
         "weft-cni",
         "endpoints_v1",
         "the pod default/web loses its network",
-    ] {
+    ]) {
         assert!(said.contains(part), "{part} is missing in\n{said}");
     }
     // The programs of the agent that was killed may be freed meanwhile.
@@ -283,6 +287,12 @@ fn a_qdisc_of_ours_stays_when_programs_move_to_tcx_and_goes_with_weft() {
 #[test]
 fn what_others_have_on_a_node_stays() {
     leaves_the_node_as_it_was(Hostile::Last, &[]);
+}
+
+#[test]
+fn a_node_that_masquerades_for_services_is_as_it_was() {
+    // Docker's rules are there before: what they need of the kernel, and show in its settings, is so too.
+    leaves_the_node_as_it_was(Hostile::Last, &["--service-cidr", "10.96.0.0/12"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Flows that conntrack knows.
 use std::{collections::BTreeMap, net::IpAddr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// `GET /v1/flows`: those that the filters in its query take.
@@ -113,6 +114,21 @@ pub struct MasqueradeStatus {
     pub full: u64,
     /// Packets that were dropped as their pod had its share of the table already.
     pub quota: u64,
+}
+
+/// The Services that the node's stack serves, such as kube-proxy's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicesStatus {
+    /// Their addresses; without any there are none.
+    pub cidrs: Vec<IpNet>,
+    /// Whether the node masquerades what its stack has translated for pods to other hosts than pods.
+    pub masqueraded: bool,
+    /// The ports that such flows get, as in `16384-32767`; `None`: any.
+    #[serde(default)]
+    pub ports: Option<String>,
+    /// Why they are not masqueraded, where they ought to be.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// How full a table is.

@@ -79,6 +79,14 @@ fn agent(facts: &Facts, found: &mut Vec<Finding>) {
             "weft status  # shows the verifier's last lines: report them; then systemctl restart weft-agent (which tries again), or another release or kernel",
         ));
     }
+    if let Some(why) = &status.services.problem {
+        found.push(hinders(
+            "services-masquerade",
+            format!("What the node's stack has translated for pods is not masqueraded: {why}"),
+            "Pods do not reach a Service that other hosts than pods are behind, such as the API server's on another node.",
+            "modprobe -a nf_tables nft_chain_nat nft_ct nft_masq  # or boot a kernel that has them; or free the name: nft list table inet weft",
+        ));
+    }
     for row in &status.reconciler.failed {
         found.push(hinders(
             "failed-row",

@@ -65,6 +65,16 @@ fn nothing_is_said_about_a_node_that_is_as_it_should_be() {
 }
 
 #[test]
+fn services_that_the_kernel_cannot_masquerade_are_named_with_its_modules() {
+    let mut facts = healthy();
+    facts.agent.as_mut().unwrap().services.problem = Some("the kernel lacks nf_tables (CONFIG_NF_TABLES)".into());
+    assert_eq!(ids(&facts), ["services-masquerade"]);
+    let finding = &findings(&facts)[0];
+    assert!(finding.what.ends_with("lacks nf_tables (CONFIG_NF_TABLES)"), "{}", finding.what);
+    assert!(finding.cure.starts_with("modprobe"), "{}", finding.cure);
+}
+
+#[test]
 fn forwarding_that_is_off_is_named_with_the_sysctl() {
     let mut facts = healthy();
     for name in facts::SYSCTLS {

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use super::{count, end, or, protocol, span, text};
 use crate::{
-    api::types::{ConntrackStatus, FlowCounts, FlowList, Flushed, MasqueradeStatus, TableFill},
+    api::types::{ConntrackStatus, FlowCounts, FlowList, Flushed, MasqueradeStatus, Status, TableFill},
     cli::table::Table,
 };
 
@@ -102,6 +102,28 @@ pub(super) fn masquerade(m: &MasqueradeStatus) -> Vec<(&'static str, String)> {
         }
     }
     lines
+}
+
+/// The same of Services that the node's stack serves.
+pub(super) fn services(s: &Status) -> Vec<(&'static str, String)> {
+    const HEAD: &str = "Services";
+    let of = &s.services;
+    if of.cidrs.is_empty() {
+        return Vec::new();
+    }
+    let cidrs: Vec<String> = of.cidrs.iter().map(ToString::to_string).collect();
+    let to_hosts = match (&of.problem, of.masqueraded, &of.ports) {
+        (Some(problem), ..) => {
+            ("", format!("! other hosts than pods behind them do not answer: {problem}; `weft doctor` has the cure"))
+        }
+        (None, true, Some(ports)) => (HEAD, format!("to other hosts than pods as the node, ports {ports}")),
+        (None, true, None) => (HEAD, "to other hosts than pods as the node".to_owned()),
+        (None, false, _) if s.masquerade.ports.is_none() => {
+            (HEAD, "to other hosts than pods with the pod's own address".to_owned())
+        }
+        (None, false, _) => (HEAD, "to other hosts than pods not yet as the node".to_owned()),
+    };
+    vec![(HEAD, format!("{}, by the node's stack", cidrs.join(", "))), to_hosts]
 }
 
 fn full(t: &TableFill) -> String {

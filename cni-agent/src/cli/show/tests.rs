@@ -8,7 +8,8 @@ use crate::{
         tests::event as an_event,
         types::{
             Attachment, ConntrackStatus, DatapathStatus, FailedRow, Foreign, MasqueradeStatus, MissingFeature,
-            NextHopStatus, PolicySummary, ReconcilerStatus, Refusal, SourceStatus, TableFill, VerdictCount,
+            NextHopStatus, PolicySummary, ReconcilerStatus, Refusal, ServicesStatus, SourceStatus, TableFill,
+            VerdictCount,
         },
     },
     ipam::Usage,
@@ -147,6 +148,31 @@ fn masquerade_tells_under_which_addresses_how_full_it_is_and_what_was_dropped_fo
     assert!(
         super::status(&s).contains("\nMasquerade off (--masquerade no): pods leave with their own addresses\nDrops ")
     );
+}
+
+#[test]
+fn services_of_the_stack_are_told_with_what_becomes_of_those_without_pods() {
+    let mut s = healthy();
+    s.services.cidrs = ["10.96.0.0/12", "fd96::/108"].map(|c| c.parse().unwrap()).into();
+    let said = |s: &Status| {
+        let text = super::status(s);
+        text.split_once("\nServices ")
+            .map(|(_, behind)| behind.lines().take(2).map(|l| l.trim().to_owned()).collect::<Vec<_>>())
+    };
+    let first = "10.96.0.0/12, fd96::/108, by the node's stack";
+    let after = |second: &str| Some(vec![first.to_owned(), second.to_owned()]);
+    assert_eq!(said(&s), after("to other hosts than pods not yet as the node"));
+    s.services = ServicesStatus { masqueraded: true, ports: Some("16384-32767".into()), ..s.services };
+    assert_eq!(said(&s), after("to other hosts than pods as the node, ports 16384-32767"));
+    s.services.problem = Some("the kernel lacks X".into());
+    assert_eq!(
+        said(&s),
+        after("! other hosts than pods behind them do not answer: the kernel lacks X; `weft doctor` has the cure")
+    );
+    s.services = ServicesStatus { masqueraded: false, ports: None, problem: None, ..s.services };
+    s.masquerade = MasqueradeStatus::default();
+    assert_eq!(said(&s), after("to other hosts than pods with the pod's own address"));
+    assert_eq!(said(&healthy()), None, "where there are none");
 }
 
 #[test]
@@ -290,6 +316,7 @@ fn healthy() -> Status {
             full: 0,
             quota: 0,
         },
+        services: ServicesStatus::default(),
         masquerade: MasqueradeStatus {
             ports: Some("61000-65535".into()),
             leaves: [("eth0".to_owned(), ["10.0.0.1", "fd00::1"].map(|a| a.parse().unwrap()).into())].into(),
