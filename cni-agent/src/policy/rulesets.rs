@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Entries for single ports from which on a rule set has them in the hash, if there is room: before that the trie is shallow enough.
-pub const MANY_PORTS: usize = 16;
+pub const MANY_PORTS: usize = 64;
 
 #[derive(Debug)]
 struct Slot {
