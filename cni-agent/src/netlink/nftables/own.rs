@@ -42,8 +42,8 @@ const INET: u8 = 1;
 /// `NF_INET_POST_ROUTING`, and a place behind everybody's source NAT (100): what kube-proxy masquerades by itself is done by then.
 const POSTROUTING: u32 = 4;
 const PRIORITY: i32 = 110;
-/// Room for the rules of as many networks as settings can name.
-const SEND_BUFFER: usize = 8 * 1024 * 1024;
+/// Room for the rules of as many networks as settings can name, and for a refusal of each of them.
+const BUFFER: usize = 8 * 1024 * 1024;
 /// Seconds. The kernel answers within the call that sends.
 const ANSWERED_WITHIN: i64 = 10;
 
@@ -307,9 +307,11 @@ fn transact(messages: &[Message]) -> Result<(), TableError> {
         socket.connect(&SocketAddr::new(0, 0))?;
         // An error repeats its message's header only.
         socket.set_cap_ack(true)?;
-        // Without the right to more than net.core.wmem_max nothing of this is allowed.
-        setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER)
-            .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER))?;
+        // Who has no right to more than net.core.wmem_max may do nothing of this anyway.
+        setsockopt(&socket, sockopt::SndBufForce, &BUFFER)
+            .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &BUFFER))?;
+        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)
+            .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &BUFFER))?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWERED_WITHIN, 0))?;
         Ok(())
     };
