@@ -1,6 +1,7 @@
 //! Weft in a cluster, installed as users do: pods, nodes, the agent's life, its end.
 use std::{fs, time::Instant};
 
+use anyhow::Context as _;
 use cluster::{
     Cluster, Config, LOOPBACK, NAMESPACE, TAINT, chart,
     fixture::{self, LIMIT, await_rollout, end},
@@ -121,6 +122,7 @@ fn pods_outlive_the_kubelet_the_runtime_and_a_server_that_is_away() {
             let others = cluster.in_node(2, "pgrep")?.args(["-x", "weft-agent"]).output()?;
             Ok((asked.status.success() && others.status.success()).then_some(()))
         })
+        .with_context(|| what_became_of_the_agent(&cluster, 2))
         .unwrap();
         drop(server);
         cluster.await_ready(LIMIT).unwrap();
@@ -129,6 +131,19 @@ fn pods_outlive_the_kubelet_the_runtime_and_a_server_that_is_away() {
     .unwrap();
     println!("figure: of {sent} datagrams none was lost while kubelet, containerd and API server were away");
     connect(&cluster, "after-outage", "after-restart").unwrap();
+}
+
+/// What runtime and kubelet of a node say of its agent, where no API server can be asked.
+fn what_became_of_the_agent(cluster: &Cluster, node: u8) -> String {
+    let tasks = cluster.in_node(node, "ctr").and_then(|mut c| Ok(c.args(["-n", "k8s.io", "tasks", "ls"]).output()?));
+    let tasks = tasks.map_or_else(|e| format!("{e:#}"), |o| String::from_utf8_lossy(&o.stdout).into_owned());
+    let log = |program: &str| {
+        let file = layout::logs(&layout::node_name(node)).join(format!("{program}.log"));
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().filter(|l| program == "containerd" || l.contains("weft")).collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    };
+    format!("tasks:\n{tasks}\nkubelet:\n{}\ncontainerd:\n{}", log("kubelet"), log("containerd"))
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::{
         fixtures::{facts, node},
     },
     datapath::hits::Hits,
-    policy::{Image, objects},
+    policy::{Image, objects, rulesets::MANY_PORTS},
     reconcile::delta::Delta,
     tables::{Endpoint, Namespace, Phase, Pod, Terms},
 };
@@ -350,7 +350,7 @@ fn on_many_ports(mut policy: Value) -> Value {
     policy["spec"]["ingress"][0]["ports"] = (0..PORTS).map(|n| json!({"port": 80 + 2 * n})).collect();
     policy
 }
-const PORTS: usize = 40;
+const PORTS: usize = MANY_PORTS;
 
 /// Rule sets that the map of single ports has entries of.
 fn by_port(entries: &BTreeMap<EntryKey, Vec<u8>>) -> BTreeSet<u32> {
