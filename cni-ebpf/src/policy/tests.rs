@@ -321,7 +321,7 @@ proptest! {
         for (proto, port) in asked {
             let key = RuleKey { rules, proto, port: (port << 10).to_be_bytes(), pad: 0 };
             // Told by both at once, the shortest first.
-            let naive = all.iter().filter(|((bits, k), _)| covers(*bits, k, bytes_of(&key))).next_back();
+            let naive = all.iter().rfind(|((bits, k), _)| covers(*bits, k, bytes_of(&key)));
             let want = naive.map_or((false, Why::NoEntry, 0), |(_, r)| (r.verdict == VERDICT_ALLOW, Why::Entry, r.cookie));
             prop_assert_eq!(answer(egress(&m, SET, &flow(POD, PEER, proto.into(), port << 10))), want);
         }
