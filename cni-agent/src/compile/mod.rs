@@ -12,7 +12,10 @@ mod stack;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use cni_common::{
     maps,
@@ -223,18 +226,30 @@ pub fn leaves_by(key: &EntryKey) -> Option<u32> {
     is_leave.then(|| key.key.first_chunk().copied().map(u32::from_ne_bytes))?
 }
 
-/// The rows whose entries depend on this one as well.
-pub fn dependents(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
-    match row {
-        // Pods of a node go by its number; addresses of this one are marked that its object names.
-        Row::Node(name) => contents
-            .pods
-            .on_node(name)
-            .map(|key| Row::Pod(key.clone()))
-            .chain((*name == facts.node).then_some(Row::NodeAddresses))
-            .collect(),
+/// The rows whose entries depend on one of these as well. All pods, and all endpoints, are looked at once, however many rows there are: an agent that begins has those of a cluster.
+pub fn dependents(rows: &[Row], contents: &Contents, facts: &Facts) -> Vec<Row> {
+    let nodes: BTreeSet<&str> =
+        rows.iter().filter_map(|row| if let Row::Node(name) = row { Some(&**name) } else { None }).collect();
+    let pods: BTreeSet<&PodKey> =
+        rows.iter().filter_map(|row| if let Row::Pod(key) = row { Some(key) } else { None }).collect();
+    let mut found: Vec<Row> = rows.iter().flat_map(|row| dependents_of(row, contents, facts)).collect();
+    if !nodes.is_empty() {
+        // Pods of a node go by its number.
+        found.extend(contents.pods.on_nodes(&nodes).cloned().map(Row::Pod));
+    }
+    if !pods.is_empty() {
         // The label class of a pod is in its endpoint's entry.
-        Row::Pod(key) => endpoints_of(contents, key),
+        let ends = contents.endpoints.values().filter(|e| pods.contains(&e.pod()));
+        found.extend(ends.map(|e| Row::Endpoint(e.id)));
+    }
+    found
+}
+
+/// Those for which neither pods nor endpoints by their pods need be looked at.
+fn dependents_of(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
+    match row {
+        // Addresses of this node are marked that its object names.
+        Row::Node(name) if *name == facts.node => vec![Row::NodeAddresses],
         // MAC and MTU of the way are in the node's tunnel entry.
         Row::NextHop(to) => nodes_at(contents, facts, **to),
         // A way that is not known is taken to be as wide as the devices.
@@ -251,12 +266,10 @@ pub fn dependents(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
         Row::Namespace(name) if facts.objects_are_all => {
             contents.endpoints.values().filter(|e| *e.namespace == **name).map(|e| Row::Endpoint(e.id)).collect()
         }
-        Row::Endpoint(_) | Row::NodeAddresses | Row::Namespace(_) | Row::Policy(_) => Vec::new(),
+        Row::Node(_) | Row::Pod(_) | Row::Endpoint(_) | Row::NodeAddresses | Row::Namespace(_) | Row::Policy(_) => {
+            Vec::new()
+        }
     }
-}
-
-fn endpoints_of(contents: &Contents, pod: &PodKey) -> Vec<Row> {
-    contents.endpoints.values().filter(|e| e.pod() == *pod).map(|e| Row::Endpoint(e.id)).collect()
 }
 
 fn nodes_at(contents: &Contents, facts: &Facts, to: IpAddr) -> Vec<Row> {

@@ -181,7 +181,21 @@ fn an_endpoint_carries_its_label_class_once_the_pod_object_is_known() {
     pod.node = Some("here".into());
     t.set_pod(pod.clone());
     assert_eq!(endpoint(&t).vni, crate::identity::label_class("default", &pod.labels));
-    assert_eq!(dependents(&Row::Pod(pod.key()), &t.read(), &facts()), [Row::Endpoint(9)]);
+    assert_eq!(dependents(&[Row::Pod(pod.key())], &t.read(), &facts()), [Row::Endpoint(9)]);
+}
+
+#[test]
+fn dependents_of_many_rows_are_those_of_each() {
+    let t = cluster();
+    let rows: Vec<Row> = ["here", "there"].map(|name| Row::Node(name.into())).into_iter().collect();
+    let pods = t.read().pods.keys().cloned().map(Row::Pod).collect::<Vec<_>>();
+    let others = [Row::Devices, Row::NodeAddresses, Row::Endpoint(9), Row::Namespace("default".into())];
+    let all: Vec<Row> = rows.into_iter().chain(pods).chain(others).collect();
+    let of = |rows: &[Row]| dependents(rows, &t.read(), &facts()).into_iter().collect::<BTreeSet<Row>>();
+    let each: BTreeSet<Row> = all.iter().flat_map(|row| of(std::slice::from_ref(row))).collect();
+    assert_eq!(of(&all), each);
+    assert!(each.contains(&Row::NodeAddresses) && each.iter().any(|row| matches!(row, Row::Pod(_))), "{each:?}");
+    assert_eq!(of(&[]), BTreeSet::new());
 }
 
 fn prefix(length: u32, address: &[u8]) -> Vec<u8> {

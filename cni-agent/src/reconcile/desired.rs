@@ -38,13 +38,10 @@ impl Desired {
         if rows.contains(&own) {
             rows.extend(contents.nodes.keys().cloned().map(Row::Node));
         }
-        let mut todo: Vec<Row> = rows.iter().cloned().collect();
-        while let Some(row) = todo.pop() {
-            for dependent in compile::dependents(&row, contents, &self.facts) {
-                if rows.insert(dependent.clone()) {
-                    todo.push(dependent);
-                }
-            }
+        let mut found: Vec<Row> = rows.iter().cloned().collect();
+        while !found.is_empty() {
+            found = compile::dependents(&found, contents, &self.facts);
+            found.retain(|row| rows.insert(row.clone()));
         }
         let mut failures = BTreeMap::new();
         // Nodes before pods, as their numbers are in the pods' entries: `Row` sorts so.

@@ -1,5 +1,9 @@
 //! The pods of all nodes, kept small: there may be tens of thousands. What replicas have in common is there once, and so is each text.
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use super::{NamedPort, Phase, Pod, PodKey};
 use crate::{
@@ -111,9 +115,10 @@ impl Pods {
     pub fn labels(&self, key: &PodKey) -> Option<&Labels> {
         Some(&self.rows.get(key)?.template.labels)
     }
-    /// The names of those on a node.
-    pub fn on_node(&self, node: &str) -> impl Iterator<Item = &PodKey> {
-        self.rows.iter().filter(move |(_, kept)| kept.node.as_deref().is_some_and(|at| at == node)).map(|(key, _)| key)
+    /// The names of those on these nodes.
+    pub fn on_nodes(&self, nodes: &BTreeSet<&str>) -> impl Iterator<Item = &PodKey> {
+        let are = |kept: &Kept| kept.node.as_deref().is_some_and(|node| nodes.contains(&**node));
+        self.rows.iter().filter(move |(_, kept)| are(kept)).map(|(key, _)| key)
     }
 
     /// Adds or replaces one; its name as all share it, and whether anything has changed.
@@ -138,7 +143,7 @@ impl Pods {
     }
 
     /// Packs them as closely as it goes.
-    pub(super) fn pack(&mut self) {
+    pub(crate) fn pack(&mut self) {
         pack(&mut self.rows);
         self.templates.pack();
         self.texts.pack();
@@ -157,8 +162,6 @@ impl Pods {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     fn pod(name: &str, app: &str, ips: &[IpAddr]) -> Pod {

@@ -1,18 +1,21 @@
 //! Which file says what, and so what each row is. No I/O: the follower reads, this decides.
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::SystemTime,
 };
 
+use smallvec::SmallVec;
+
 use super::parse::{Object, Parsed};
-use crate::tables::{Row, Tables};
+use crate::tables::{Row, Tables, pods::Pods};
 
 /// The objects of all files.
 #[derive(Debug, Default)]
 pub struct Files {
-    files: BTreeMap<String, File>,
-    /// The files that name a row. Most rows have one.
-    owners: BTreeMap<Row, BTreeSet<String>>,
+    files: BTreeMap<Arc<str>, File>,
+    /// The files that name a row, by name. Nearly all rows have one.
+    owners: BTreeMap<Row, SmallVec<[Arc<str>; 1]>>,
     /// Rows to be published: something about them changed.
     touched: BTreeSet<Row>,
     /// Rows with several owners that were warned of.
@@ -23,12 +26,45 @@ pub struct Files {
 struct File {
     /// When what `objects` holds was written: the last good state.
     written: SystemTime,
-    objects: BTreeMap<Row, Object>,
+    objects: Objects,
     problem: Option<String>,
     /// Policies in it that are broken, and parts of others that match nothing.
     flaws: Vec<String>,
     /// It was read without an error at least once.
     known: bool,
+}
+
+/// What one file names. Its pods are as small as in the tables: there may be a cluster's.
+#[derive(Debug, Default)]
+struct Objects {
+    pods: Pods,
+    others: BTreeMap<Row, Object>,
+}
+
+impl Objects {
+    /// Takes an object in, in the place of an earlier one of its name; its row, and whether there was one.
+    fn put(&mut self, object: Object) -> (Row, bool) {
+        if let Object::Pod(pod) = object {
+            let before = self.pods.len();
+            let (key, _) = self.pods.set(&pod);
+            return (Row::Pod(key), self.pods.len() == before);
+        }
+        let row = object.row();
+        let replaced = self.others.insert(row.clone(), object).is_some();
+        (row, replaced)
+    }
+    fn get(&self, row: &Row) -> Option<Object> {
+        match row {
+            Row::Pod(key) => self.pods.get(key).map(Object::Pod),
+            _ => self.others.get(row).cloned(),
+        }
+    }
+    fn rows(&self) -> impl Iterator<Item = Row> {
+        self.pods.keys().cloned().map(Row::Pod).chain(self.others.keys().cloned())
+    }
+    fn len(&self) -> usize {
+        self.pods.len() + self.others.len()
+    }
 }
 
 impl Files {
@@ -37,25 +73,24 @@ impl Files {
         if self.files.get(name).is_some_and(|file| file.problem.is_some()) {
             tracing::info!(file = name, "manifest file can be read again");
         }
-        let mut named = BTreeMap::new();
+        let mut named = Objects::default();
         let mut problem = None;
         let mut flaws = Vec::new();
         for object in parsed.objects {
-            let row = object.row();
             if let Object::Policy(read) = &object {
                 let of = &read.policy.name;
                 flaws.extend(read.flaws.iter().map(|flaw| format!("{name}: {of}, field {}", flaw.in_full())));
             }
-            if named.insert(row.clone(), object).is_some() {
+            if let (row, true) = named.put(object) {
                 problem = Some(format!("{name}: it has {row} twice; the later one counts: remove the other"));
             }
         }
         for (line, policy, broken) in parsed.broken {
             // What it said last is what it says, as it is with whole files.
-            let row = policy.map(|name| Row::Policy(name.into())).filter(|row| !named.contains_key(row));
-            let before = row.as_ref().and_then(|row| self.files.get(name)?.objects.get(row).cloned());
+            let row = policy.map(|name| Row::Policy(name.into())).filter(|row| named.get(row).is_none());
+            let before = row.and_then(|row| self.files.get(name)?.objects.get(&row));
             let kept = if before.is_some() { "it stays in force as it was" } else { "it is not in force" };
-            named.extend(row.zip(before));
+            before.into_iter().for_each(|object| drop(named.put(object)));
             flaws.push(format!("{name}: document at line {line}: {broken}; {kept}: correct it"));
         }
         let said = self.files.get(name).map_or(&[][..], |file| &file.flaws);
@@ -66,18 +101,20 @@ impl Files {
             tracing::warn!(file = name, problem, "manifest file contradicts itself");
         }
         self.drop_objects(name);
-        for row in named.keys() {
-            self.owners.entry(row.clone()).or_default().insert(name.to_owned());
-            self.touched.insert(row.clone());
+        named.pods.pack();
+        let name: Arc<str> = name.into();
+        for row in named.rows() {
+            self.owners.entry(row.clone()).or_default().push(Arc::clone(&name));
+            self.touched.insert(row);
         }
-        self.files.insert(name.to_owned(), File { written, objects: named, problem, flaws, known: true });
+        self.files.insert(name, File { written, objects: named, problem, flaws, known: true });
     }
 
     /// A file could not be read or does not parse: its last good objects stay.
     pub fn bad(&mut self, name: &str, cause: &str) {
-        let file = self.files.entry(name.to_owned()).or_insert_with(|| File {
+        let file = self.files.entry(name.into()).or_insert_with(|| File {
             written: SystemTime::UNIX_EPOCH,
-            objects: BTreeMap::new(),
+            objects: Objects::default(),
             problem: None,
             flaws: Vec::new(),
             known: false,
@@ -101,9 +138,9 @@ impl Files {
 
     fn drop_objects(&mut self, name: &str) {
         let Some(file) = self.files.get_mut(name) else { return };
-        for row in std::mem::take(&mut file.objects).into_keys() {
+        for row in std::mem::take(&mut file.objects).rows() {
             if let Some(owners) = self.owners.get_mut(&row) {
-                owners.remove(name);
+                owners.retain(|owner| **owner != *name);
                 if owners.is_empty() {
                     self.owners.remove(&row);
                 }
@@ -116,7 +153,7 @@ impl Files {
     /// moved from one file to another never goes missing between.
     pub fn publish(&mut self, tables: &Tables) {
         for row in std::mem::take(&mut self.touched) {
-            match self.winner(&row).map(|(_, object)| object.clone()) {
+            match self.winner(&row).and_then(|(_, file)| file.objects.get(&row)) {
                 Some(Object::Node(node)) => tables.set_node(node),
                 Some(Object::Namespace(namespace)) => tables.set_namespace(namespace),
                 Some(Object::Pod(pod)) => tables.set_pod(pod),
@@ -140,15 +177,15 @@ impl Files {
 
     /// The file that was written last counts; of two written at one time, the one whose name sorts last. Both are read
     /// from the files, so that a restarted agent decides alike.
-    fn winner(&self, row: &Row) -> Option<(&str, &Object)> {
+    fn winner(&self, row: &Row) -> Option<(&str, &File)> {
         let owners = self.owners.get(row)?.iter();
-        let files = owners.filter_map(|name| self.files.get(name).map(|file| (file.written, name, file)));
-        let (_, name, file) = files.max_by_key(|(written, name, _)| (*written, *name))?;
-        Some((name, file.objects.get(row)?))
+        let files = owners.filter_map(|name| self.files.get(name).map(|file| (&**name, file)));
+        files.max_by_key(|(name, file)| (file.written, *name))
     }
 
     fn shared_problem(&self, row: &Row) -> String {
-        let owners: Vec<&str> = self.owners.get(row).into_iter().flatten().map(String::as_str).collect();
+        let mut owners: Vec<&str> = self.owners.get(row).into_iter().flatten().map(|name| &**name).collect();
+        owners.sort_unstable();
         let counts = self.winner(row).map_or("none", |(name, _)| name);
         format!("{row} is in {}; {counts} was written last and counts: remove it from the others", owners.join(", "))
     }

@@ -1,6 +1,6 @@
 //! The text of one manifest file → objects. Pure.
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, value::RawValue};
 use serde_saphyr::Spanned;
 
 use crate::{
@@ -93,10 +93,15 @@ pub enum ParseError {
 /// file unusable: others are to go on protecting what they protect.
 pub fn objects(text: &str) -> Result<Parsed, ParseError> {
     // JSON is YAML, but a JSON file may be indented by tabs, which YAML forbids.
-    let json = text.trim_start().starts_with('{').then(|| serde_json::from_str::<Value>(text).ok()).flatten();
+    let json = text.trim_start().starts_with('{').then(|| serde_json::from_str::<Json>(text).ok()).flatten();
     let mut objects = Parsed::default();
     if let Some(document) = json {
-        take(1, document, &mut objects)?;
+        for object in document.objects(text) {
+            match plain_pod(object) {
+                Some(pod) => objects.objects.push(Object::Pod(pod)),
+                None => take(1, serde_json::from_str(object).map_err(|error| json_syntax(&error))?, &mut objects)?,
+            }
+        }
         return Ok(objects);
     }
     // One document in memory at a time: a file may list the pods of a cluster.
@@ -105,6 +110,43 @@ pub fn objects(text: &str) -> Result<Parsed, ParseError> {
         take(document.referenced.line().max(1), document.value, &mut objects)?;
     }
     Ok(objects)
+}
+
+/// A file of JSON: an object, or a list of some, of which one at a time is taken apart.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Json<'a> {
+    #[serde(borrow, default)]
+    api_version: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    items: Option<Vec<&'a RawValue>>,
+}
+impl<'a> Json<'a> {
+    fn objects(&self, text: &'a str) -> Vec<&'a str> {
+        let is = |field: Option<&RawValue>| field.and_then(|f| serde_json::from_str::<String>(f.get()).ok());
+        let (version, kind) = (is(self.api_version), is(self.kind));
+        match (version.as_deref().zip(kind.as_deref()), &self.items) {
+            (Some((version, kind)), Some(items)) if is_list(version, kind) => items.iter().map(|i| i.get()).collect(),
+            _ => vec![text],
+        }
+    }
+}
+
+/// A pod in JSON, read without a tree of values: of large files nearly all are. What is wrong with any other object, [`take`] says.
+fn plain_pod(text: &str) -> Option<Pod> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Head<'a> {
+        api_version: &'a str,
+        kind: &'a str,
+    }
+    let head: Head = serde_json::from_str(text).ok()?;
+    if (head.api_version, head.kind) != ("v1", "Pod") {
+        return None;
+    }
+    convert::pod(&serde_json::from_str::<api::Pod>(text).ok()?).ok()
 }
 
 /// The parser's own limits on what a hostile file may cost hold, but one file may list a cluster's pods.
@@ -117,6 +159,10 @@ fn syntax(error: &serde_saphyr::Error) -> ParseError {
     // The library draws the place in the text; we want one line.
     let text = error.without_snippet().to_string();
     ParseError::Syntax { line, cause: text.lines().next().unwrap_or("not valid YAML").to_owned() }
+}
+
+fn json_syntax(error: &serde_json::Error) -> ParseError {
+    ParseError::Syntax { line: error.line() as u64, cause: error.to_string() }
 }
 
 fn take(line: u64, document: Value, parsed: &mut Parsed) -> Result<(), ParseError> {
@@ -146,9 +192,7 @@ fn take(line: u64, document: Value, parsed: &mut Parsed) -> Result<(), ParseErro
             let pod = convert::pod(&typed::<api::Pod>(line, "Pod", document)?);
             objects.push(Object::Pod(pod.map_err(|source| ParseError::Content { line, source })?));
         }
-        ("v1", "List" | "NodeList" | "PodList" | "NamespaceList")
-        | ("networking.k8s.io/v1", "NetworkPolicyList")
-        | ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicyList") => {
+        (version, kind) if is_list(version, kind) => {
             let items = match document {
                 Value::Object(mut fields) => fields.remove("items"),
                 _ => None,
@@ -161,6 +205,15 @@ fn take(line: u64, document: Value, parsed: &mut Parsed) -> Result<(), ParseErro
         (version, kind) => tracing::debug!(line, version, kind, "kind is not followed, left out"),
     }
     Ok(())
+}
+
+fn is_list(version: &str, kind: &str) -> bool {
+    matches!(
+        (version, kind),
+        ("v1", "List" | "NodeList" | "PodList" | "NamespaceList")
+            | ("networking.k8s.io/v1", "NetworkPolicyList")
+            | ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicyList")
+    )
 }
 
 fn take_policy(line: u64, name: Option<PolicyName>, read: Result<Read, Broken>, parsed: &mut Parsed) {
