@@ -338,6 +338,39 @@ mod tests {
         assert!(tables.read().policies.is_empty() && files.problems().is_empty());
     }
 
+    #[test]
+    fn pods_are_kept_as_other_objects_are() {
+        let (mut files, tables) = both();
+        let file = |labels: &[&str]| {
+            let pod = |app: &&str| {
+                format!(
+                    r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"namespace":"a","name":"p","labels":{{"app":"{app}"}}}}}}"#
+                )
+            };
+            let items: Vec<String> = labels.iter().map(pod).collect();
+            let text = format!(r#"{{"apiVersion":"v1","kind":"List","items":[{}]}}"#, items.join(","));
+            crate::sources::manifests::parse::objects(&text).expect("it is JSON")
+        };
+        let app = |tables: &Tables| tables.read().pods.values().next().map(|pod| pod.labels["app"].clone());
+        files.good("a.json", at(1), file(&["one", "two"]));
+        files.good("b.json", at(2), file(&["three"]));
+        files.publish(&tables);
+        assert_eq!((app(&tables).as_deref(), files.count()), (Some("three"), 1));
+        assert_eq!(
+            files.problems(),
+            [
+                "a.json: it has pod a/p twice; the later one counts: remove the other",
+                "pod a/p is in a.json, b.json; b.json was written last and counts: remove it from the others",
+            ]
+        );
+        files.removed("b.json");
+        files.publish(&tables);
+        assert_eq!(app(&tables).as_deref(), Some("two"));
+        files.removed("a.json");
+        files.publish(&tables);
+        assert_eq!((app(&tables), files.count(), files.problems()), (None, 0, vec![]));
+    }
+
     fn both() -> (Files, Tables) {
         (Files::default(), Tables::new())
     }

@@ -262,6 +262,30 @@ metadata:
     }
 
     #[test]
+    fn a_list_in_json_says_what_it_says_in_yaml() {
+        let pod = |ip: &str| {
+            format!(
+                r#"{{"kind": "Pod", "apiVersion": "v1", "metadata": {{"namespace": "a", "name": "p\u0031", "labels": {{"x": "y"}}}},
+                    "spec": {{"nodeName": "n", "containers": []}}, "status": {{"phase": "Running", "podIPs": [{{"ip": {ip}}}]}}}}"#
+            )
+        };
+        let list =
+            |items: &[&str]| format!(r#"{{"apiVersion": "v1", "kind": "List", "items": [{}]}}"#, items.join(", "));
+        let inner = list(&[r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}"#]);
+        let other = r#"{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}}"#;
+        // Behind a comment it is YAML.
+        let both = |text: &str| [objects(text), objects(&format!("#\n{text}"))];
+        let [json, yaml] = both(&list(&[&pod(r#""10.0.0.1""#), other, &inner]));
+        let (json, yaml) = (json.unwrap(), yaml.unwrap());
+        assert_eq!(json, yaml);
+        assert!(matches!(&json.objects[..], [Object::Pod(p), Object::Node(_)] if p.name == "p1" && p.ips.len() == 1));
+        for bad in ["5", r#""10.0.0.256""#] {
+            let [json, yaml] = both(&list(&[&pod(bad)])).map(|read| read.unwrap_err().to_string());
+            assert_eq!(json.split_once(": ").unwrap().1, yaml.split_once(": ").unwrap().1, "{bad}");
+        }
+    }
+
+    #[test]
     fn json_is_read_too_indented_by_tabs_or_not() {
         let text = "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Node\",\n\t\"metadata\": {\"name\": \"n1\"}\n}";
         assert_eq!(rows(&objects(text).unwrap().objects), ["node n1"]);
