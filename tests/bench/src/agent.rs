@@ -19,14 +19,22 @@ const PODS: u32 = 20;
 /// Builds a lab of two nodes with some pods, starts the first node's agent anew `rounds` times, killed each time, and takes the lab
 /// down. Answers with the figures by name.
 pub fn measure(rounds: u32) -> Result<BTreeMap<String, f64>> {
+    in_lab(2, |lab| run(lab, rounds))
+}
+
+/// Measures in a lab of so many ordinary nodes, which is built for it and taken down.
+///
+/// # Errors
+/// When the lab cannot be built or taken down, or the measurement fails.
+pub fn in_lab<T>(nodes: u8, measure: impl FnOnce(&mut Lab) -> Result<T>) -> Result<T> {
     progress("building the lab");
-    let mut lab = Lab::up(LabConfig { hostile: Hostile::Nobody, ..LabConfig::with_nodes(2) })?;
-    let figures = run(&mut lab, rounds);
+    let mut lab = Lab::up(LabConfig { hostile: Hostile::Nobody, ..LabConfig::with_nodes(nodes) })?;
+    let measured = measure(&mut lab);
     progress_end();
     // An error of the measurement says more than one of the removal that may come of it.
     let down = lab.down().context("take the lab down");
-    let figures = figures?;
-    down.map(|()| figures)
+    let measured = measured?;
+    down.map(|()| measured)
 }
 
 fn run(lab: &mut Lab, rounds: u32) -> Result<BTreeMap<String, f64>> {

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use cni_agent::datapath::{RawMap, map::Contents, pins};
 use cni_common::schema::{self, CT_CONFIG, IDENTITY4, MapSpec};
-use lab::{Ending, Hostile, Lab, LabConfig, Node, PodSpec};
+use lab::{Ending, Lab, Node, PodSpec};
 use serde_json::{Value, json};
 
-use crate::path::{progress, progress_end};
+use crate::path::progress;
 use crate::{agent, interrupt, map_memory, stats};
 
 /// The longest that an agent may take to be ready which begins with all objects there, milliseconds.
@@ -46,14 +46,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// # Errors
 /// When the lab cannot be built, a change does not come to the maps, or a signal has asked for the end.
 pub fn measure(rounds: u32) -> Result<BTreeMap<String, f64>> {
-    progress("building the lab");
-    let mut lab = Lab::up(LabConfig { hostile: Hostile::Nobody, ..LabConfig::with_nodes(1) })?;
-    let figures = run(&mut lab, rounds);
-    progress_end();
-    // An error of the measurement says more than one of the removal that may come of it.
-    let down = lab.down().context("take the lab down");
-    let figures = figures?;
-    down.map(|()| figures)
+    agent::in_lab(1, |lab| run(lab, rounds))
 }
 
 fn run(lab: &mut Lab, rounds: u32) -> Result<BTreeMap<String, f64>> {
