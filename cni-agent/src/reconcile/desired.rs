@@ -17,12 +17,20 @@ pub struct Desired {
     /// How far the agent has heard what there is.
     pub(super) heard: Heard,
     /// Rows that were compiled from less than all.
-    pub(super) partial: BTreeSet<Row>,
+    partial: BTreeSet<Row>,
+    /// How far the agent had heard when they were.
+    compiled_by: Heard,
     /// Devices that carry `from_netdev`: by no other one do masqueraded pods leave, as nothing would translate the answers back.
-    pub(super) hooked: BTreeSet<u32>,
+    hooked: BTreeSet<u32>,
 }
 
 impl Desired {
+    /// Of an agent that has read no row yet.
+    pub fn new(facts: Facts, numbers: NodeNumbers, delta: Delta, in_force: InForce, heard: Heard) -> Self {
+        let (partial, hooked) = (BTreeSet::new(), BTreeSet::new());
+        Self { facts, numbers, delta, in_force, heard, partial, compiled_by: heard, hooked }
+    }
+
     /// Takes over which devices carry `from_netdev`; whether they are others than before, so that their row is to be compiled again.
     pub fn note_hooked(&mut self, hooked: BTreeSet<u32>) -> bool {
         let changed = self.hooked != hooked;
@@ -32,7 +40,6 @@ impl Desired {
 
     /// Compiles the rows, and those that depend on them, which are added to the set. What cannot be compiled is in the answer.
     pub fn follow(&mut self, contents: &Contents, rows: &mut BTreeSet<Row>) -> BTreeMap<Row, String> {
-        rows.append(&mut self.partial);
         let own = Row::Node(self.facts.node.clone());
         // The tunnel's family follows the own node: all others hang on it.
         if rows.contains(&own) {
@@ -43,9 +50,15 @@ impl Desired {
             found = compile::dependents(&found, contents, &self.facts);
             found.retain(|row| rows.insert(row.clone()));
         }
+        // What another row tells of these is found above, by that row. Who depends on them reads the tables, which are as they were.
+        if self.compiled_by != self.heard {
+            rows.append(&mut self.partial);
+            self.compiled_by = self.heard;
+        }
         let mut failures = BTreeMap::new();
         // Nodes before pods, as their numbers are in the pods' entries: `Row` sorts so.
         for row in rows.iter() {
+            self.partial.remove(row);
             match compile::row(row, contents, &self.facts, &self.in_force, &mut self.numbers) {
                 Ok(mut entries) => {
                     entries.retain(|(key, _)| compile::leaves_by(key).is_none_or(|index| self.hooked.contains(&index)));
@@ -121,15 +134,13 @@ mod tests {
     }
     impl Rig {
         fn new() -> Self {
-            let desired = Desired {
-                facts: facts(),
-                numbers: NodeNumbers::default(),
-                delta: Delta::default(),
-                in_force: InForce::default(),
-                heard: Heard::EVERYTHING,
-                partial: BTreeSet::new(),
-                hooked: BTreeSet::new(),
-            };
+            let desired = Desired::new(
+                facts(),
+                NodeNumbers::default(),
+                Delta::default(),
+                InForce::default(),
+                Heard::EVERYTHING,
+            );
             let mut rig = Self { tables: Tables::new(), desired, kernel: Memory::default(), written: 0 };
             rig.tables.set_node(node("here", 1));
             rig.tables.set_node(node("there", 2));
@@ -137,10 +148,15 @@ mod tests {
             rig.writes();
             rig
         }
-        /// Map writes of what has changed since the last call.
-        fn writes(&mut self) -> u64 {
+        /// Rows that are compiled for what has changed since the last call.
+        fn compiled(&mut self) -> BTreeSet<Row> {
             let (_, mut rows) = self.tables.wait_dirty(std::time::Duration::ZERO);
             assert!(self.desired.follow(&self.tables.read(), &mut rows).is_empty());
+            rows
+        }
+        /// Map writes of what has changed since the last call.
+        fn writes(&mut self) -> u64 {
+            self.compiled();
             assert!(self.desired.delta.flush(&mut self.kernel).is_empty());
             let before = std::mem::replace(&mut self.written, self.desired.delta.writes());
             self.written - before
@@ -214,6 +230,28 @@ mod tests {
         assert_eq!(next.writes(), 0);
         next.desired.heard = Heard::EVERYTHING;
         assert_eq!(next.writes(), 1, "now it is known that it has none");
+    }
+
+    #[test]
+    fn nodes_whose_ways_are_not_known_yet_cost_a_pass_over_others_nothing() {
+        let mut rig = Rig::new();
+        rig.desired.heard.ways = false;
+        let rows = |names: &[&str]| names.iter().map(|n| Row::Node((*n).into())).collect::<BTreeSet<_>>();
+        let db = Row::Pod(PodKey::new("default", "db"));
+        rig.tables.set_node(node("far", 3));
+        rig.tables.set_node(node("farther", 4));
+        rig.tables.set_pod(pod("db", "far", &["10.244.3.5"]));
+        assert_eq!(rig.compiled(), &rows(&["far", "farther"]) | &BTreeSet::from([db.clone()]));
+        rig.tables.set_endpoint(endpoint("web"));
+        assert_eq!(rig.compiled(), BTreeSet::from([Row::Endpoint(9)]));
+
+        let way = "192.0.2.3".parse().expect("an address");
+        rig.tables.set_next_hop(way, hop(true));
+        let found = &rows(&["far"]) | &BTreeSet::from([db, Row::NextHop(Box::new(way))]);
+        assert_eq!(rig.compiled(), found, "its own way is found");
+        rig.desired.heard.ways = true;
+        assert_eq!(rig.compiled(), rows(&["farther"]), "nobody waits any longer");
+        assert!(rig.compiled().is_empty());
     }
 
     #[test]

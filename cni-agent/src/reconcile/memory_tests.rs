@@ -150,15 +150,9 @@ struct Agent {
 }
 impl Agent {
     fn new() -> Self {
-        let desired = Desired {
-            facts: facts(),
-            numbers: NodeNumbers::default(),
-            delta: Delta::default(),
-            in_force: InForce::default(),
-            heard: Heard { policies: false, ..Heard::EVERYTHING },
-            partial: BTreeSet::new(),
-            hooked: BTreeSet::new(),
-        };
+        let heard = Heard { policies: false, ..Heard::EVERYTHING };
+        let desired =
+            Desired::new(facts(), NodeNumbers::default(), Delta::default(), InForce::default(), heard);
         let agent = Self { tables: Tables::new(), desired, policies: Policies::adopt(&facts(), &mut Kernel).unwrap() };
         agent.tables.set_node(node("here", 1));
         for n in 0..NODES {

@@ -135,15 +135,13 @@ impl Reconciler {
             verify_every,
             tables,
             datapath,
-            desired: Desired {
+            desired: Desired::new(
                 facts,
                 numbers,
                 delta,
                 in_force,
-                heard: Heard { objects: false, ways: false, policies: false },
-                partial: BTreeSet::new(),
-                hooked: BTreeSet::new(),
-            },
+                Heard { objects: false, ways: false, policies: false },
+            ),
             policies: Arc::new(Mutex::new(policies)),
             routes,
             hosts: BTreeSet::new(),

@@ -80,15 +80,9 @@ impl Rig {
         delta.adopt(&mut kernel).unwrap();
         let epoch = kernel.entries.iter().find(|(k, _)| k.map().id == schema::CT_CONFIG.id);
         let epoch = epoch.map_or(1, |(_, v)| pod_read_unaligned(&v[..4]));
-        let desired = Desired {
-            facts: facts(),
-            numbers: NodeNumbers::default(),
-            delta,
-            in_force: InForce { epoch, ..InForce::default() },
-            heard: Heard { objects: true, ways: true, policies: false },
-            partial: BTreeSet::new(),
-            hooked: BTreeSet::new(),
-        };
+        let in_force = InForce { epoch, ..InForce::default() };
+        let heard = Heard { policies: false, ..Heard::EVERYTHING };
+        let desired = Desired::new(facts(), NodeNumbers::default(), delta, in_force, heard);
         let policies = Policies::adopt(&facts(), &mut kernel).unwrap();
         Self { tables: Tables::new(), desired, policies, kernel }
     }
