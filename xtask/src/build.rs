@@ -153,7 +153,9 @@ pub fn other_layout(ws: &Workspace, built: &Built) -> Result<PathBuf> {
         let mut command = ws.cargo();
         command.arg("build");
         embed(&mut command, &dir.join("weft-bpf"));
-        command.args(["--release", "-p", "cni-agent", "--bin", "weft-agent", "--features", FEATURE]);
+        // With the packages of the first build: what it needs of others is as it was then.
+        select(&mut command);
+        command.args(["--release", "--bin", "weft-agent", "--features", FEATURE]);
         run::cargo(&mut command).context("build the agent of the other layout")?;
         copy(&built.bin_dir.join("weft-agent"), "weft-agent")
     })();
@@ -173,15 +175,21 @@ pub fn embed(command: &mut Command, object: &Path) {
         .args(["--target", STATIC_TARGET]);
 }
 
-fn programs(ws: &Workspace, object: &Path, profile: Profile) -> Result<()> {
-    let mut command = ws.cargo();
-    command.arg("build");
-    embed(&mut command, object);
+/// Makes cargo look at the packages of all programs: by those it chooses the features that everything is built with, and with others it
+/// builds the agent once more.
+fn select(command: &mut Command) {
     let mut packages: Vec<&str> = PROGRAMS.iter().map(|(_, package)| *package).collect();
     packages.dedup();
     for package in packages {
         command.args(["-p", package]);
     }
+}
+
+fn programs(ws: &Workspace, object: &Path, profile: Profile) -> Result<()> {
+    let mut command = ws.cargo();
+    command.arg("build");
+    embed(&mut command, object);
+    select(&mut command);
     command.arg("--bins");
     match profile {
         Profile::Release => command.arg("--release"),

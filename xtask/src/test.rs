@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-pub use self::binaries::{TestBinary, count_tests, test_binaries};
+pub use self::binaries::{NODE_TESTS, TestBinary, count_tests, test_binaries, test_binaries_of};
 use crate::{
     build::{self, Built, Profile},
     cluster, docs, fuzz,
@@ -246,7 +246,7 @@ impl Shared<'_> {
             Some(made) => made,
             None => {
                 let built = build::all(self.ws, Profile::Release)?;
-                let binaries = test_binaries(self.ws, &built.object, &["packets", "lab"])?;
+                let binaries = test_binaries(self.ws, &built.object, &NODE_TESTS)?;
                 (built, binaries)
             }
         };

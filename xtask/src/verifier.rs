@@ -79,7 +79,7 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
     }
     // The agent and its like are not needed to load programs.
     let built = build::Built { object: build::bpf_object(ws)?, bin_dir: ws.bin_dir(Profile::Release.dir()) };
-    let binaries = test::test_binaries(ws, &built.object, &["packets"])?;
+    let binaries = test::test_binaries_of(ws, &built.object, &["verified"])?;
     let mut kernels = Vec::new();
     if all || !here_too.is_empty() {
         kernels.push((running_kernel()?, false, here(ws, &built, &binaries)?));
@@ -197,7 +197,7 @@ fn replace(mut table: Table, now: Table) -> Table {
 
 fn here(ws: &Workspace, built: &build::Built, binaries: &[test::TestBinary]) -> Result<Vec<Verified>> {
     let mut figures = Vec::new();
-    for binary in binaries.iter().filter(|b| b.package == "packets") {
+    for binary in binaries {
         let mut command = ws.command(&binary.file);
         command.args(["verified", "--show-output", "--test-threads=1"]).env("WEFT_BIN_DIR", &built.bin_dir);
         let mut log = String::new();

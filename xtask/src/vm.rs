@@ -142,7 +142,7 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
         }
     }
     let built = build::all(ws, Profile::Release)?;
-    let binaries = test::test_binaries(ws, &built.object, &["packets", "lab"])?;
+    let binaries = test::test_binaries(ws, &built.object, &test::NODE_TESTS)?;
     if args.shell {
         let key = if args.kernel.is_empty() { "newest" } else { kernels[0] };
         let host = Host { ws, accel: Choice::new(args.accel) };

@@ -134,13 +134,8 @@ mod tests {
     }
     impl Rig {
         fn new() -> Self {
-            let desired = Desired::new(
-                facts(),
-                NodeNumbers::default(),
-                Delta::default(),
-                InForce::default(),
-                Heard::EVERYTHING,
-            );
+            let desired =
+                Desired::new(facts(), NodeNumbers::default(), Delta::default(), InForce::default(), Heard::EVERYTHING);
             let mut rig = Self { tables: Tables::new(), desired, kernel: Memory::default(), written: 0 };
             rig.tables.set_node(node("here", 1));
             rig.tables.set_node(node("there", 2));

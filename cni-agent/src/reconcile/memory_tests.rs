@@ -151,8 +151,7 @@ struct Agent {
 impl Agent {
     fn new() -> Self {
         let heard = Heard { policies: false, ..Heard::EVERYTHING };
-        let desired =
-            Desired::new(facts(), NodeNumbers::default(), Delta::default(), InForce::default(), heard);
+        let desired = Desired::new(facts(), NodeNumbers::default(), Delta::default(), InForce::default(), heard);
         let agent = Self { tables: Tables::new(), desired, policies: Policies::adopt(&facts(), &mut Kernel).unwrap() };
         agent.tables.set_node(node("here", 1));
         for n in 0..NODES {

@@ -41,14 +41,30 @@ struct CargoProfile {
     test: bool,
 }
 
+/// Packages whose tests need the loaded programs or a node. Always taken together: each alone, cargo would build all that they use once more, with
+/// fewer features.
+pub const NODE_TESTS: [&str; 2] = ["packets", "lab"];
+
 /// Builds the test binaries of packages and gives them in the order of packages and names.
 pub fn test_binaries(ws: &Workspace, object: &Path, packages: &[&str]) -> Result<Vec<TestBinary>> {
+    build_tests(ws, object, packages, &[])
+}
+
+/// Builds the test binaries of these names alone.
+pub fn test_binaries_of(ws: &Workspace, object: &Path, names: &[&str]) -> Result<Vec<TestBinary>> {
+    build_tests(ws, object, &NODE_TESTS, names)
+}
+
+fn build_tests(ws: &Workspace, object: &Path, packages: &[&str], names: &[&str]) -> Result<Vec<TestBinary>> {
     let mut command = ws.cargo();
     command.arg("test");
     build::embed(&mut command, object);
     command.args(["--release", "--no-run", "--message-format=json-render-diagnostics"]);
     for package in packages {
         command.args(["-p", package]);
+    }
+    for name in names {
+        command.args(["--test", name]);
     }
     let mut found = Vec::new();
     // Messages for us come as JSON on standard output, those for people on the other.

@@ -107,7 +107,7 @@ pub fn main(ws: &Workspace, args: &Args, lists: &Lists) -> Result<ExitCode> {
     clusters.iter().try_for_each(Cluster::require_tools)?;
     setup::ensure(ws, &[Need::Bpf])?;
     let built = build::all(ws, Profile::Release)?;
-    let binaries = with_tests(ws, &test::test_binaries(ws, &built.object, &["packets", "lab"])?, "")?;
+    let binaries = with_tests(ws, &test::test_binaries(ws, &built.object, &test::NODE_TESTS)?, "")?;
     let phases = [1, 2].map(|machines| lists.steps(&binaries, &chosen, machines));
     let [one, two] = phases.into_iter().collect::<Result<Vec<_>>>()?.try_into().unwrap_or_default();
     let programs = Programs::of(ws, &built, lists.second_build(&chosen))?;
