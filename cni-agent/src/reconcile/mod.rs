@@ -320,7 +320,7 @@ impl Reconciler {
         }
         let Some(wanted) = compile::stack_rules(&contents, facts) else { return false };
         drop(contents);
-        self.stack.follow(&wanted, idle)
+        self.stack.follow(&wanted, idle, &mut stack::Kernel)
     }
 
     /// Whether pods' addresses that need a route each are others than those that have one.

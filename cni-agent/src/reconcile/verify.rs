@@ -7,7 +7,7 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{Reconciler, delta::Drifted};
+use super::{Reconciler, delta::Drifted, stack};
 use crate::{
     compile::{self, Facts},
     datapath::{attach::How, object},
@@ -181,7 +181,7 @@ impl Reconciler {
         for Difference { mut item, cure } in found {
             let cured = match cure {
                 Cure::Routes => routes.get_or_insert_with(|| self.mend_routes()).clone(),
-                Cure::Table => self.stack.mend(),
+                Cure::Table => self.stack.mend(&mut stack::Kernel),
                 Cure::Attach(hook) => {
                     kernel::put(&hook, self.hooks.socket(), &hands).map(|how| self.attached(&hook, how))
                 }

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -100,12 +100,8 @@ Examples:
 /// EXIT STATUS: 0; 1 when something failed, or with --check when a budget is broken; 2 for a wrong command line.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// Print one JSON document instead of the figures.
-    #[arg(long)]
-    json: bool,
-    /// Exit with 1 when a budget is broken.
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    output: Output,
     /// Starts.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -116,18 +112,7 @@ impl AgentArgs {
         interrupt::watch()?;
         let _claim = netns::claim()?;
         let figures = agent::measure(self.rounds)?;
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&figures).context("write the report as JSON")?);
-        } else {
-            for (name, value) in &figures {
-                println!("figure {name} {value:.1}");
-            }
-        }
-        let broken = agent::broken(&figures);
-        if let Some(broken) = &broken {
-            eprintln!("weft-bench: over budget: {broken}");
-        }
-        Ok(!self.check || broken.is_none())
+        self.output.show(&figures, 1, agent::broken(&figures))
     }
 }
 
@@ -149,12 +134,8 @@ impl AgentArgs {
 /// EXIT STATUS: 0; 1 when something failed, or with --check when the budget is broken; 2 for a wrong command line.
 #[derive(Debug, Args)]
 pub struct CtArgs {
-    /// Print one JSON document instead of the figures.
-    #[arg(long)]
-    json: bool,
-    /// Exit with 1 when the budget is broken.
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    output: Output,
     /// Passes, and rounds of packets.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -167,18 +148,7 @@ impl CtArgs {
         figures.extend(nat::measure()?);
         figures.extend(packet_cost::measure(self.rounds)?);
         figures.extend(map_memory::measure()?);
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&figures).context("write the report as JSON")?);
-        } else {
-            for (name, value) in &figures {
-                println!("figure {name} {value:.2}");
-            }
-        }
-        let broken = ct::broken(&figures);
-        if let Some(broken) = &broken {
-            eprintln!("weft-bench: over budget: {broken}");
-        }
-        Ok(!self.check || broken.is_none())
+        self.output.show(&figures, 2, ct::broken(&figures))
     }
 }
 
@@ -195,12 +165,8 @@ impl CtArgs {
 /// command line.
 #[derive(Debug, Args)]
 pub struct PolicyArgs {
-    /// Print one JSON document instead of the figures.
-    #[arg(long)]
-    json: bool,
-    /// Exit with 1 when the budget is broken.
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    output: Output,
     /// How often everything is measured; medians are taken over the rounds.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -210,18 +176,7 @@ impl PolicyArgs {
     fn run(self) -> Result<bool> {
         interrupt::watch()?;
         let figures = policy_cost::measure(self.rounds)?;
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&figures).context("write the report as JSON")?);
-        } else {
-            for (name, value) in &figures {
-                println!("figure {name} {value:.3}");
-            }
-        }
-        let broken = policy_cost::broken(&figures);
-        if let Some(broken) = &broken {
-            eprintln!("weft-bench: over budget: {broken}");
-        }
-        Ok(!self.check || broken.is_none())
+        self.output.show(&figures, 3, policy_cost::broken(&figures))
     }
 }
 
@@ -238,12 +193,8 @@ impl PolicyArgs {
 /// EXIT STATUS: 0; 1 when something failed, or with --check when a budget is broken; 2 for a wrong command line.
 #[derive(Debug, Args)]
 pub struct ScaleArgs {
-    /// Print one JSON document instead of the figures.
-    #[arg(long)]
-    json: bool,
-    /// Exit with 1 when a budget is broken.
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    output: Output,
     /// Changes of each kind.
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=2000))]
     rounds: u32,
@@ -254,14 +205,31 @@ impl ScaleArgs {
         interrupt::watch()?;
         let _claim = netns::claim()?;
         let figures = scale::measure(self.rounds)?;
+        self.output.show(&figures, 1, scale::broken(&figures))
+    }
+}
+
+/// How figures are shown, of verbs that have nothing but those.
+#[derive(Debug, Args)]
+struct Output {
+    /// Print one JSON document instead of the figures.
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 when a budget is broken.
+    #[arg(long)]
+    check: bool,
+}
+
+impl Output {
+    /// Prints them, and which of them broke a budget; `false` when one did and that was to be checked.
+    fn show(&self, figures: &BTreeMap<String, f64>, decimals: usize, broken: Option<String>) -> Result<bool> {
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&figures).context("write the report as JSON")?);
+            println!("{}", serde_json::to_string_pretty(figures).context("write the report as JSON")?);
         } else {
-            for (name, value) in &figures {
-                println!("figure {name} {value:.1}");
+            for (name, value) in figures {
+                println!("figure {name} {value:.decimals$}");
             }
         }
-        let broken = scale::broken(&figures);
         if let Some(broken) = &broken {
             eprintln!("weft-bench: over budget: {broken}");
         }

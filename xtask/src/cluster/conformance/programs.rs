@@ -26,7 +26,7 @@ const CYCLONUS_IMAGE: &str = "e2e-test-images/agnhost:2.43";
 const NETPOL: &str = "test/e2e/network/netpol";
 /// The file of it in which words are changed.
 const CHANGED: &str = "kubemanager.go";
-/// The suite asks each pod under the address of a Service of its own. Weft serves no Services yet: the pod's own address is asked instead, which
+/// The suite asks each pod under the address of a Service of its own. The cluster has no kube-proxy, nor does Weft serve Services: the pod's own address is asked instead, which
 /// is known when it runs. Each of these stands in the file once, and becomes the other.
 const CHANGES: [(&str, &str); 2] = [
     ("for _, createdPod := range createdPods {", "for i, createdPod := range createdPods {"),

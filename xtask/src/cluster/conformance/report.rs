@@ -140,7 +140,7 @@ pub fn page(suites: &[Suite], machine: &str) -> String {
 const DIFFERENCES: &str = "
 What is not as upstream has it:
 
-* Weft serves no Services yet. `e2e` asks each pod under its own address instead of a Service's (one statement is built as another,
+* The cluster has no kube-proxy, and Weft itself serves no Services. `e2e` asks each pod under its own address instead of a Service's (one statement is built as another,
   `xtask/src/cluster/conformance/programs.rs`), and cyclonus does so by its mode `pod-ip`.
 * Cyclonus is run as a library (`tests/cluster/conformance/cases`), so that all questions of a pod are asked in one exec, by a worker of ours
   (`tests/cluster/conformance/worker`) that connects as `agnhost connect` does.
