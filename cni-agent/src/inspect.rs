@@ -156,12 +156,13 @@ impl Inspector {
 impl Inspector {
     fn services(&self) -> ServicesStatus {
         let report = self.report();
+        let cidrs = self.facts.services(&self.tables.read());
         let ports = report.stack_rules.iter().find_map(|r| match r {
             Rule::Masquerade { ports, .. } => *ports,
             Rule::Keep { .. } => None,
         });
         ServicesStatus {
-            cidrs: self.facts.service_cidrs.clone(),
+            cidrs,
             masqueraded: !report.stack_rules.is_empty(),
             ports: ports.map(|p| p.to_string()),
             problem: report.stack_problem,

@@ -133,9 +133,9 @@ pub struct Settings {
     #[arg(value_parser = cidr)]
     pub cluster_cidr: Vec<IpNet>,
 
-    /// Addresses of the cluster's Services, where kube-proxy or another program serves them in the node's stack [default: none]
+    /// Addresses of the cluster's Services, where kube-proxy or another program serves them in the node's stack [default: the cluster's ServiceCIDR objects]
     ///
-    /// The API server's --service-cluster-ip-range. What pods send there goes to the stack under their own address, and policy is asked about the address that the stack
+    /// The API server's --service-cluster-ip-range: Kubernetes 1.33 and newer tell it by ServiceCIDR objects, which are followed unless this is given. What pods send there goes to the stack under their own address, and policy is asked about the address that the stack
     /// makes of it. What the stack makes an address of another host's, and no pod's, leaves as this node's: the agent keeps the nftables table inet weft for it. The node
     /// gets one route for each, so that what nothing translates stays there. May be repeated; in the environment, separated by commas.
     #[arg(long, env = "WEFT_SERVICE_CIDR", value_name = "CIDR", help_heading = "Cluster", value_delimiter = ',')]

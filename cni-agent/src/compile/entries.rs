@@ -51,7 +51,7 @@ fn pod_cidr(cidr: IpNet, node: u32) -> Entry {
 }
 
 /// This node: its pod CIDRs and the configuration.
-pub(super) fn own_node(node: &Node, facts: &Facts, epoch: u32) -> Vec<Entry> {
+pub(super) fn own_node(node: &Node, contents: &Contents, facts: &Facts, epoch: u32) -> Vec<Entry> {
     let mut all: Vec<Entry> = node.pod_cidrs.iter().map(|c| pod_cidr(*c, NODE_SELF)).collect();
     let mut config = Config {
         flags: CONFIG_READY | if facts.encap_l2_eth { CONFIG_ENCAP_L2_ETH } else { 0 },
@@ -82,7 +82,7 @@ pub(super) fn own_node(node: &Node, facts: &Facts, epoch: u32) -> Vec<Entry> {
     }
     all.push(entry(&schema::CT_CONFIG, 0_u32.to_ne_bytes().to_vec(), &lifetime::config(epoch, facts.hz)));
     all.push(entry(&schema::CONFIG, 0_u32.to_ne_bytes().to_vec(), &config));
-    all.extend(masquerade::fixed(facts));
+    all.extend(masquerade::fixed(contents, facts));
     all
 }
 

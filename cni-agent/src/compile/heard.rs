@@ -32,6 +32,12 @@ pub fn is_whole(row: &Row, contents: &Contents, facts: &Facts, heard: Heard) -> 
             let to = contents.nodes.get(name).and_then(|n| facts.tunnel_to(contents, &n.internal_ips));
             heard.ways || to.is_none_or(|to| contents.next_hops.contains_key(&to))
         }
-        Row::Node(_) | Row::Pod(_) | Row::Devices | Row::NextHop(_) | Row::Namespace(_) | Row::Policy(_) => true,
+        Row::Node(_)
+        | Row::Pod(_)
+        | Row::Devices
+        | Row::NextHop(_)
+        | Row::Namespace(_)
+        | Row::Policy(_)
+        | Row::ServiceCidr(_) => true,
     }
 }

@@ -14,7 +14,7 @@ use super::{
     Entry, Facts,
     entries::{by_prefix, entry},
 };
-use crate::tables::{Device, Node};
+use crate::tables::{Contents, Device, Node};
 
 /// Addresses of one link (RFC 3927, RFC 4291 section 2.5.6): nobody behind a router could answer.
 const LINK_LOCAL: [IpNet; 2] = [
@@ -22,10 +22,10 @@ const LINK_LOCAL: [IpNet; 2] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)),
 ];
 
-/// What the settings say. Pods and nodes of the cluster are not among the spared, as the programs know them by other maps; what
+/// What the settings say, and of Services the cluster. Pods and nodes of the cluster are not among the spared, as the programs know them by other maps; what
 /// `--cluster-cidr` names is, as it may be wider.
-pub(super) fn fixed(facts: &Facts) -> Vec<Entry> {
-    let services = &facts.service_cidrs;
+pub(super) fn fixed(contents: &Contents, facts: &Facts) -> Vec<Entry> {
+    let services = &facts.services(contents);
     let is_service = |cidr: &IpNet| services.iter().any(|service| service.contains(cidr));
     let spared: BTreeSet<IpNet> = match &facts.masquerade {
         Some(m) => LINK_LOCAL.iter().chain(&facts.cluster_cidrs).chain(&m.spared).chain(services).copied().collect(),

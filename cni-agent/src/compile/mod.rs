@@ -49,7 +49,7 @@ pub struct Facts {
     pub tunnel_port: u16,
     /// `--cluster-cidr`.
     pub cluster_cidrs: Vec<IpNet>,
-    /// `--service-cidr`.
+    /// `--service-cidr`: none leaves it to the cluster's objects.
     pub service_cidrs: Vec<IpNet>,
     /// `--mtu`; 0 takes that of the devices.
     pub mtu: u32,
@@ -187,7 +187,7 @@ pub fn row(
 ) -> Result<Vec<Entry>, String> {
     Ok(match row {
         Row::Node(name) => match contents.nodes.get(name) {
-            Some(node) if *name == facts.node => entries::own_node(node, facts, policy.epoch),
+            Some(node) if *name == facts.node => entries::own_node(node, contents, facts, policy.epoch),
             Some(node) => entries::other_node(node, contents, facts, numbers).map_err(|e| e.to_string())?,
             None => Vec::new(),
         },
@@ -203,7 +203,8 @@ pub fn row(
             entries::node_addresses(&contents.node_addresses, announced)
         }
         Row::Devices if facts.masquerade.is_some() => masquerade::leaves(&contents.devices),
-        Row::Devices | Row::NextHop(_) | Row::Namespace(_) | Row::Policy(_) => Vec::new(),
+        // What services' addresses are is in the own node's entries.
+        Row::Devices | Row::NextHop(_) | Row::Namespace(_) | Row::Policy(_) | Row::ServiceCidr(_) => Vec::new(),
     })
 }
 
@@ -262,6 +263,8 @@ fn dependents_of(row: &Row, contents: &Contents, facts: &Facts) -> Vec<Row> {
             })
             .map(|n| Row::Node(n.name.clone()))
             .collect(),
+        // They are spared and have routes, as settings of the own node.
+        Row::ServiceCidr(_) => vec![Row::Node(facts.node.clone())],
         // A pod is isolated until its namespace is known.
         Row::Namespace(name) if facts.objects_are_all => {
             contents.endpoints.values().filter(|e| *e.namespace == **name).map(|e| Row::Endpoint(e.id)).collect()
@@ -285,6 +288,19 @@ impl Facts {
     /// This node's tunnel address, once its Node object is known.
     pub fn tunnel_address(&self, contents: &Contents) -> Option<IpAddr> {
         self.underlay.tunnel_address(&contents.nodes.get(&self.node)?.internal_ips)
+    }
+
+    /// Addresses of Services: those of the settings, else what the cluster's ServiceCIDR objects say, but nothing that this node gives pods, or `--cluster-cidr` says is theirs.
+    pub fn services(&self, contents: &Contents) -> Vec<IpNet> {
+        if !self.service_cidrs.is_empty() {
+            return self.service_cidrs.clone();
+        }
+        let told: std::collections::BTreeSet<IpNet> =
+            contents.service_cidrs.values().flat_map(|of| of.cidrs.iter().copied()).collect();
+        let own = contents.nodes.get(&self.node).map_or(&[][..], |node| &node.pod_cidrs);
+        let are_pods =
+            |cidr: &IpNet| own.iter().chain(&self.cluster_cidrs).any(|of| of.contains(cidr) || cidr.contains(of));
+        told.into_iter().filter(|cidr| !are_pods(cidr)).collect()
     }
 
     /// The tunnel address of another node: one of the family of ours.

@@ -26,7 +26,7 @@ pub fn cluster_routes(contents: &Contents, facts: &Facts) -> BTreeSet<ClusterRou
     cluster_cidrs(contents, facts)
         .into_iter()
         .chain(host_addresses(contents, facts).into_iter().map(IpNet::from))
-        .chain(facts.service_cidrs.iter().copied())
+        .chain(facts.services(contents))
         .collect::<BTreeSet<_>>()
         .into_iter()
         .map(|to| ClusterRoute {

@@ -16,7 +16,7 @@ use crate::{
 /// What goes to pods leaves by `weft_host`, which the rules spare. Nodes are masqueraded towards: they answer a pod's address through the tunnel, past the stack that has
 /// translated. `--no-masquerade-cidr` holds, but for the nodes in it.
 pub fn stack_rules(contents: &Contents, facts: &Facts) -> Option<Vec<Rule>> {
-    let Some(masquerade) = facts.masquerade.as_ref().filter(|_| !facts.service_cidrs.is_empty()) else {
+    let Some(masquerade) = facts.masquerade.as_ref().filter(|_| !facts.services(contents).is_empty()) else {
         return Some(Vec::new());
     };
     let own = contents.nodes.get(&facts.node)?;
@@ -154,6 +154,24 @@ mod tests {
             Some(Vec::new()),
             "that is in the settings"
         );
+    }
+
+    #[test]
+    fn which_addresses_are_services_the_cluster_tells_unless_the_settings_do() {
+        let t = tables();
+        let of = |name: &str, cidrs: &[&str]| crate::tables::ServiceCidr {
+            name: name.into(),
+            cidrs: cidrs.iter().map(|c| c.parse().expect("a CIDR")).collect(),
+        };
+        let services = |facts: &Facts| facts.services(&t.read()).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let untold = Facts { service_cidrs: Vec::new(), ..facts(&[]) };
+        assert_eq!(services(&untold), [""; 0]);
+        t.set_service_cidr(of("kubernetes", &["10.96.0.0/16", "fd96::/112"]));
+        t.set_service_cidr(of("twice", &["10.96.0.0/16", "10.98.0.0/24"]));
+        t.set_service_cidr(of("pods", &["10.244.0.0/16", "10.244.1.128/25"]));
+        assert_eq!(services(&untold), ["10.96.0.0/16", "10.98.0.0/24", "fd96::/112"], "no pods' addresses");
+        assert_eq!(rules(&t, &untold), ["10.244.1.0/24 16384-32767", "fd10:1::/64 16384-32767"]);
+        assert_eq!(services(&facts(&[])), ["10.96.0.0/12", "fd96::/108"], "of the settings");
     }
 
     #[test]

@@ -61,6 +61,7 @@ pub fn all() -> Vec<Box<dyn Kind>> {
         Box::new(Pods),
         Box::new(NetworkPolicies),
         Box::new(ClusterPolicies),
+        Box::new(ServiceCidrs),
         Box::new(ApiServers),
     ]
 }
@@ -74,6 +75,7 @@ pub fn held(kind: &str, tables: &Tables) -> usize {
         PODS => c.pods.len(),
         NETWORK_POLICIES => c.policies.keys().filter(|p| matches!(p, PolicyName::Network { .. })).count(),
         CLUSTER_POLICIES => c.policies.keys().filter(|p| matches!(p, PolicyName::Cluster { .. })).count(),
+        SERVICE_CIDRS => c.service_cidrs.len(),
         _ => 0,
     }
 }
@@ -92,6 +94,7 @@ fn keys(kind: &str, c: &Contents) -> Vec<ObjectKey> {
             };
             c.policies.keys().filter_map(named).collect()
         }
+        SERVICE_CIDRS => c.service_cidrs.keys().map(|name| key("", name)).collect(),
         PODS => c.pods.keys().map(|pod| key(pod.namespace(), pod.name())).collect(),
         _ => Vec::new(),
     }
@@ -102,6 +105,7 @@ const NAMESPACES: &str = "namespaces";
 const PODS: &str = "pods";
 const NETWORK_POLICIES: &str = "networkpolicies";
 const CLUSTER_POLICIES: &str = "clusternetworkpolicies";
+const SERVICE_CIDRS: &str = "servicecidrs";
 
 #[derive(Debug)]
 struct Nodes;
@@ -179,6 +183,29 @@ impl Kind for ClusterPolicies {
     }
     fn gone(&self, shared: &Shared, key: &ObjectKey) {
         shared.tables.remove_policy(&PolicyName::Cluster { name: key.name.clone() });
+    }
+}
+
+/// Of Kubernetes 1.33 and newer: what older ones give their Services, `--service-cidr` tells.
+#[derive(Debug)]
+struct ServiceCidrs;
+impl Kind for ServiceCidrs {
+    fn name(&self) -> &'static str {
+        SERVICE_CIDRS
+    }
+    fn path(&self) -> &'static str {
+        "/apis/networking.k8s.io/v1/servicecidrs"
+    }
+    fn need(&self) -> Need {
+        Need::IfThere
+    }
+    fn take(&self, shared: &Shared, _: &ObjectKey, object: &str) -> Result<Flaws, String> {
+        let of = convert::service_cidr(&wire::object::<objects::ServiceCidr>(object)?).map_err(|e| e.to_string())?;
+        shared.tables.set_service_cidr(of);
+        Ok(Flaws::new())
+    }
+    fn gone(&self, shared: &Shared, key: &ObjectKey) {
+        shared.tables.remove_service_cidr(&key.name);
     }
 }
 

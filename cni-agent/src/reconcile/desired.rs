@@ -417,6 +417,26 @@ mod tests {
     }
 
     #[test]
+    fn a_services_range_costs_one_write_however_many_nodes_there_are() {
+        let mut rig = Rig::new();
+        for n in 3..100 {
+            rig.tables.set_node(node(&format!("n{n}"), n));
+        }
+        rig.writes();
+        let of = |cidrs: &[&str]| crate::tables::ServiceCidr {
+            name: "kubernetes".into(),
+            cidrs: cidrs.iter().map(|c| c.parse().expect("a CIDR")).collect(),
+        };
+        rig.tables.set_service_cidr(of(&["10.96.0.0/16"]));
+        assert_eq!(rig.compiled().len(), 3, "it, this node and its addresses");
+        assert_eq!(rig.writes(), 1);
+        rig.tables.set_service_cidr(of(&["10.96.0.0/16", "fd96::/112"]));
+        assert_eq!(rig.writes(), 1);
+        rig.tables.remove_service_cidr("kubernetes");
+        assert_eq!(rig.writes(), 2);
+    }
+
+    #[test]
     fn a_pod_read_before_its_node_is_reachable_as_soon_as_the_node_is_read() {
         let mut rig = Rig::new();
         rig.tables.set_pod(pod("early", "later", &["10.244.5.5"]));

@@ -7,7 +7,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::objects::{self, Metadata};
-use crate::tables::{NamedPort, Namespace, Node, Phase, Pod, Protocol};
+use crate::tables::{NamedPort, Namespace, Node, Phase, Pod, Protocol, ServiceCidr};
 
 /// An object that the tables cannot take.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +74,22 @@ pub fn node(object: &objects::Node) -> Result<Node, ConvertError> {
 pub fn namespace(object: &objects::Namespace) -> Result<Namespace, ConvertError> {
     let name = named("Namespace", object.metadata.as_ref())?;
     Ok(Namespace { name: name.to_owned(), labels: labels(object.metadata.as_ref()) })
+}
+
+/// Takes a ServiceCIDR object over.
+pub fn service_cidr(object: &objects::ServiceCidr) -> Result<ServiceCidr, ConvertError> {
+    let name = named("ServiceCIDR", object.metadata.as_ref())?;
+    let mut cidrs = Vec::new();
+    for text in object.spec.as_ref().and_then(|s| s.cidrs.as_deref()).unwrap_or_default() {
+        let net: IpNet = text.parse().map_err(|_| ConvertError::Value {
+            object: format!("ServiceCIDR {name}"),
+            field: "spec.cidrs",
+            value: text.clone(),
+            expected: "a network in CIDR notation such as 10.96.0.0/12 or fd96::/108",
+        })?;
+        push_new(&mut cidrs, net.trunc());
+    }
+    Ok(ServiceCidr { name: name.to_owned(), cidrs })
 }
 
 /// Takes a Pod object over.

@@ -22,6 +22,22 @@ pub struct Namespace {
     pub metadata: Option<Metadata>,
 }
 
+/// `networking.k8s.io/v1.ServiceCIDR`.
+#[derive(Debug, Deserialize)]
+pub struct ServiceCidr {
+    /// What names it.
+    pub metadata: Option<Metadata>,
+    /// What it is to be.
+    pub spec: Option<ServiceCidrSpec>,
+}
+
+/// `networking.k8s.io/v1.ServiceCIDRSpec`.
+#[derive(Debug, Deserialize)]
+pub struct ServiceCidrSpec {
+    /// `cidrs`.
+    pub cidrs: Option<Vec<String>>,
+}
+
 /// `core/v1.Node`.
 #[derive(Debug, Deserialize)]
 pub struct Node {

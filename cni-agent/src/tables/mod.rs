@@ -28,7 +28,7 @@ use crate::policy::objects::{PolicyName, Read};
 use self::pods::Pods;
 pub use self::types::{
     Device, Endpoint, NamedPort, Namespace, NextHop, Node, Phase, Pod, PodKey, PodRoute, Protocol, Row, RowStatus,
-    Source, Terms,
+    ServiceCidr, Source, Terms,
 };
 
 /// Counts changes since the agent started; 0 is before the first.
@@ -50,6 +50,8 @@ pub struct Contents {
     pub namespaces: BTreeMap<String, Namespace>,
     /// Policies of both kinds, as they were read.
     pub policies: BTreeMap<PolicyName, Arc<Read>>,
+    /// Addresses of Services, by their objects' names.
+    pub service_cidrs: BTreeMap<String, ServiceCidr>,
     /// Pods of all nodes.
     pub pods: Pods,
     /// This node's endpoints, by id.
@@ -72,6 +74,7 @@ impl Contents {
             Row::NextHop(ip) => self.next_hops.contains_key(&**ip),
             Row::Namespace(name) => self.namespaces.contains_key(&**name),
             Row::Policy(name) => self.policies.contains_key(&**name),
+            Row::ServiceCidr(name) => self.service_cidrs.contains_key(&**name),
         }
     }
 }
@@ -236,6 +239,14 @@ impl Tables {
     /// Removes a policy; a missing one is no change.
     pub fn remove_policy(&self, name: &PolicyName) -> Revision {
         self.write(|c| (Row::Policy(name.clone().into()), c.policies.remove(name).is_some()))
+    }
+    /// Adds or replaces addresses of Services.
+    pub fn set_service_cidr(&self, of: ServiceCidr) -> Revision {
+        self.write(|c| (Row::ServiceCidr(of.name.as_str().into()), set(&mut c.service_cidrs, of.name.clone(), of)))
+    }
+    /// Removes addresses of Services; missing ones are no change.
+    pub fn remove_service_cidr(&self, name: &str) -> Revision {
+        self.write(|c| (Row::ServiceCidr(name.into()), c.service_cidrs.remove(name).is_some()))
     }
     /// Adds or replaces a pod.
     pub fn set_pod(&self, pod: Pod) -> Revision {

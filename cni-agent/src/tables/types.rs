@@ -38,6 +38,15 @@ pub struct Namespace {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Addresses of Services, from a ServiceCIDR object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceCidr {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.cidrs`, in the object's order.
+    pub cidrs: Vec<IpNet>,
+}
+
 /// What names a pod: a handful of tables have it, so a copy of it is a reference.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodKey {
@@ -285,6 +294,8 @@ pub enum Row {
     Namespace(Box<str>),
     /// A policy of either kind, by name.
     Policy(Box<PolicyName>),
+    /// Addresses of Services, by name.
+    ServiceCidr(Box<str>),
 }
 // There are some for every pod of the cluster.
 const _: () = assert!(size_of::<Row>() <= 24);
@@ -299,6 +310,7 @@ impl Display for Row {
             Self::NextHop(ip) => write!(f, "next hop to {ip}"),
             Self::Namespace(name) => write!(f, "namespace {name}"),
             Self::Policy(name) => Display::fmt(name, f),
+            Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use cluster::{
-    Cluster, Config, NAMESPACE, Network, Proxy, layout,
+    Cluster, Config, Network, Proxy, layout,
     pods::{self, Workload, run},
     until,
 };
@@ -24,15 +24,9 @@ fn at(address: IpAddr, port: u16) -> String {
     SocketAddr::new(address, port).to_string()
 }
 
-/// Sees to it that agents know which addresses are Services'.
+/// Which addresses are Services' the cluster tells the agents: nothing is set.
 fn up() -> Cluster {
-    let cluster =
-        Cluster::up(Config { nodes: 2, network: Network::Weft, ..Config::default() }, |line| println!("{line}"))
-            .unwrap();
-    let setting = format!("WEFT_SERVICE_CIDR={}", layout::SERVICE_CIDRS.join(","));
-    cluster.kubectl(&["set", "env", "daemonset/weft", "-n", NAMESPACE, &setting]).unwrap();
-    cluster.kubectl(&["rollout", "status", "daemonset/weft", "-n", NAMESPACE, "--timeout=90s"]).unwrap();
-    cluster
+    Cluster::up(Config { nodes: 2, network: Network::Weft, ..Config::default() }, |line| println!("{line}")).unwrap()
 }
 
 /// A Service of all pods of the tests, who asks among them; its addresses.

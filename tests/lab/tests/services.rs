@@ -24,8 +24,8 @@ use serde_json::json;
 
 /// More than any socket buffer or GSO packet holds.
 const MUCH: usize = 2 * 1024 * 1024;
-/// Services' addresses in both families, as the agents know them.
-const SERVICES: &str = "10.96.0.0/12,fd96::/108";
+/// Services' addresses in both families, as a ServiceCIDR object tells the agents.
+const SERVICES: [&str; 2] = ["10.96.0.0/12", "fd96::/108"];
 
 fn service(family: Family) -> IpAddr {
     match family {
@@ -70,8 +70,16 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let agent_args = vec!["--service-cidr".to_owned(), SERVICES.to_owned()];
-        let mut lab = Lab::up(LabConfig { agent_args, ..LabConfig::with_world() }).expect("a lab with a world");
+        let mut lab = Lab::up(LabConfig::with_world()).expect("a lab with a world");
+        let object = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": SERVICES},
+        });
+        lab.apply(&[object]).unwrap();
+        for node in lab.nodes() {
+            let knows = || node.ask("/v1/status").unwrap()["services"]["masqueraded"] == true;
+            until("the agent knows which addresses are Services'", knows).unwrap();
+        }
         let sides = [1_u8, 2].map(|n| {
             let pods = ["a", "b"].map(|letter| {
                 let name = format!("{letter}{n}");

@@ -23,6 +23,7 @@ pub const NODES: &str = "/api/v1/nodes";
 pub const PODS: &str = "/api/v1/pods";
 pub const NAMESPACES: &str = "/api/v1/namespaces";
 pub const NETWORK_POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
+pub const SERVICE_CIDRS: &str = "/apis/networking.k8s.io/v1/servicecidrs";
 pub const CLUSTER_POLICIES: &str = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
 pub const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
 
@@ -233,7 +234,8 @@ async fn answer(State(fake): State<Fake>, request: Request) -> Response {
             return refuse(403, "Forbidden", "cannot patch resource nodes");
         }
         if request.method() != Method::PATCH
-            && ![NODES, NAMESPACES, PODS, NETWORK_POLICIES, CLUSTER_POLICIES, SLICES].contains(&path.as_str())
+            && ![NODES, NAMESPACES, PODS, NETWORK_POLICIES, CLUSTER_POLICIES, SERVICE_CIDRS, SLICES]
+                .contains(&path.as_str())
             || c.absent.contains(&path)
         {
             return refuse(404, "NotFound", "the server could not find the requested resource");

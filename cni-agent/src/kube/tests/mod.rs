@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use self::fake::{CLUSTER_POLICIES, Fake, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SLICES, Server};
+use self::fake::{CLUSTER_POLICIES, Fake, NAMESPACES, NETWORK_POLICIES, NODES, PODS, SERVICE_CIDRS, SLICES, Server};
 use super::{Access, KubeApi, Own, TAINT};
 use crate::{
     sources::{Running, Source as _},
@@ -327,6 +327,32 @@ fn a_kind_whose_definition_comes_later_is_asked_for_and_hinders_nothing() {
     rig.await_no_problem();
     let asked = fake.requests().iter().filter(|r| r.contains("clusternetworkpolicies")).count();
     assert_eq!(asked, 1);
+}
+
+#[test]
+fn addresses_of_services_come_in_and_a_server_that_is_too_old_for_them_hinders_nothing() {
+    let (fake, server) = cluster();
+    let cidrs = |name: &str, cidrs: &[&str]| json!({"metadata": {"name": name}, "spec": {"cidrs": cidrs}});
+    fake.put(SERVICE_CIDRS, cidrs("kubernetes", &["10.96.0.0/16", "fd96::/112"]));
+    let rig = Rig::new(&[&server]);
+    rig.synced();
+    let told =
+        |c: &Contents| c.service_cidrs.values().flat_map(|of| &of.cidrs).map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(told(&rig.tables.read()), ["10.96.0.0/16", "fd96::/112"]);
+    fake.put(SERVICE_CIDRS, cidrs("more", &["10.97.0.0/24"]));
+    rig.await_rows("another range", |c| told(c) == ["10.96.0.0/16", "fd96::/112", "10.97.0.0/24"]);
+    fake.put(SERVICE_CIDRS, cidrs("more", &["10.97.0.0/33"]));
+    rig.await_problem("ServiceCIDR more: spec.cidrs is `10.97.0.0/33`");
+    assert_eq!(rig.tables.read().service_cidrs.len(), 2, "as it was");
+    fake.delete(SERVICE_CIDRS, "more");
+    rig.await_rows("a range less", |c| c.service_cidrs.len() == 1);
+    rig.await_no_problem();
+
+    let (old, server) = cluster();
+    old.remove_kind(SERVICE_CIDRS);
+    let rig = Rig::new(&[&server]);
+    rig.synced();
+    rig.await_no_problem();
 }
 
 #[test]

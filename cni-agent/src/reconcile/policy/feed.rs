@@ -75,7 +75,7 @@ impl Feed {
                 },
                 Row::Pod(key) => drop(pods.insert(key.clone())),
                 Row::Endpoint(id) => pods.extend(self.endpoint(*id, contents)),
-                Row::NodeAddresses | Row::Devices | Row::NextHop(_) => {}
+                Row::NodeAddresses | Row::Devices | Row::NextHop(_) | Row::ServiceCidr(_) => {}
             }
         }
         for key in pods {

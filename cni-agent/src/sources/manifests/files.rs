@@ -158,11 +158,13 @@ impl Files {
                 Some(Object::Namespace(namespace)) => tables.set_namespace(namespace),
                 Some(Object::Pod(pod)) => tables.set_pod(pod),
                 Some(Object::Policy(read)) => tables.set_policy(*read),
+                Some(Object::ServiceCidr(of)) => tables.set_service_cidr(of),
                 None => match &row {
                     Row::Node(name) => tables.remove_node(name),
                     Row::Namespace(name) => tables.remove_namespace(name),
                     Row::Pod(key) => tables.remove_pod(key),
                     Row::Policy(name) => tables.remove_policy(name),
+                    Row::ServiceCidr(name) => tables.remove_service_cidr(name),
                     // No object of a file names another row.
                     _ => continue,
                 },

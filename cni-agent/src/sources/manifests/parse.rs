@@ -9,7 +9,7 @@ use crate::{
         convert::{self, ConvertError},
         objects as api,
     },
-    tables::{Namespace, Node, Pod, Row},
+    tables::{Namespace, Node, Pod, Row, ServiceCidr},
 };
 
 /// Documents of a file at most.
@@ -26,6 +26,8 @@ pub enum Object {
     Pod(Pod),
     /// A policy of either kind.
     Policy(Box<Read>),
+    /// Addresses of Services.
+    ServiceCidr(ServiceCidr),
 }
 impl Object {
     /// The table row that it fills.
@@ -35,6 +37,7 @@ impl Object {
             Self::Namespace(namespace) => Row::Namespace(namespace.name.as_str().into()),
             Self::Pod(pod) => Row::Pod(pod.key()),
             Self::Policy(read) => Row::Policy(read.policy.name.clone().into()),
+            Self::ServiceCidr(of) => Row::ServiceCidr(of.name.as_str().into()),
         }
     }
 }
@@ -180,6 +183,10 @@ fn take(line: u64, document: Value, parsed: &mut Parsed) -> Result<(), ParseErro
             let namespace = convert::namespace(&typed::<api::Namespace>(line, "Namespace", document)?);
             objects.push(Object::Namespace(namespace.map_err(|source| ParseError::Content { line, source })?));
         }
+        ("networking.k8s.io/v1", "ServiceCIDR") => {
+            let of = convert::service_cidr(&typed::<api::ServiceCidr>(line, "ServiceCIDR", document)?);
+            objects.push(Object::ServiceCidr(of.map_err(|source| ParseError::Content { line, source })?));
+        }
         ("networking.k8s.io/v1", "NetworkPolicy") => {
             let name = policies::network_name(&document);
             take_policy(line, name, policies::network_policy(document), parsed);
@@ -211,7 +218,7 @@ fn is_list(version: &str, kind: &str) -> bool {
     matches!(
         (version, kind),
         ("v1", "List" | "NodeList" | "PodList" | "NamespaceList")
-            | ("networking.k8s.io/v1", "NetworkPolicyList")
+            | ("networking.k8s.io/v1", "NetworkPolicyList" | "ServiceCIDRList")
             | ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicyList")
     )
 }

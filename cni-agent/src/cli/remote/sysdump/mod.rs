@@ -136,13 +136,16 @@ async fn of_the_cluster(cluster: &Cluster) -> Found {
         let answer = cluster.get(&path).await.map(trim::object).map(pretty);
         found.add(format!("cluster/{file}.json"), answer.map_err(|e| e.to_string()));
     }
-    match cluster.get("/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies").await {
-        // Not every cluster knows this kind.
-        Err(e) if e.not_found() => {}
-        answer => found.add(
-            "cluster/clusternetworkpolicies.json".into(),
-            answer.map(trim::object).map(pretty).map_err(|e| e.to_string()),
-        ),
+    // Not every cluster knows these kinds.
+    for path in
+        ["/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies", "/apis/networking.k8s.io/v1/servicecidrs"]
+    {
+        let kind = path.rsplit('/').next().unwrap_or_default();
+        match cluster.get(path).await {
+            Err(e) if e.not_found() => {}
+            answer => found
+                .add(format!("cluster/{kind}.json"), answer.map(trim::object).map(pretty).map_err(|e| e.to_string())),
+        }
     }
     let pods = cluster
         .get("/api/v1/pods")
