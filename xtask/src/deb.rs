@@ -118,6 +118,15 @@ impl<'a> Suite<'a> {
     }
 }
 
+/// The release that this machine has, such as `bookworm`.
+pub fn codename() -> Option<String> {
+    Some(codename_of(&fs::read_to_string("/etc/os-release").ok()?)?.to_owned())
+}
+
+fn codename_of(release: &str) -> Option<&str> {
+    release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).map(|name| name.trim_matches('"'))
+}
+
 /// Mirrors (address, suites) of this machine's apt configuration.
 fn configured() -> Vec<(String, Vec<String>)> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
@@ -187,6 +196,13 @@ mod tests {
             [("http://m.test/debian", 2), ("http://m.test/debian-security", 1)]
         );
         assert_eq!(parse_sources(one_line), [("http://x.test/debian".to_owned(), vec!["bookworm".to_owned()])]);
+    }
+
+    #[test]
+    fn the_release_stands_in_os_release() {
+        assert_eq!(codename_of("NAME=\"Debian\"\nVERSION_CODENAME=bookworm\n"), Some("bookworm"));
+        assert_eq!(codename_of("ID=arch\nVERSION_CODENAME=\"x\""), Some("x"));
+        assert_eq!(codename_of("ID=arch"), None);
     }
 
     #[test]

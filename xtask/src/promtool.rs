@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    deb::Suite,
+    deb::{self, Suite},
     ui::Stage,
     workspace::{self, Workspace, which},
 };
@@ -28,10 +28,9 @@ pub fn path(ws: &Workspace) -> Result<PathBuf> {
     if file.exists() {
         return Ok(file);
     }
-    let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
-    let codename = codename(&release).context("/etc/os-release has no VERSION_CODENAME: put promtool on PATH")?;
+    let codename = deb::codename().context("/etc/os-release has no VERSION_CODENAME: put promtool on PATH")?;
     let stage = Stage::start(format!("unpack {PROGRAM} of the package {PACKAGE}"));
-    let suite = Suite::new(ws, codename)?;
+    let suite = Suite::new(ws, &codename)?;
     suite.update()?;
     let unpacked = dir.join("unpacked");
     suite.unpack(&[PACKAGE.to_owned()], &unpacked)?;
@@ -40,21 +39,4 @@ pub fn path(ws: &Workspace) -> Result<PathBuf> {
     fs::remove_dir_all(&unpacked).with_context(|| format!("remove {}", unpacked.display()))?;
     stage.done("");
     Ok(file)
-}
-
-/// The suite that this machine is of.
-fn codename(release: &str) -> Option<&str> {
-    release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).map(|name| name.trim_matches('"'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_suite_stands_in_os_release() {
-        assert_eq!(codename("NAME=\"Debian\"\nVERSION_CODENAME=bookworm\n"), Some("bookworm"));
-        assert_eq!(codename("ID=arch\nVERSION_CODENAME=\"x\""), Some("x"));
-        assert_eq!(codename("ID=arch"), None);
-    }
 }

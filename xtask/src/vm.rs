@@ -5,6 +5,7 @@
 mod accel;
 mod console;
 mod cpio;
+mod emulator;
 mod guest;
 mod jobs;
 mod kernel;
@@ -24,8 +25,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+pub use self::{accel::Wish, kernel::choose as kernels, machine::Outcome, provider::validate};
 use self::{
-    accel::Choice,
     guest::{Image, Programs},
     jobs::Job,
     machine::{Extra, Host, Machine},
@@ -33,7 +34,6 @@ use self::{
     provider::Provider,
     suites::{Lists, Step},
 };
-pub use self::{accel::Wish, kernel::choose as kernels, machine::Outcome, provider::validate};
 use crate::{
     build::{self, Built, Profile},
     libtest::Counts,
@@ -54,8 +54,8 @@ use crate::{
 /// Kernels come from Debian's archive, the newest of each line, when they are needed first and again with --refresh. They
 /// are kept outside the checkout: in $WEFT_CACHE, else $XDG_CACHE_HOME/weft, else ~/.cache/weft.
 ///
-/// Machines run with KVM if a kernel comes up with it within seconds, else emulated; a line says which and why. Neither
-/// needs root. Ends with one table over all machines and one line `N passed, N failed, N skipped`; the exit code is 1 if a
+/// Machines run with KVM if a kernel comes up with it within seconds, else emulated; a line says which and why. On Debian 12 the emulator is
+/// that of its backports, which is faster; it is kept where kernels are. Neither needs root. Ends with one table over all machines and one line `N passed, N failed, N skipped`; the exit code is 1 if a
 /// test failed, a machine did not come to its end, or a program grew by more than a fifth against the verifier's table.
 #[derive(clap::Args)]
 pub struct Args {
@@ -145,7 +145,7 @@ pub fn main(ws: &Workspace, args: &Args) -> Result<ExitCode> {
     let binaries = test::test_binaries(ws, &built.object, &test::NODE_TESTS)?;
     if args.shell {
         let key = if args.kernel.is_empty() { "newest" } else { kernels[0] };
-        let host = Host { ws, accel: Choice::new(args.accel) };
+        let host = Host::new(ws, args.accel);
         let image = image(ws, Plan::Suites(&args.suite), &built, &binaries, 1)?.context("no suite of one machine")?;
         let kernel = kernel::get(ws, kernel::series(key)?)?;
         let extra = Extra { qemu: Vec::new(), setup: guest::SHELL.to_owned() };
@@ -168,7 +168,7 @@ fn report(ws: &Workspace, outcomes: &[Outcome]) -> ExitCode {
 
 /// Runs all machines of an order, several at a time.
 pub fn run(ws: &Workspace, order: &Order<'_>, built: &Built, binaries: &[TestBinary]) -> Result<Vec<Outcome>> {
-    let host = &Host { ws, accel: Choice::new(order.accel) };
+    let host = &Host::new(ws, order.accel);
     // A second run in this checkout would write into the same directories.
     let _alone = workspace::lock(&ws.target.join("vm/run.lock"))?;
     let [single, double] = &[image(ws, order.plan, built, binaries, 1)?, image(ws, order.plan, built, binaries, 2)?];

@@ -5,14 +5,16 @@ use std::{
     io::{BufWriter, Write as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 
 use super::{
-    accel::{Accel, Choice},
+    accel::{Accel, Choice, Wish},
     console::{Console, Run, plain},
+    emulator::{Emulator, PROGRAM},
     guest::{self, Image},
     kernel::Kernel,
 };
@@ -59,6 +61,15 @@ pub struct Host<'a> {
     pub ws: &'a Workspace,
     /// How.
     pub accel: Choice,
+    /// By whom, where it is not the processor.
+    emulator: OnceLock<Emulator>,
+}
+
+impl<'a> Host<'a> {
+    /// This checkout's, as is wished.
+    pub fn new(ws: &'a Workspace, wish: Wish) -> Self {
+        Self { ws, accel: Choice::new(wish), emulator: OnceLock::new() }
+    }
 }
 
 /// A machine that is ready to boot.
@@ -168,7 +179,7 @@ impl<'a> Machine<'a> {
     }
 
     fn command(&self, accel: Accel) -> Command {
-        let mut command = qemu(self.host.ws, accel, &self.kernel, &self.initramfs);
+        let mut command = qemu(self.host, accel, &self.kernel, &self.initramfs);
         command
             .args(["-device", "virtio-rng-pci"])
             .arg("-drive")
@@ -181,7 +192,7 @@ impl<'a> Machine<'a> {
     fn probe(&self) -> Result<Command> {
         let initramfs = self.dir.join("probe.cpio");
         guest::pack_probe(&initramfs)?;
-        let mut command = qemu(self.host.ws, Accel::Kvm, &self.kernel, &initramfs);
+        let mut command = qemu(self.host, Accel::Kvm, &self.kernel, &initramfs);
         command.args(["-serial", "stdio"]);
         Ok(command)
     }
@@ -214,11 +225,18 @@ impl<'a> Machine<'a> {
     }
 }
 
-fn qemu(ws: &Workspace, accel: Accel, kernel: &Kernel, initramfs: &Path) -> Command {
+fn qemu(host: &Host<'_>, accel: Accel, kernel: &Kernel, initramfs: &Path) -> Command {
     // Whoever kills this run kills its machines, which else would go on for minutes.
-    let mut command = ws.command("setpriv");
+    let mut command = host.ws.command("setpriv");
+    command.args(["--pdeathsig", "KILL"]);
+    match accel {
+        Accel::Kvm => command.arg(PROGRAM),
+        Accel::Tcg => {
+            let emulator = host.emulator.get_or_init(|| Emulator::get(host.ws));
+            command.arg(emulator.program()).args(emulator.arguments())
+        }
+    };
     command
-        .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
         .args(["-M", "q35", "-smp", CPUS[usize::from(accel == Accel::Tcg)], "-m", MEMORY])
         .args(match accel {
             Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
