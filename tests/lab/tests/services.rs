@@ -36,6 +36,19 @@ fn service(family: Family) -> IpAddr {
     .unwrap()
 }
 
+/// Tells all agents which addresses are Services'.
+fn tell(lab: &Lab) {
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"}, "spec": {"cidrs": SERVICES},
+    });
+    lab.apply(&[object]).unwrap();
+    for node in lab.nodes() {
+        let knows = || node.ask("/v1/status").unwrap()["services"]["masqueraded"] == true;
+        until("the agent knows which addresses are Services'", knows).unwrap();
+    }
+}
+
 /// A port that no case has had.
 fn fresh_port() -> u16 {
     static LAST: AtomicU16 = AtomicU16::new(20_000);
@@ -71,15 +84,7 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let mut lab = Lab::up(LabConfig::with_world()).expect("a lab with a world");
-        let object = json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": SERVICES},
-        });
-        lab.apply(&[object]).unwrap();
-        for node in lab.nodes() {
-            let knows = || node.ask("/v1/status").unwrap()["services"]["masqueraded"] == true;
-            until("the agent knows which addresses are Services'", knows).unwrap();
-        }
+        tell(&lab);
         let sides = [1_u8, 2].map(|n| {
             let pods = ["a", "b"].map(|letter| {
                 let name = format!("{letter}{n}");
@@ -398,6 +403,25 @@ fn services_that_the_nodes_stack_translates_have_pods_behind_them() {
     Rig::new().run(cases);
 }
 
+/// Asks the agent of the first node.
+fn weft(lab: &Lab) -> String {
+    let socket = lab.node("node-1").unwrap().paths().api_socket();
+    format!("{} --socket {}", lab.bin_dir().join("weft").display(), socket.display())
+}
+
+#[test]
+fn a_kube_proxy_whose_services_addresses_nobody_tells_is_named_until_somebody_does() {
+    let lab = Lab::up(LabConfig { hostile: Hostile::Nobody, ..LabConfig::with_nodes(1) }).expect("a lab of one node");
+    let place = lab.place("node-1").unwrap();
+    proxy(&place);
+    let doctor = format!("{} doctor --json", weft(&lab));
+    let told = || tool::says(&place, &doctor).unwrap().text.contains("services-unknown");
+    assert!(told());
+    tell(&lab);
+    assert!(!told());
+    lab.down().unwrap();
+}
+
 #[test]
 fn a_table_of_our_name_that_others_made_stays_and_is_told_of() {
     let config = LabConfig { hostile: Hostile::Nobody, ..LabConfig::with_nodes(1) };
@@ -408,8 +432,7 @@ fn a_table_of_our_name_that_others_made_stays_and_is_told_of() {
     lab.restart_agent("node-1", Ending::Asked).unwrap();
     let problem = || lab.node("node-1").unwrap().ask("/v1/status").unwrap()["services"]["problem"].clone();
     until("the agent tells of it", || problem().as_str().is_some_and(|p| p.contains("its chain mine"))).unwrap();
-    let paths = lab.node("node-1").unwrap().paths().clone();
-    let weft = format!("{} --socket {}", lab.bin_dir().join("weft").display(), paths.api_socket().display());
+    let weft = weft(&lab);
     let doctor = tool::says(&place, &format!("{weft} doctor --json")).unwrap();
     assert!(!doctor.well && doctor.text.contains("services-masquerade"), "{}", doctor.text);
     // All else is as ever.

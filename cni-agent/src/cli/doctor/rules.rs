@@ -31,6 +31,7 @@ const OPTIONS: [&str; 9] =
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut found = Vec::new();
     agent(facts, &mut found);
+    services(facts, &mut found);
     kernel(facts, &mut found);
     features(facts, &mut found);
     sysctls(facts, &mut found);
@@ -111,6 +112,26 @@ fn agent(facts: &Facts, found: &mut Vec<Finding>) {
                 ),
             ));
         }
+    }
+}
+
+/// kube-proxy's chains, by which it is known: of its iptables and IPVS modes. In its nftables mode it has a table of its own.
+const PROXY_CHAINS: [&str; 2] = ["KUBE-FORWARD", "KUBE-SERVICES"];
+const PROXY_TABLE: &str = "kube-proxy";
+
+fn services(facts: &Facts, found: &mut Vec<Finding>) {
+    let unknown = facts.agent.as_ref().is_ok_and(|status| status.services.cidrs.is_empty());
+    let of_proxy = |text: &String| PROXY_CHAINS.iter().any(|chain| text.contains(&format!("-j {chain}")));
+    let served = facts.chains.iter().flatten().any(|c| c.table == PROXY_TABLE)
+        || facts.rules.iter().any(|r| PROXY_CHAINS.contains(&&*r.chain))
+        || facts.legacy.iter().any(|(_, chain)| matches!(chain, Legacy::Rules(text) if of_proxy(text)));
+    if unknown && served {
+        found.push(hinders(
+            "services-unknown",
+            "kube-proxy serves Services on this node, and the agent does not know which addresses are theirs".into(),
+            "What pods send to a Service leaves the node untranslated. Kubernetes 1.33 and newer tell the addresses by ServiceCIDR objects; older ones do not.",
+            "weft-agent --service-cidr …  # the API server's --service-cluster-ip-range, of kubeadm 10.96.0.0/12; or kubectl get servicecidrs",
+        ));
     }
 }
 

@@ -65,6 +65,24 @@ fn nothing_is_said_about_a_node_that_is_as_it_should_be() {
 }
 
 #[test]
+fn a_kube_proxy_whose_services_addresses_are_not_known_is_told_of_in_each_of_its_modes() {
+    let chain = |table: &str| BaseChain { table: table.into(), hook: 0, drops: false, ..drops() };
+    let rule = |chain: &str| Rule { table: "nat".into(), chain: chain.into(), ..Rule::default() };
+    let legacy = |text: &str| vec![("iptables-legacy", Legacy::Rules(text.into()))];
+    for mut facts in [
+        Facts { chains: Ok(vec![chain("kube-proxy")]), ..healthy() },
+        Facts { rules: vec![rule("KUBE-SERVICES")], ..healthy() },
+        Facts { legacy: legacy("-P FORWARD ACCEPT\n-A FORWARD -j KUBE-FORWARD\n"), ..healthy() },
+    ] {
+        assert_eq!(ids(&facts), ["services-unknown"]);
+        facts.agent.as_mut().unwrap().services.cidrs = vec!["10.96.0.0/12".parse().unwrap()];
+        assert_eq!(ids(&facts), [""; 0]);
+    }
+    // The kubelet's own.
+    assert_eq!(ids(&Facts { rules: vec![rule("KUBE-KUBELET-CANARY")], ..healthy() }), [""; 0]);
+}
+
+#[test]
 fn services_that_the_kernel_cannot_masquerade_are_named_with_its_modules() {
     let mut facts = healthy();
     facts.agent.as_mut().unwrap().services.problem = Some("the kernel lacks nf_tables (CONFIG_NF_TABLES)".into());
