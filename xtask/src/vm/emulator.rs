@@ -1,4 +1,4 @@
-//! The emulator: without KVM the tests' time is mostly its own, and QEMU 10 takes a sixth less of it than the 7.2 of Debian 12. So there a newer one
+//! The emulator: without KVM the tests' time is mostly its own, and QEMU 10 took a sixth less of it, on 5.10, than the 7.2 of Debian 12. So there a newer one
 //! is unpacked beside the installed one, of packages that Debian builds for the same release, as other kernels are.
 
 use std::{
